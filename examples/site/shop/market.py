@@ -1,0 +1,34 @@
+"""The tea exchange: a price that moves, and the people who watch it."""
+
+import json
+import math
+import time
+from collections.abc import AsyncIterator
+
+import trio
+
+
+class Market:
+    """One per process. Only Trio tasks touch it, so it needs no lock."""
+
+    def __init__(self) -> None:
+        """Open with nobody watching."""
+        self.watchers = 0
+
+    def price(self, second: float) -> float:
+        """Depend on the time alone, so that everybody sees the same price."""
+        waves = ((2.4, 97), (1.1, 23), (0.6, 7.3), (0.3, 2.9))
+        return 20 + sum(size * math.sin(second / length) for size, length in waves)
+
+    async def watch(self) -> AsyncIterator[str]:
+        """Yield an event each second while someone listens."""
+        self.watchers += 1
+        try:
+            while True:
+                price = self.price(time.time())
+                event = {"price": price, "watchers": self.watchers}
+                yield f"data: {json.dumps(event)}\n\n"
+                await trio.sleep(1)
+        finally:
+            # The visitor left, and trio_asgi cancelled the sleep.
+            self.watchers -= 1

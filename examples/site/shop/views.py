@@ -1,0 +1,133 @@
+"""The pages. Async views are Trio functions; sync views are what they always were."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+from operator import attrgetter
+
+import trio
+from asgiref.sync import sync_to_async
+from django.contrib import messages
+from django.core.files.uploadedfile import UploadedFile
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import redirect, render
+
+from .forms import OrderForm, QuoteForm, UploadForm
+from .market import Market
+from .models import Order, Supplier, Upload
+
+# Each page says who is signed in. That asks the database, so async views
+# have their template rendered in the request's thread.
+arender = sync_to_async(render)
+
+exchange = Market()
+
+
+def home(request: HttpRequest) -> HttpResponse:
+    """Say what there is to see."""
+    return render(request, "shop/home.html")
+
+
+@dataclass
+class Quote:
+    """What a supplier answered: nothing, until it did."""
+
+    supplier: Supplier
+    total: Decimal | None = None
+    seconds: float | None = None
+
+    async def ask(self, kilos: int) -> None:
+        """Wait as if for the supplier's own web site."""
+        started = trio.current_time()
+        await trio.sleep(self.supplier.latency)
+        self.total = self.supplier.price * kilos
+        self.seconds = trio.current_time() - started
+
+
+async def ask_all(kilos: int, patience: float) -> list[Quote]:
+    """Ask all suppliers at once, and wait no longer."""
+    suppliers = Supplier.objects.all()
+    answers = [Quote(supplier) async for supplier in suppliers]
+    # No task outlives this block: not after the deadline, not
+    # when another one fails, not when the visitor leaves.
+    with trio.move_on_after(patience):
+        async with trio.open_nursery() as nursery:
+            for quote in answers:
+                nursery.start_soon(quote.ask, kilos)
+    return answers
+
+
+async def quotes(request: HttpRequest) -> HttpResponse:
+    """Compare what the suppliers want for so many kilos."""
+    form = QuoteForm(request.GET or {"kilos": 10, "patience": "1.0"})
+    context: dict[str, object] = {"form": form}
+    if form.is_valid():
+        started = trio.current_time()
+        answers = await ask_all(**form.cleaned_data)
+        in_time = [quote for quote in answers if quote.total is not None]
+        context |= {
+            "elapsed": trio.current_time() - started,
+            "one_by_one": sum(quote.supplier.latency for quote in answers),
+            "in_time": sorted(in_time, key=attrgetter("total")),
+            "late": [quote for quote in answers if quote.total is None],
+        }
+    return await arender(request, "shop/quotes.html", context)
+
+
+def market(request: HttpRequest) -> HttpResponse:
+    """Show the last minute; the page's script then listens to prices()."""
+    now = time.time()
+    past = [exchange.price(now - ago) for ago in range(60, 0, -1)]
+    return render(request, "shop/market.html", {"past": past})
+
+
+async def prices(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream while the visitor stays; hold no thread."""
+    return StreamingHttpResponse(
+        exchange.watch(),
+        content_type="text/event-stream",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def fingerprint(file: UploadedFile) -> str:
+    """Hash a file, in a thread: it may be big."""
+    digest = hashlib.sha256()
+    for chunk in file.chunks():
+        # Nobody can stop a thread, but it can ask.
+        trio.from_thread.check_cancelled()
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+async def uploads(request: HttpRequest) -> HttpResponse:
+    """Take a file. A big one waits on disk by now."""
+    form = UploadForm(request.POST or None, request.FILES or None)
+    if form.is_valid():
+        file = form.cleaned_data["file"]
+        await Upload.objects.acreate(
+            name=file.name,
+            size=file.size,
+            sha256=await trio.to_thread.run_sync(fingerprint, file),
+        )
+        messages.success(request, f"{file.name} has arrived.")
+        return redirect("uploads")
+    recent = [upload async for upload in Upload.objects.all()[:8]]
+    context = {"form": form, "recent": recent}
+    return await arender(request, "shop/uploads.html", context)
+
+
+def orders(request: HttpRequest) -> HttpResponse:
+    """Keep the order book: Django as it always was."""
+    form = OrderForm(request.POST or None)
+    if form.is_valid():
+        order = form.save(commit=False)
+        if request.user.is_authenticated:
+            order.user = request.user
+        order.save()
+        messages.success(request, f"Ordered: {order}.")
+        return redirect("orders")
+    book = Order.objects.select_related("user")[:20]
+    context = {"form": form, "book": book}
+    return render(request, "shop/orders.html", context)

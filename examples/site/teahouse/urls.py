@@ -1,0 +1,19 @@
+"""Where each page lives."""
+
+from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.urls import path
+
+from shop import views
+
+urlpatterns = [
+    path("", views.home, name="home"),
+    path("quotes/", views.quotes, name="quotes"),
+    path("market/", views.market, name="market"),
+    path("market/prices/", views.prices, name="prices"),
+    path("uploads/", views.uploads, name="uploads"),
+    path("orders/", views.orders, name="orders"),
+    path("accounts/login/", LoginView.as_view(), name="login"),
+    path("accounts/logout/", LogoutView.as_view(), name="logout"),
+    path("admin/", admin.site.urls),
+]

@@ -1,0 +1,274 @@
+"""The example site does what its pages say, served as its README says."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "examples" / "site"
+
+# Events that a stream may send before the one that a test waits for. The
+# server sends one each second; a loaded machine notices a departure late.
+PATIENCE = 30
+
+
+def manage(database: Path, *command: str) -> str:
+    """Run one of the site's management commands and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", *command],
+        cwd=SITE,
+        env=environment(database),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stdout
+
+
+def environment(database: Path) -> dict[str, str]:
+    """Give what the site's processes need to know."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "TEAHOUSE_DB": str(database),
+        "DJANGO_SETTINGS_MODULE": "teahouse.settings",
+    }
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a database that setup_demo made."""
+    path = tmp_path_factory.mktemp("teahouse") / "db.sqlite3"
+    manage(path, "setup_demo")
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(database: Path) -> Iterator[str]:
+    """Serve the site with hypercorn on Trio, and return its address."""
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "hypercorn", "-k", "trio"),
+            *("--bind", "127.0.0.1:0", "teahouse.asgi:application"),
+        ],
+        cwd=SITE,
+        env=environment(database),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    try:
+        seen = []
+        # Hypercorn says where it listens; its output ends if it cannot.
+        for line in server.stderr:
+            seen.append(line)
+            if found := re.search(r"Running on (http://\S+)", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("the server did not start:\n" + "".join(seen))
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+@pytest.fixture
+def client(site: str) -> Iterator[httpx.Client]:
+    """Open a browser, so to speak: it keeps cookies and follows redirects."""
+    with httpx.Client(
+        base_url=site, follow_redirects=True, timeout=30, trust_env=False
+    ) as client:
+        yield client
+
+
+def token(page: httpx.Response) -> dict[str, str]:
+    """Return the CSRF field of the last form on a page."""
+    found = re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
+    return {"csrfmiddlewaretoken": found[-1]}
+
+
+def sign_in(client: httpx.Client, path: str = "/") -> httpx.Response:
+    """Sign in as demo on the site's page for it, and return where that leads."""
+    page = client.get("/accounts/login/", params={"next": path})
+    fields = {"username": "demo", "password": "demo", "next": path}
+    return client.post("/accounts/login/", data=token(page) | fields)
+
+
+def watchers(stream: httpx.Response) -> Iterator[int]:
+    """Yield how many people watch, each time that a stream of prices says so."""
+    for line in stream.iter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))["watchers"]
+
+
+@pytest.mark.parametrize(
+    ("path", "heading"),
+    [
+        ("/", "A tea merchant’s site, on Trio"),
+        ("/quotes/", "Ask every supplier"),
+        ("/market/", "The market, live"),
+        ("/uploads/", "Send a file"),
+        ("/orders/", "The order book"),
+        ("/accounts/login/", "Sign in"),
+    ],
+)
+def test_every_page_answers(client: httpx.Client, path: str, heading: str) -> None:
+    """Each page of the site can be seen by a guest."""
+    page = client.get(path)
+    assert page.status_code == 200
+    assert f"<h1>{heading}</h1>" in page.text
+
+
+def test_pages_show_their_source(client: httpx.Client) -> None:
+    """A page shows the function behind it, markup escaped."""
+    code = client.get("/orders/").text.partition("<pre")[2].partition("</pre>")[0]
+    assert "orders(request: HttpRequest) -&gt; HttpResponse:" in re.sub(
+        r"</?span[^>]*>", "", code
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("shop/style.css", "text/css"),
+        ("shop/cup.svg", "image/svg+xml"),
+        ("shop/market.js", "javascript"),
+        ("shop/uploads.js", "javascript"),
+        ("admin/css/base.css", "text/css"),
+    ],
+)
+def test_static_files(client: httpx.Client, path: str, kind: str) -> None:
+    """The site's own static files and the admin's come from the same process."""
+    file = client.get(f"/static/{path}")
+    assert file.status_code == 200
+    # How Python calls JavaScript depends on its version.
+    assert kind in file.headers["content-type"]
+    assert file.content
+
+
+def test_quotes_come_at_the_deadline(client: httpx.Client) -> None:
+    """Fast suppliers are quoted; slow ones are given up after a second."""
+    page = client.get("/quotes/", params={"kilos": 3, "patience": "1.0"}).text
+    found = re.search(r'id="elapsed">([\d.]+) s<', page)
+    assert found is not None
+    # The slowest supplier takes 4.5 seconds, all of them together take 9.
+    assert 1 <= float(found[1]) < 4.5
+    row = r'"name">(.*?) <small>.*?"total">(?:<.*?/span> )?(.*?)</span>'
+    shown = dict(re.findall(row, page, re.DOTALL))
+    assert shown["Blue Kettle"] == "€ 67.20"
+    assert shown["The Last Caravan"] == "no answer in time"
+
+
+def test_quotes_refuse_nonsense(client: httpx.Client) -> None:
+    """A mistake in the form is told, and nobody is asked."""
+    page = client.get("/quotes/", params={"kilos": 0, "patience": "1.0"}).text
+    assert "greater than or equal to 1" in page
+    assert 'id="elapsed"' not in page
+
+
+def test_guest_orders(client: httpx.Client) -> None:
+    """An order of a guest is stored, confirmed once and listed."""
+    order = {"tea": "oolong", "kilos": "7", "note": "Tins <please>"}
+    fields = token(client.get("/orders/")) | order
+    page = client.post("/orders/", data=fields)
+    # Redirect after post: reloading the page does not order again.
+    assert [step.status_code for step in page.history] == [302]
+    assert "Ordered: 7 kg of Oolong." in page.text
+    assert "<td>a guest</td><td>Tins &lt;please&gt;</td>" in page.text
+    assert "Ordered:" not in client.get("/orders/").text
+
+
+def test_order_needs_its_csrf_token(client: httpx.Client) -> None:
+    """A form that did not come from the site is refused."""
+    answer = client.post("/orders/", data={"tea": "oolong", "kilos": "7"})
+    assert answer.status_code == 403
+
+
+def test_signed_in_order(client: httpx.Client) -> None:
+    """An order of somebody who signed in carries their name."""
+    page = sign_in(client, "/orders/")
+    assert "You order as <strong>demo</strong>" in page.text
+    order = {"tea": "sencha", "kilos": "9", "note": "For demo"}
+    page = client.post("/orders/", data=token(page) | order)
+    assert "<td>demo</td><td>For demo</td>" in page.text
+
+
+def test_sign_in_and_out(client: httpx.Client) -> None:
+    """Async pages know who is signed in, and no longer after signing out."""
+    assert "Hello, <strong>demo</strong>" in sign_in(client).text
+    page = client.get("/quotes/", params={"kilos": 1, "patience": "0.5"})
+    assert "Hello, <strong>demo</strong>" in page.text
+    page = client.post("/accounts/logout/", data=token(page))
+    assert "Sign in</a>" in page.text
+
+
+def test_wrong_password(client: httpx.Client) -> None:
+    """A wrong password lets nobody in."""
+    fields = token(client.get("/accounts/login/"))
+    fields |= {"username": "demo", "password": "oolong"}
+    page = client.post("/accounts/login/", data=fields)
+    assert "Please enter a correct username and password" in page.text
+
+
+def test_admin(client: httpx.Client) -> None:
+    """The admin asks a guest to sign in, and shows demo the shop's models."""
+    assert client.get("/admin/").url.path == "/admin/login/"
+    index = sign_in(client, "/admin/")
+    assert index.url.path == "/admin/"
+    assert "Site administration" in index.text
+    suppliers = client.get("/admin/shop/supplier/").text
+    assert "Rize Co-operative" in suppliers
+
+
+def test_upload_is_fingerprinted(client: httpx.Client) -> None:
+    """A file that is spooled to disk arrives whole: its SHA-256 says so."""
+    content = os.urandom(1 << 20) * 6
+    page = client.post(
+        "/uploads/",
+        data=token(client.get("/uploads/")),
+        files={"file": ("leaves.bin", content)},
+    )
+    assert [step.status_code for step in page.history] == [302]
+    assert "leaves.bin has arrived." in page.text
+    assert hashlib.sha256(content).hexdigest() in page.text
+
+
+def test_upload_without_a_file(client: httpx.Client) -> None:
+    """A form without its file is shown again, with the reason."""
+    page = client.post("/uploads/", data=token(client.get("/uploads/")))
+    assert "This field is required." in page.text
+
+
+def test_market_counts_who_leaves(client: httpx.Client) -> None:
+    """The number of watchers goes up as one comes, down as one leaves."""
+    with client.stream("GET", "/market/prices/") as staying:
+        assert staying.headers["content-type"] == "text/event-stream"
+        counts = watchers(staying)
+        assert next(counts) == 1
+        with client.stream("GET", "/market/prices/") as leaving:
+            assert next(watchers(leaving)) == 2
+            assert 2 in islice(counts, PATIENCE)
+        assert 1 in islice(counts, PATIENCE)
+
+
+def test_setup_demo_again(database: Path) -> None:
+    """Running setup_demo again changes nothing and says the same."""
+    before = manage(database, "dumpdata", "auth.user", "shop.supplier")
+    assert "Sign in as demo, password demo" in manage(database, "setup_demo")
+    assert manage(database, "dumpdata", "auth.user", "shop.supplier") == before
+
+
+def test_migrations_are_complete(database: Path) -> None:
+    """The migrations match the models, whatever the version of Django."""
+    assert "No changes" in manage(database, "makemigrations", "--check", "--dry-run")

@@ -1,0 +1,14 @@
+"""The URLs of tests that bring none of their own."""
+
+from __future__ import annotations
+
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+
+
+def hello(request: HttpRequest) -> HttpResponse:
+    """Greet the name in the query string."""
+    return HttpResponse(f"Hello {request.GET.get('name', 'World')}!")
+
+
+urlpatterns = [path("", hello)]

@@ -1,0 +1,55 @@
+"""Run any Django project natively on Trio.
+
+In a project's ``asgi.py``::
+
+    from trio_asgi import get_asgi_application  # was: django.core.asgi
+    application = get_asgi_application()
+
+and then ``hypercorn -k trio mysite.asgi:application``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._bridge import install as install
+    from ._bridge import uninstall as uninstall
+    from ._request import ASGIRequest as ASGIRequest
+    from ._serve import serve as serve
+    from .handler import ASGIHandler as ASGIHandler
+    from .handler import get_asgi_application as get_asgi_application
+    from .staticfiles import ASGIStaticFilesHandler as ASGIStaticFilesHandler
+
+__version__ = "0.1.0"
+
+# Public names, and the modules that they are loaded from when first asked for:
+# importing this package imports neither Django nor Trio.
+_MODULES = {
+    "ASGIHandler": "handler",
+    "ASGIRequest": "_request",
+    "ASGIStaticFilesHandler": "staticfiles",
+    "get_asgi_application": "handler",
+    "install": "_bridge",
+    "serve": "_serve",
+    "uninstall": "_bridge",
+}
+
+__all__ = [  # noqa: PLE0604 - they are all strings
+    "__version__",
+    *_MODULES,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

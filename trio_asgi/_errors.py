@@ -1,0 +1,49 @@
+"""Errors of this package, and what becomes of groups of errors."""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+
+class ASGIOrderError(AssertionError):
+    """The application sent an ASGI message that may not come at this point."""
+
+
+class ClientDisconnected(Exception):  # noqa: N818 - the ASGI term
+    """The client has left, and nobody will read what is sent."""
+
+
+class OutputTimeoutError(trio.TooSlowError, TimeoutError):
+    """The application sent nothing in time; see `testing.ApplicationCommunicator`."""
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors that a group holds, at any depth; or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
+
+
+def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return the one error in a group; None if it holds several."""
+    found = leaves(group)
+    return found[0] if len(found) == 1 else None
+
+
+def reraise(error: BaseException) -> None:
+    """Raise an error again, keeping the context in which it was raised first.
+
+    A plain ``raise`` in an ``except`` block would put the group, out of which the error
+    was taken, in the place of that context.
+    """
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+        del error, context

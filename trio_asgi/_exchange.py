@@ -1,0 +1,110 @@
+"""One request and its response: who cancels whom.
+
+    run(respond)                      a watcher, in the same nursery
+    ────────────                      ──────────────────────────────
+    respond() runs                    waits for the disconnect
+       ◄──────────── cancels ───────  the client has left
+    respond() has ended ─ cancels ─►
+       ◄───── stops waiting for ────  the server has cancelled both, and the patience
+              its thread              with sync code, which runs on, is at its end
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import outcome
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._worker import Lease
+
+T = TypeVar("T")
+
+
+class Exchange(Generic[T]):
+    """Runs what answers a request, until it is done or the client has left.
+
+    Owned by the request's task. No exception group leaves it that did not come out of
+    ``respond`` as a group.
+    """
+
+    def __init__(
+        self,
+        *,
+        wait_disconnect: Callable[[], Awaitable[None]],
+        is_complete: Callable[[], bool],
+        lease: Lease,
+        patience: float,
+    ) -> None:
+        """Prepare, and start nothing yet.
+
+        Args:
+            wait_disconnect: Waits until the client has left. Called once.
+            is_complete: Tells whether all of the response was handed to the server: from
+                then on a disconnect is no abort, and must not cancel the last send.
+            lease: Whose thread the request's sync code runs in.
+            patience: For how many seconds to wait for sync code that runs on when the
+                server cancels the request, as it does at its shutdown.
+        """
+        self._wait_disconnect = wait_disconnect
+        self._is_complete = is_complete
+        self._lease = lease
+        self._patience = patience
+        self._answering = True
+        self._error: Exception | None = None
+        #: What a disconnect cancels.
+        self._scope = trio.CancelScope()
+        #: Where the watcher waits on after the server has cancelled the request.
+        self._last_wait = trio.CancelScope(shield=True)
+
+    @property
+    def client_left(self) -> bool:
+        """Whether ``respond`` was cancelled because the client has left."""
+        return self._scope.cancel_called
+
+    async def run(self, respond: Callable[[], Awaitable[T]]) -> T | None:
+        """Run ``respond()``; return its result, or None if a disconnect cut it short.
+
+        Raises:
+            Exception: what ``respond`` raised, or else ``wait_disconnect``.
+            trio.Cancelled: the server has cancelled the request.
+        """
+        result: T | None = None
+
+        async def run_in_scope() -> None:
+            nonlocal result
+            with self._scope:
+                result = await respond()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            # Kept, and raised outside, lest the nursery wraps it in a group. If this is
+            # Cancelled, then by a scope around the nursery.
+            ended = await outcome.acapture(run_in_scope)
+            self._answering = False
+            self._last_wait.cancel()
+            nursery.cancel_scope.cancel()
+        ended.unwrap()
+        if self._error is not None:
+            raise self._error
+        return result
+
+    async def _watch(self) -> None:
+        try:
+            try:
+                await self._wait_disconnect()
+            except Exception as error:  # noqa: BLE001 - run() raises it
+                self._error = error
+                self._scope.cancel()
+            else:
+                if not self._is_complete():
+                    self._scope.cancel()
+            await trio.sleep_forever()
+        finally:
+            if self._answering:
+                with self._last_wait:
+                    await trio.sleep(self._patience)
+                    self._lease.stop_waiting()

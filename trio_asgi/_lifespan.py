@@ -1,0 +1,90 @@
+"""The lifespan protocol, and the nursery for what outlives requests."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from ._types import Receive, Send
+
+logger = logging.getLogger("trio_asgi")
+
+
+class Lifespan:
+    """An application's life under a server.
+
+    One task, the one that the server starts for the lifespan scope, owns the nursery.
+    Tasks are put into it from start-up to shutdown; at shutdown they get some time to
+    end by themselves, and are then cancelled.
+    """
+
+    def __init__(
+        self,
+        context: Callable[[], AbstractAsyncContextManager[None]],
+        *,
+        shutdown_seconds: float,
+        after: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Prepare, and start nothing yet.
+
+        Args:
+            context: Entered at start-up and left at shutdown.
+            shutdown_seconds: How long the nursery's tasks may run on at shutdown.
+            after: Called at the very end, when everything else has ended.
+        """
+        self._context = context
+        self._shutdown_seconds = shutdown_seconds
+        self._after = after
+        self._nursery: trio.Nursery | None = None
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> None:
+        """Start a task in the nursery.
+
+        Raises:
+            RuntimeError: there is none, before start-up, after shutdown, or because the
+                server does not support lifespan.
+        """
+        if self._nursery is None:
+            raise RuntimeError(
+                "No nursery outlives this request: the server has sent no "
+                "lifespan.startup, or is shutting down. Start the task in a nursery "
+                "of the view, or use a server with lifespan support."
+            )
+        self._nursery.start_soon(async_fn, *args, name=name)
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        """Speak the protocol with the server until shutdown.
+
+        A context that cannot be entered is reported as a failed start-up, one that
+        cannot be left as a failed shutdown; both are logged.
+        """
+        await receive()  # lifespan.startup
+        phase = "startup"
+        try:
+            async with self._context():
+                async with trio.open_nursery() as nursery:
+                    phase = "shutdown"
+                    self._nursery = nursery
+                    await send({"type": "lifespan.startup.complete"})
+                    await receive()  # lifespan.shutdown
+                    self._nursery = None
+                    nursery.cancel_scope.deadline = (
+                        trio.current_time() + self._shutdown_seconds
+                    )
+            await self._after()
+        except Exception as error:
+            logger.exception("The application's %s failed", phase)
+            message = f"{type(error).__name__}: {error}"
+            await send({"type": f"lifespan.{phase}.failed", "message": message})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+        finally:
+            self._nursery = None

@@ -1,0 +1,14 @@
+"""The types of ASGI's call: scope, receive, send."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+#: A connection's facts, from the server. Values are of many types, hence ``Any``.
+Scope: TypeAlias = MutableMapping[str, Any]
+#: One ASGI event: ``{"type": "http.request", ...}``.
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]

@@ -1,0 +1,23 @@
+"""The Django app: ``"trio_asgi"`` in ``INSTALLED_APPS``."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+
+from . import _bridge, conf
+from .checks import check_settings
+
+
+class TrioAsgiConfig(AppConfig):
+    """Installs the bridge for management commands and tests, and checks settings."""
+
+    name = "trio_asgi"
+    verbose_name = "Django on Trio"
+
+    def ready(self) -> None:
+        """Install the bridge; wrong settings are left to the system check."""
+        register(check_settings)
+        _bridge.install()
+        if not any(conf.problems()):
+            conf.configure()

@@ -1,0 +1,98 @@
+"""The settings of this package: one dict, ``settings.TRIO_ASGI``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from . import _worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of ``TRIO_ASGI``: its default, and what is allowed."""
+
+    default: Any
+    allowed: str
+    is_valid: Callable[[Any], bool]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_SECONDS: Final = "a number of seconds, 0 or more"
+
+KEYS: Final[Mapping[str, Key]] = {
+    "THREADS": Key(
+        default=40,
+        allowed="a whole number of threads, 1 or more",
+        is_valid=lambda value: type(value) is int and value >= 1,
+    ),
+    "THREAD_IDLE_SECONDS": Key(
+        default=30.0,
+        allowed=_SECONDS,
+        is_valid=lambda value: _is_number(value) and value >= 0,
+    ),
+    "CLEANUP_SECONDS": Key(
+        default=10.0,
+        allowed=_SECONDS,
+        is_valid=lambda value: _is_number(value) and value >= 0,
+    ),
+    "SHUTDOWN_SECONDS": Key(
+        default=10.0,
+        allowed=_SECONDS,
+        is_valid=lambda value: _is_number(value) and value >= 0,
+    ),
+}
+
+
+def problems() -> Iterator[tuple[str, str]]:
+    """Yield what is wrong in ``TRIO_ASGI``: a check's number, and a message."""
+    configured = getattr(settings, "TRIO_ASGI", {})
+    if not isinstance(configured, dict):
+        yield "E001", f"TRIO_ASGI must be a dict, not {configured!r}."
+        return
+    for name, value in configured.items():
+        key = KEYS.get(name)
+        if key is None:
+            known = ", ".join(KEYS)
+            yield "E002", f"TRIO_ASGI has no key {name!r}. Known keys: {known}."
+        elif not key.is_valid(value):
+            yield "E003", f"TRIO_ASGI[{name!r}] must be {key.allowed}, not {value!r}."
+
+
+def get(name: str) -> Any:
+    """Return the value of a key, or its default."""
+    configured: dict[str, Any] = getattr(settings, "TRIO_ASGI", {})
+    return configured.get(name, KEYS[name].default)
+
+
+def configure() -> None:
+    """Check the settings, and give them to the worker threads of coming Trio runs.
+
+    Raises:
+        ImproperlyConfigured: with every problem that the system check would report.
+    """
+    found = [message for _, message in problems()]
+    if found:
+        raise ImproperlyConfigured(" ".join(found))
+    _worker.pool_options.update(
+        threads=get("THREADS"),
+        idle_seconds=get("THREAD_IDLE_SECONDS"),
+        shutdown_seconds=get("SHUTDOWN_SECONDS"),
+        on_thread_exit=_close_connections,
+    )
+
+
+def _close_connections() -> None:
+    """Close the database connections of this thread, which ends. Worker thread."""
+    from django.db import connections  # noqa: PLC0415 - loads the database backends
+
+    connections.close_all()

@@ -1,0 +1,58 @@
+"""Static files during development, as ``django.contrib.staticfiles`` serves them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.contrib.staticfiles import handlers
+from django.core.exceptions import SuspiciousFileOperation
+from django.core.handlers.exception import response_for_exception
+from django.http import Http404
+
+from .handler import ASGIHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from django.http import HttpRequest, HttpResponseBase
+
+
+class ASGIStaticFilesHandler(handlers.ASGIStaticFilesHandler, ASGIHandler):
+    """Wraps an ASGI application, and serves static files in its place.
+
+    Like Django's, this is for development: it looks each file up with the finders of
+    ``django.contrib.staticfiles``, whatever ``DEBUG`` says. Everything that is no
+    request for a static file, the lifespan included, goes to the application.
+    """
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> None:
+        """Start a task in the application's lifespan; see `ASGIHandler.start_soon`."""
+        self.application.start_soon(async_fn, *args, name=name)
+
+    def serve(self, request: HttpRequest) -> HttpResponseBase:
+        """Serve the file that the path names.
+
+        Raises:
+            Http404: there is none, or the path leads out of the static directories.
+        """
+        if "\0" in request.path:
+            raise Http404("A path with a NUL character names no file.")
+        try:
+            return super().serve(request)
+        except SuspiciousFileOperation as error:
+            raise Http404(str(error)) from error
+
+    async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
+        """Find the file and answer, all in the request's thread."""
+        response = await sync_to_async(self._get_response_in_thread)(request)
+        response._resource_closers.append(request.close)
+        return response
+
+    def _get_response_in_thread(self, request: HttpRequest) -> HttpResponseBase:
+        try:
+            return self.serve(request)
+        except Exception as error:  # noqa: BLE001 - Django logs and answers it
+            return response_for_exception(request, error)

@@ -1,0 +1,207 @@
+"""asgiref's `ApplicationCommunicator`, for Trio."""
+
+from __future__ import annotations
+
+import contextvars
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import outcome
+import trio
+from trio.testing import MockClock
+
+from .. import _worker
+from .._errors import OutputTimeoutError
+from .._send import SendOrder
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from .._types import ASGIApplication, Message, Scope
+
+
+class ApplicationCommunicator:
+    """Runs an ASGI application, gives it messages and takes those that it sends.
+
+    Names and meanings are those of `asgiref.testing.ApplicationCommunicator`::
+
+        async with ApplicationCommunicator(application, scope) as communicator:
+            await communicator.send_input({"type": "http.request"})
+            start = await communicator.receive_output()
+
+    Leaving the block cancels the application, waits for its end, and raises what it
+    raised. Without a block, call `wait` in the end, as with asgiref.
+
+    What the application sends is checked: a message out of order raises
+    `ASGIOrderError` in the application, with the rule that was broken, and comes out of
+    whatever method is called next. A scope of unknown type is not checked.
+
+    The application runs in a fresh context, as under a server. On a `MockClock`, time
+    that sync code takes does not count: a deadline that passes while a worker thread
+    runs starts anew.
+    """
+
+    def __init__(self, application: ASGIApplication, scope: Scope) -> None:
+        """Prepare; the application starts with the first call of a method.
+
+        Args:
+            application: An ASGI 3 application for Trio.
+            scope: The connection's scope.
+        """
+        self.application = application
+        self.scope = scope
+        self._input_send, self._input = trio.open_memory_channel[Any](2**16)
+        self._outputs: deque[Message] = deque()
+        #: Set at each output and at the application's end.
+        self._news = trio.Event()
+        self._order: SendOrder | None = None
+        if scope.get("type") in ("http", "websocket", "lifespan"):
+            self._order = SendOrder(scope["type"])
+        self._started = False
+        self._cancel_scope = trio.CancelScope()
+        self._done = trio.Event()
+        self._ended: outcome.Outcome[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._cancel_and_wait()
+        if exc is None:
+            self._raise_error()
+
+    async def send_input(self, message: Message) -> None:
+        """Give the application a message, or raise what it has raised."""
+        self._start()
+        self._raise_error()
+        await self._input_send.send(message)
+
+    async def receive_output(self, timeout: float = 1) -> Message:  # noqa: ASYNC109
+        """Return the next message that the application sends.
+
+        Args:
+            timeout: How many seconds to wait for it.
+
+        Raises:
+            OutputTimeoutError: none came in time, and the application, which did not
+                fail, was cancelled. It is a `trio.TooSlowError` and a `TimeoutError`.
+            Exception: the application ended with it, and has sent no more.
+        """
+        self._start()
+        if await self._wait_output(timeout):
+            return self._outputs.popleft()
+        has_ended = self._done.is_set()
+        await self._cancel_and_wait()
+        self._raise_error()
+        raise OutputTimeoutError(
+            "The application has ended, and sends nothing any more."
+            if has_ended
+            else f"The application sent nothing within {timeout} s."
+        )
+
+    async def receive_nothing(
+        self,
+        timeout: float = 0.1,  # noqa: ASYNC109
+        interval: float = 0.01,
+    ) -> bool:
+        """Return whether the application sends nothing in the given time.
+
+        Args:
+            timeout: How many seconds to wait.
+            interval: For compatibility with asgiref, which polls; not used.
+        """
+        del interval
+        self._start()
+        self._raise_error()
+        return not await self._wait_output(timeout)
+
+    async def wait(self, timeout: float = 1) -> None:  # noqa: ASYNC109
+        """Wait for the application to end, and raise what it raises.
+
+        If it has not ended in time it is cancelled, which raises nothing, as in asgiref.
+
+        Args:
+            timeout: How many seconds to wait.
+        """
+        self._start()
+        while True:
+            with trio.move_on_after(timeout):
+                await self._done.wait()
+                break
+            if not await self._sync_code_ran():
+                break
+        await self._cancel_and_wait()
+        self._raise_error()
+
+    def stop(self, exceptions: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Cancel the application, without waiting for its end.
+
+        Args:
+            exceptions: If it has ended already, whether to raise what it raised.
+        """
+        if self._ended is None:
+            self._cancel_scope.cancel()
+        elif exceptions:
+            self._raise_error()
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            # A system task, for this class can be used without a block. It raises
+            # nothing, and ends at the latest with the run.
+            trio.lowlevel.spawn_system_task(
+                self._run, name=self.application, context=contextvars.Context()
+            )
+
+    async def _run(self) -> None:
+        async def run() -> None:
+            with self._cancel_scope:
+                await self.application(self.scope, self._input.receive, self._send)
+
+        self._ended = await outcome.acapture(run)
+        self._done.set()
+        self._news.set()
+
+    async def _send(self, message: Message) -> None:
+        if self._order is not None:
+            self._order.advance(message)
+        self._outputs.append(message)
+        self._news.set()
+        await trio.lowlevel.checkpoint()
+
+    async def _wait_output(self, timeout: float) -> bool:  # noqa: ASYNC109
+        """Wait for an output; return whether there is one."""
+        while True:
+            with trio.move_on_after(timeout):
+                while not self._outputs and not self._done.is_set():
+                    self._news = trio.Event()
+                    await self._news.wait()
+            done = self._outputs or self._done.is_set()
+            if done or not await self._sync_code_ran():
+                return bool(self._outputs)
+
+    async def _cancel_and_wait(self) -> None:
+        self._cancel_scope.cancel()
+        if self._started:
+            with trio.CancelScope(shield=True):
+                await self._done.wait()
+
+    def _raise_error(self) -> None:
+        if isinstance(self._ended, outcome.Error):
+            # Raised once: the second time it would say nothing new.
+            ended, self._ended = self._ended, outcome.Value(None)
+            ended.unwrap()
+
+    async def _sync_code_ran(self) -> bool:
+        """On a mock clock, wait for the sync code that runs; return if there was any."""
+        if not isinstance(trio.lowlevel.current_clock(), MockClock):
+            return False
+        return await _worker.current_pool().wait_idle()
