@@ -50,13 +50,14 @@ def http_scope(
 
 def application(
     *urlpatterns: URLPattern,
-    middleware: Sequence[str] = (),
+    middleware: Sequence[str] = ("django.middleware.common.CommonMiddleware",),
     handler: type[ASGIHandler] = ASGIHandler,
 ) -> ASGIHandler:
-    """Return a handler that serves just these URLs through this middleware."""
+    """Return a handler that serves just these URLs, if any, through this middleware."""
 
     class Request(ASGIRequest):
-        urlconf = urlpatterns
+        if urlpatterns:
+            urlconf = urlpatterns
 
     class Handler(handler):  # type: ignore[misc, valid-type]
         request_class = Request

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asgiref.sync
 import django.dispatch.dispatcher
 import django.utils.asyncio
+import outcome
 import trio
 from asgiref.sync import AsyncToSync, SyncToAsync
 
@@ -112,11 +113,10 @@ async def _sync_to_async(bridge: Any, args: Any, kwargs: Any) -> Any:
             error, functools.partial(bridge.func, *args, **kwargs)
         )
 
-    pool = _worker.current_pool()
     try:
         if bridge._thread_sensitive:
-            loop = _worker.current_loop.get() or pool.program_lease()
-            return await loop.run_sync(call, context=context)
+            return await _worker.sensitive_loop().run_sync(call, context=context)
+        pool = _worker.current_pool()
         if bridge._executor is not None:
             # A worker waits for the caller's executor: one thread more, no surprises.
             submit = bridge._executor.submit
@@ -150,7 +150,7 @@ def _patch_async_to_sync(original: Any) -> Any:
                 "You cannot use AsyncToSync in the same thread as an async event "
                 "loop - just await the async function directly."
             )
-        if self.force_new_loop:
+        if self.force_new_loop or asyncio._get_running_loop() is not None:
             return original(self, *args, **kwargs)
         if _worker.calling() is not None:
             run = _worker.run_async
@@ -160,18 +160,22 @@ def _patch_async_to_sync(original: Any) -> Any:
             return original(self, *args, **kwargs)
         result, context = run(_carried(self.awaitable(*args, **kwargs)))
         _restore_context(context)
-        return result
+        try:
+            return result.unwrap()
+        finally:
+            # An error's traceback holds this frame: leave no cycle behind.
+            del result
 
     return __call__
 
 
 def _carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]]:
     """Return what awaits this with the current error and context. Worker thread."""
-    context = contextvars.copy_context()
     error = sys.exc_info()[1]
 
     async def carried() -> Any:
-        _restore_context(context)
+        # The task is in the thread's context already, but for each Local's storage.
+        _restore_context(contextvars.copy_context())
         if error is None:
             return await awaitable
         try:
@@ -184,11 +188,11 @@ def _carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]
 
 def _run_from_trio_thread(
     afn: Callable[[], Awaitable[Any]],
-) -> tuple[Any, contextvars.Context]:
+) -> tuple[outcome.Outcome[Any], contextvars.Context]:
     """Do as `run_async`, in a thread of `trio.to_thread.run_sync`."""
 
-    async def run() -> tuple[Any, contextvars.Context]:
-        return await afn(), contextvars.copy_context()
+    async def run() -> tuple[outcome.Outcome[Any], contextvars.Context]:
+        return await outcome.acapture(afn), contextvars.copy_context()
 
     return trio.from_thread.run(run)
 

@@ -29,12 +29,6 @@ def leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """Return the one error in a group; None if it holds several."""
-    found = leaves(group)
-    return found[0] if len(found) == 1 else None
-
-
 def reraise(error: BaseException) -> None:
     """Raise an error again, keeping the context in which it was raised first.
 

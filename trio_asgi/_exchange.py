@@ -60,11 +60,6 @@ class Exchange(Generic[T]):
         #: Where the watcher waits on after the server has cancelled the request.
         self._last_wait = trio.CancelScope(shield=True)
 
-    @property
-    def client_left(self) -> bool:
-        """Whether ``respond`` was cancelled because the client has left."""
-        return self._scope.cancel_called
-
     async def run(self, respond: Callable[[], Awaitable[T]]) -> T | None:
         """Run ``respond()``; return its result, or None if a disconnect cut it short.
 

@@ -61,14 +61,18 @@ async def send_parts(
             # own: a new one around aclose() would break the order in which they nest.
             scope.shield = True
             scope.deadline = trio.current_time() + cleanup_seconds
-            await aclose(iterator)
+            await close_stream(response)
 
 
-async def aclose(iterator: object) -> None:
-    """Close an async iterator, if it is one that can be closed."""
-    close = getattr(iterator, "aclose", None)
-    if close is not None:
-        await close()
+async def close_stream(response: HttpResponseBase | None) -> None:
+    """Close the async iterator of a response that has one; again does no harm.
+
+    A sync iterator is left to ``response.close()``, for it belongs in a thread.
+    """
+    if response is not None and getattr(response, "is_async", False):
+        aclose = getattr(response._iterator, "aclose", None)  # type: ignore[attr-defined]
+        if aclose is not None:
+            await aclose()
 
 
 class ThreadStream:
@@ -124,8 +128,7 @@ class ThreadStream:
             self._news = trio.Event()
 
     async def _keep_pulling(self) -> None:
-        pool = _worker.current_pool()
-        loop = _worker.current_loop.get() or pool.program_lease()
+        loop = _worker.sensitive_loop()
 
         async def pull_all() -> None:
             while not self._exhausted:

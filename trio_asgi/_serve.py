@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
+
+from ._errors import leaves, reraise
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -12,6 +15,9 @@ if TYPE_CHECKING:
     from hypercorn.config import Config
 
     from ._types import ASGIApplication
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 _DEFAULT_BIND: Final = "127.0.0.1:8000"
 
@@ -81,17 +87,24 @@ async def serve(
         await trigger()
         stop.set()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(stop_when_cancelled)
-        if shutdown_trigger is not None:
-            nursery.start_soon(stop_when_triggered, shutdown_trigger)
-        # A cancellation reaches the server as a shutdown, by way of the event.
-        with trio.CancelScope(shield=True):
-            await hypercorn.trio.serve(
-                application,  # type: ignore[arg-type]
-                config,
-                shutdown_trigger=stop.wait,
-                task_status=task_status,
-                mode="asgi",
-            )
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_when_cancelled)
+            if shutdown_trigger is not None:
+                nursery.start_soon(stop_when_triggered, shutdown_trigger)
+            # A cancellation reaches the server as a shutdown, by way of the event.
+            with trio.CancelScope(shield=True):
+                await hypercorn.trio.serve(
+                    application,  # type: ignore[arg-type]
+                    config,
+                    shutdown_trigger=stop.wait,
+                    task_status=task_status,
+                    mode="asgi",
+                )
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # An address in use, a failed start-up: one error in three nurseries.
+        errors = leaves(group)
+        if len(errors) == 1:
+            reraise(errors[0])
+        raise

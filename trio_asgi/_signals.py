@@ -18,13 +18,14 @@ class RequestSignals:
     def __init__(self, sender: type[Any]) -> None:
         """Take the handler's class, which is the sender of both."""
         self._sender = sender
-        self._started = False
+        #: Whether the request has started, and its end is still to be signalled.
+        self.pending = False
 
     def send_started(self, scope: Scope) -> None:
         """Send ``request_started``. Worker thread."""
         # Noted first: even if a receiver fails, others may have been called, and want
         # to hear of the end.
-        self._started = True
+        self.pending = True
         signals.request_started.send(sender=self._sender, scope=scope)
 
     def send_finished(self, response: HttpResponseBase | None) -> None:
@@ -32,9 +33,9 @@ class RequestSignals:
 
         Does nothing the second time, nor if the request has not started. Worker thread.
         """
-        if not self._started:
+        if not self.pending:
             return
-        self._started = False
+        self.pending = False
         if response is None:
             signals.request_finished.send(sender=self._sender)
         else:

@@ -78,18 +78,15 @@ class Call(Generic[T]):
     ) -> None:
         self.loop = loop
         self.token = trio.lowlevel.current_trio_token()
-        self.pid = os.getpid()
         #: The loop of the coroutine that the thread waits for just now, if any.
         self.inner: CallLoop | None = None
-        #: Whether the thread waits for `trio.from_thread.run`, and serves nothing.
-        self.thread_blocked = False
         self._fn: Callable[[], T] | None = fn
         self._context = context
         # Lists of one element, which is how Trio shares them with its threads. The
         # task is None once it has left the call.
         self._task: list[trio.lowlevel.Task | None] = [trio.lowlevel.current_task()]
         self._raise_cancel: list[Callable[[], Any] | None] = [None]
-        #: Whether the task sits in `host`'s wait, and can be woken.
+        #: Whether the task sits in `host`'s wait, and was not woken yet.
         self._waiting = False
 
     @property
@@ -112,20 +109,15 @@ class Call(Generic[T]):
         while True:
             self._waiting = True
             message = await trio.lowlevel.wait_task_rescheduled(abort)
-            self._waiting = False
             try:
                 if isinstance(message, outcome.Outcome):
                     result: T = message.unwrap()
                     return result
-                if isinstance(message, Reentry):
-                    await message.run()
-                elif isinstance(message, Run):
-                    self.thread_blocked = True
-                    await message.run()
-                    self.thread_blocked = False
-                else:
-                    assert isinstance(message, RunSync)
+                if isinstance(message, RunSync):
                     message.run_sync()
+                else:
+                    assert isinstance(message, (Run, Reentry))
+                    await message.run()
             finally:
                 # An error's traceback holds this frame: leave no cycle behind.
                 del message
@@ -160,7 +152,7 @@ class Call(Generic[T]):
 
     def _point_trio_here(self) -> None:
         """Let `trio.from_thread` act on this call's task. Worker thread."""
-        PARENT_TASK_DATA.token = self.token
+        PARENT_TASK_DATA.token = _TokenOfCall(self)
         PARENT_TASK_DATA.abandon_on_cancel = False
         PARENT_TASK_DATA.cancel_register = self._raise_cancel
         PARENT_TASK_DATA.task_register = self._task
@@ -176,23 +168,65 @@ class Call(Generic[T]):
     def _wake(self, message: object) -> None:
         task = self._task[0]
         if task is not None:
+            self._waiting = False
             trio.lowlevel.reschedule(task, outcome.Value(message))
-        elif isinstance(message, Reentry):
-            message.refuse()
+        elif isinstance(message, (Reentry, Run, RunSync)):
+            _refuse(message)
+
+    def pass_on(self, wake: Callable[[], object]) -> None:
+        """Let a message of `trio.from_thread` wake the task, if it is still there."""
+        if self._task[0] is not None:
+            self._waiting = False
+            wake()
+        else:
+            trio.lowlevel.spawn_system_task(self._stand_in, wake)
+
+    async def _stand_in(self, wake: Callable[[], object]) -> None:
+        """Take a message in the place of the task that has left, and refuse it."""
+        self._task[0] = trio.lowlevel.current_task()
+        trio.lowlevel.current_trio_token().run_sync_soon(wake)
+        message = await trio.lowlevel.wait_task_rescheduled(
+            lambda _: trio.lowlevel.Abort.FAILED
+        )
+        self._task[0] = None
+        _refuse(message)
+
+
+class _TokenOfCall:
+    """What `trio.from_thread` takes for a `trio.lowlevel.TrioToken`. Worker thread.
+
+    Trio relies on the waiting task being there, but an abandoned call's is not. Whether
+    it is can only be told in the Trio thread, when the message arrives.
+    """
+
+    def __init__(self, call: Call[Any]) -> None:
+        self._call = call
+
+    def run_sync_soon(self, wake: Callable[[], object]) -> None:
+        """Do as the method of this name, on the way to which Trio's message is."""
+        self._call.token.run_sync_soon(self._call.pass_on, wake)
+
+
+def _refuse(message: Reentry | Run[Any] | RunSync[Any]) -> None:
+    """Answer a thread whose task has left."""
+    inbox = message.loop._inbox if isinstance(message, Reentry) else message.queue
+    error = outcome.Error(trio.RunFinishedError("nobody waits for this thread any more"))
+    inbox.put(Ended(error) if isinstance(message, Reentry) else error)
 
 
 @dataclass(frozen=True)
 class Detached:
-    """A call that nobody waits for: what is left to do behind an abandoned one."""
+    """A call that nobody waits for: what is left to do when a lease is given up."""
 
+    context: contextvars.Context
     fn: Callable[[], object]
 
     def run(self) -> None:
         """Run it. Worker thread."""
         try:
-            self.fn()
+            self.context.run(self.fn)
         except Exception:
-            logger.exception("Clean-up after an abandoned call failed")
+            logger.exception("The last call of a lease failed: %r", self.fn)
 
 
 @dataclass(frozen=True)
@@ -256,7 +290,9 @@ class CallLoop:
     async def _run_in_turn(
         self, fn: Callable[[], T], context: contextvars.Context | None
     ) -> T:
-        call = Call(self, context or contextvars.copy_context(), fn)
+        if context is None:
+            context = contextvars.copy_context()
+        call = Call(self, context, fn)
         limiter = self.pool.limiter
         try:
             limiter.acquire_on_behalf_of_nowait(call)
@@ -271,14 +307,14 @@ class CallLoop:
             self.pool.note_call_ended()
 
     def _check_deadlock(self) -> None:
+        # The task that the thread waits for must not wait for the thread in turn. Below
+        # async_to_sync it does not get here: there a loop further in is the current one.
         call = self.running
-        if call is None or not call.thread_blocked:
-            return
-        if call.task is trio.lowlevel.current_task():
+        if call is not None and call.task is trio.lowlevel.current_task():
             raise RuntimeError(
-                "Sync code called from a coroutine that runs by trio.from_thread.run() "
-                "in the same request would wait for its own thread for ever: start "
-                "the coroutine with asgiref.sync.async_to_sync() instead."
+                "This sync call would wait for ever for a thread that waits for this "
+                "very task. In code run by trio.from_thread.run(), sync code of the "
+                "same request cannot be called: use asgiref.sync.async_to_sync()."
             )
 
     def _thread_inbox(self) -> SimpleQueue[Any]:
@@ -336,36 +372,43 @@ class Reentry:
     async def _unprotected(self) -> Any:
         return await self._afn()
 
-    def refuse(self) -> None:
-        """Answer in the place of a task that has abandoned the call."""
-        self.loop.open = False
-        error = trio.RunFinishedError("the task that waited for this thread is gone")
-        self.loop._inbox.put(Ended(outcome.Error(error)))
 
-
-def run_async(afn: Callable[[], Awaitable[T]]) -> tuple[T, contextvars.Context]:
+def run_async(
+    afn: Callable[[], Awaitable[T]],
+) -> tuple[outcome.Outcome[T], contextvars.Context]:
     """Run ``afn()`` in the task that waits for this thread's call. Worker thread.
 
     The thread waits, and runs the sync code that ``afn`` calls. A cancellation of the
-    task reaches ``afn``, and comes out of here as `trio.Cancelled`.
+    task reaches ``afn``, whose outcome is `trio.Cancelled` then.
 
     Returns:
-        The result, and the context that ``afn`` ran in, with its changes.
+        The outcome, and the context that ``afn`` ran in, with its changes.
     """
     call = calling()
     assert call is not None, "run_async() outside a worker's call"
     reentry = Reentry(call, afn)
     call.tell(reentry)
-    return reentry.loop.serve().unwrap(), reentry.context
+    return reentry.loop.serve(), reentry.context
 
 
 def calling() -> Call[Any] | None:
-    """Return the call that this thread runs; None outside the workers. Any thread.
+    """Return the call that this thread runs; None outside the workers. Any thread."""
+    return _thread_state.call
 
-    In a forked child the thread is a copy that no task waits for: None as well.
-    """
-    call = _thread_state.call
-    return call if call is not None and call.pid == os.getpid() else None
+
+def in_trio_thread() -> bool:
+    """Whether `trio.from_thread` works in this thread. Any thread."""
+    return hasattr(PARENT_TASK_DATA, "token")
+
+
+def _forget_trio() -> None:
+    """In a forked child, no task waits for the thread that was copied."""
+    vars(PARENT_TASK_DATA).clear()
+    _thread_state.call = None
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_trio)
 
 
 class Lease(CallLoop):
@@ -407,22 +450,23 @@ class Lease(CallLoop):
             call.abandon_if_cancelled()
 
     def release(self, last: Callable[[], object] | None = None) -> None:
-        """Give the thread back.
+        """Give the thread back; one that was abandoned ends instead.
 
         Args:
-            last: If the thread was abandoned, and therefore is still busy: called in it
-                when the call has ended, after which the thread ends.
+            last: Called in the thread before, but after what it still runs, and without
+                being waited for. Errors are logged.
         """
         self.open = False
         worker, self._worker = self._worker, None
+        if last is not None:
+            worker = worker or self.pool.take()
+            worker.inbox.put(Detached(contextvars.copy_context(), last))
         if worker is None:
             return
-        if not self.abandoned:
+        if self.abandoned:
+            worker.inbox.put(Stop())
+        else:
             self.pool.give_back(worker)
-            return
-        if last is not None:
-            worker.inbox.put(Detached(last))
-        worker.inbox.put(Stop())
 
 
 class Worker:
@@ -583,11 +627,6 @@ _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")
 pool_options: dict[str, Any] = {}
 
 
-def in_trio_thread() -> bool:
-    """Whether `trio.from_thread` works in this thread. Any thread."""
-    return hasattr(PARENT_TASK_DATA, "token")
-
-
 def current_pool() -> WorkerPool:
     """Return the pool of this Trio run; its first caller makes it."""
     try:
@@ -597,3 +636,13 @@ def current_pool() -> WorkerPool:
         _pool.set(pool)
         trio.lowlevel.spawn_system_task(pool.close_at_end_of_run)
         return pool
+
+
+def sensitive_loop() -> CallLoop:
+    """Return where thread-sensitive code of the running task belongs."""
+    pool = current_pool()
+    loop = current_loop.get()
+    if loop is None or loop.pool is not pool:
+        # None, or inherited by a Trio run that sync code of another run has started.
+        return pool.program_lease()
+    return loop

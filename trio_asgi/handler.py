@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import IO, TYPE_CHECKING, Any
 
 import django
@@ -28,7 +28,7 @@ from ._exchange import Exchange
 from ._lifespan import Lifespan
 from ._receive import read_body, wait_disconnect
 from ._request import ASGIRequest
-from ._response import aclose, encode_headers, send_parts
+from ._response import close_stream, encode_headers, send_parts
 from ._send import ResponseSender
 from ._signals import RequestSignals
 from ._websocket import refuse
@@ -155,38 +155,60 @@ class ASGIHandler(asgi.ASGIHandler):
         signals = RequestSignals(type(self))
         request: ASGIRequest | None = None
         response: HttpResponseBase | None = None
+        sender = ResponseSender(send)
+
+        async def respond() -> None:
+            nonlocal response
+            if response is None:
+                response = await self.run_get_response(request)
+            await self.send_response(response, sender)
+
+        with closing(body_file):
+            try:
+                set_script_prefix(get_script_prefix(scope))  # type: ignore[arg-type]
+                await sync_to_async(signals.send_started)(scope)
+                request, response = self.create_request(scope, body_file)  # type: ignore[arg-type]
+                await Exchange(
+                    wait_disconnect=functools.partial(wait_disconnect, receive),
+                    is_complete=lambda: sender.complete,
+                    lease=lease,
+                    patience=conf.get("SHUTDOWN_SECONDS"),
+                ).run(respond)
+            except ClientDisconnected:
+                pass
+            except BaseExceptionGroup as group:
+                _raise_from_group(group, scope["path"])
+            finally:
+                if response is None and request is not None:
+                    response = request.view_response
+                await self._end(scope["path"], response, signals, lease)
+                _worker.current_loop.reset(outer_loop)
+
+    async def _end(
+        self,
+        path: str,
+        response: HttpResponseBase | None,
+        signals: RequestSignals,
+        lease: _worker.Lease,
+    ) -> None:
+        """Close the response, send ``request_finished``, and give the thread back.
+
+        No cancellation reaches this. What takes longer than ``CLEANUP_SECONDS`` is
+        finished by the thread alone.
+        """
+        end = functools.partial(signals.send_finished, response)
         try:
-            set_script_prefix(get_script_prefix(scope))  # type: ignore[arg-type]
-            await sync_to_async(signals.send_started)(scope)
-            request, response = self.create_request(scope, body_file)  # type: ignore[arg-type]
-            sender = ResponseSender(send)
-
-            async def respond() -> None:
-                nonlocal response
-                if response is None:
-                    response = await self.run_get_response(request)
-                await self.send_response(response, sender)
-
-            await Exchange[None](
-                wait_disconnect=functools.partial(wait_disconnect, receive),
-                is_complete=lambda: sender.complete,
-                lease=lease,
-                patience=conf.get("SHUTDOWN_SECONDS"),
-            ).run(respond)
-        except ClientDisconnected:
-            pass
-        except BaseExceptionGroup as group:
-            _raise_from_group(group, scope["path"])
+            with trio.move_on_after(conf.get("CLEANUP_SECONDS"), shield=True):
+                try:
+                    await close_stream(response)
+                finally:
+                    if not lease.abandoned:
+                        lease.impatient = True
+                        await sync_to_async(end)()
         finally:
-
-            def end() -> None:
-                signals.send_finished(response)
-                body_file.close()
-
-            if response is None and request is not None:
-                response = request.view_response
-            await self._finish(lease, end, scope["path"])
-            _worker.current_loop.reset(outer_loop)
+            if lease.abandoned:
+                logger.error("Left sync code running that does not end: %s", path)
+            lease.release(last=end if signals.pending else None)
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, which is in memory up to a size, as in Django.
@@ -274,19 +296,6 @@ class ASGIHandler(asgi.ASGIHandler):
             cleanup_seconds=conf.get("CLEANUP_SECONDS"),
         )
         await send({"type": "http.response.body"})
-
-    async def _finish(
-        self, lease: _worker.Lease, end: Callable[[], None], path: str
-    ) -> None:
-        """Run the request's end in its thread; no cancellation reaches it."""
-        if not lease.abandoned:
-            lease.impatient = True
-            seconds = conf.get("CLEANUP_SECONDS")
-            with trio.move_on_after(seconds, shield=True):
-                await sync_to_async(end)()
-        if lease.abandoned:
-            logger.error("Left sync code running that does not end: %s", path)
-        lease.release(last=end)
 
 
 async def _retire_threads() -> None:

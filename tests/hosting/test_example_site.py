@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -54,33 +55,35 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def wait_for_address(server: subprocess.Popen[bytes], log: Path) -> str:
+    """Return where the server listens, once it says so."""
+    deadline = time.monotonic() + 60
+    while server.poll() is None and time.monotonic() < deadline:
+        if found := re.search(r"Running on (http://\S+)", log.read_text()):
+            return found[1]
+        time.sleep(0.02)
+    pytest.fail("the server did not start:\n" + log.read_text())
+
+
 @pytest.fixture(scope="module")
 def site(database: Path) -> Iterator[str]:
     """Serve the site with hypercorn on Trio, and return its address."""
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "hypercorn", "-k", "trio"),
-            *("--bind", "127.0.0.1:0", "teahouse.asgi:application"),
-        ],
-        cwd=SITE,
-        env=environment(database),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    try:
-        seen = []
-        # Hypercorn says where it listens; its output ends if it cannot.
-        for line in server.stderr:
-            seen.append(line)
-            if found := re.search(r"Running on (http://\S+)", line):
-                yield found[1]
-                break
-        else:
-            pytest.fail("the server did not start:\n" + "".join(seen))
-    finally:
-        server.terminate()
-        server.communicate(timeout=30)
+    log = database.with_name("server.log")
+    command = ["hypercorn", "-k", "trio", "--bind", "127.0.0.1:0"]
+    # A file rather than a pipe, which would be full some day if nobody reads it.
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, "teahouse.asgi:application"],
+            cwd=SITE,
+            env=environment(database),
+            stderr=output,
+        )
+        try:
+            yield wait_for_address(server, log)
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def watchers(stream: httpx.Response) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("path", "heading"),
     [
-        ("/", "A tea merchant’s site, on Trio"),
+        ("/", "A tea house, run on Trio"),
         ("/quotes/", "Ask every supplier"),
         ("/market/", "The market, live"),
         ("/uploads/", "Send a file"),
@@ -186,7 +189,7 @@ def test_guest_orders(client: httpx.Client) -> None:
     assert [step.status_code for step in page.history] == [302]
     assert "Ordered: 7 kg of Oolong." in page.text
     assert "<td>a guest</td><td>Tins &lt;please&gt;</td>" in page.text
-    assert "Ordered:" not in client.get("/orders/").text
+    assert "Ordered: 7 kg" not in client.get("/orders/").text
 
 
 def test_order_needs_its_csrf_token(client: httpx.Client) -> None:
@@ -206,9 +209,9 @@ def test_signed_in_order(client: httpx.Client) -> None:
 
 def test_sign_in_and_out(client: httpx.Client) -> None:
     """Async pages know who is signed in, and no longer after signing out."""
-    assert "Hello, <strong>demo</strong>" in sign_in(client).text
+    assert "<strong>demo</strong>" in sign_in(client).text
     page = client.get("/quotes/", params={"kilos": 1, "patience": "0.5"})
-    assert "Hello, <strong>demo</strong>" in page.text
+    assert "<strong>demo</strong>" in page.text
     page = client.post("/accounts/logout/", data=token(page))
     assert "Sign in</a>" in page.text
 
@@ -257,7 +260,9 @@ def test_market_counts_who_leaves(client: httpx.Client) -> None:
         counts = watchers(staying)
         assert next(counts) == 1
         with client.stream("GET", "/market/prices/") as leaving:
-            assert next(watchers(leaving)) == 2
+            # Kept, since a generator that is let go closes its response.
+            arrived = watchers(leaving)
+            assert next(arrived) == 2
             assert 2 in islice(counts, PATIENCE)
         assert 1 in islice(counts, PATIENCE)
 

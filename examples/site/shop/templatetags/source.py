@@ -16,7 +16,8 @@ register = template.Library()
 
 TOKEN = re.compile(
     r'(?P<comment>#.*)|(?P<string>f?"""[\s\S]*?"""|f?"[^"\n]*")'
-    rf"|(?P<keyword>\b(?:{'|'.join(keyword.kwlist)})\b)|(?P<other>[\s\S])"
+    rf"|(?P<keyword>\b(?:{'|'.join(keyword.kwlist)})\b)"
+    r'|(?P<other>\w+|[^\w#"]+|")'
 )
 
 

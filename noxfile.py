@@ -1,0 +1,125 @@
+"""The project's chores: ``nox -l`` lists them, ``nox -s tests`` runs one.
+
+Versions of Python and groups of dependencies are read from ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "types", "docs"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = False
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+SITE = Path("examples/site")
+
+#: What each Django needs at least, and the oldest and newest of what it runs on.
+DJANGO_PYTHONS = {"5.2": "3.10", "6.0": "3.12", "6.1": "3.12"}
+COMPANIONS = {
+    "oldest": ["asgiref==3.9.2", "trio==0.31.0"],
+    "newest": ["asgiref", "trio"],
+}
+
+
+def group(name: str) -> list[str]:
+    """Return the requirements of a dependency group."""
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def install_wheel(session: nox.Session, *extras: str) -> None:
+    """Build the wheel, and install what users will get."""
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run(
+        "python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(dist), "."
+    )
+    (wheel,) = dist.glob("*.whl")
+    wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
+    # The version stays the same from build to build, so the old one has to go.
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "trio-asgi")
+    session.install(wanted)
+
+
+def run_tests(session: nox.Session, *command: str) -> None:
+    """Run the tests against the installed wheel; one of them sees to that."""
+    session.run(*command, *session.posargs, env={"TRIO_ASGI_WHEEL": "1"})
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests on this Python, on the built wheel, and measure coverage."""
+    session.install(*group("test"))
+    install_wheel(session, "hypercorn", "anycorn")
+    session.run("coverage", "erase")
+    # Not ``-m pytest``, which would put the source tree before the installed wheel.
+    pytest = str(Path(session.bin) / "pytest")
+    run_tests(session, "coverage", "run", pytest)
+    if not session.posargs:
+        session.run("coverage", "combine", "-q")
+        session.run("coverage", "report", "--fail-under=95")
+
+
+def _supports(python: str, django: str) -> bool:
+    return tuple(map(int, python.split("."))) >= tuple(
+        map(int, DJANGO_PYTHONS[django].split("."))
+    )
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("companions", list(COMPANIONS))
+@nox.parametrize("django", list(DJANGO_PYTHONS))
+def matrix(session: nox.Session, django: str, companions: str) -> None:
+    """Run all tests on every Python here, with each Django that it supports."""
+    assert isinstance(session.python, str)
+    if not _supports(session.python, django):
+        session.skip(f"Django {django} needs Python {DJANGO_PYTHONS[django]}")
+    session.install(*group("test"))
+    install_wheel(session, "hypercorn", "anycorn")
+    session.install(f"Django=={django}.*", *COMPANIONS[companions])
+    run_tests(session, "pytest", "-q")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the style with ruff."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types with mypy, strictly."""
+    session.install(*group("types"), ".[hypercorn,anycorn]")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install(*group("docs"), ".[hypercorn]")
+    session.run(
+        "sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html"
+    )
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Serve the example site at http://127.0.0.1:8000 (or $PORT)."""
+    session.install("-e", ".[example]")
+    address = f"127.0.0.1:{os.environ.get('PORT', '8000')}"
+    with session.chdir(SITE):
+        session.run("python", "manage.py", "setup_demo")
+        session.log("The example site: http://%s", address)
+        session.run("hypercorn", "-k", "trio", "--bind", address, *_demo_application())
+
+
+def _demo_application() -> list[str]:
+    (asgi,) = SITE.resolve().glob("*/asgi.py") if SITE.exists() else Path().glob("*/asgi.py")
+    return [f"{asgi.parent.name}.asgi:application"]

@@ -1,0 +1,319 @@
+"""Servers as processes of their own, on a free port, with their log and journal.
+
+A server gets its own process group, and nothing of it outlives `serve`, whatever
+happens in the test. It binds port 0, and its log tells the port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import trustme
+
+import trio_asgi
+
+from ._wire import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+T = TypeVar("T")
+Kind = Literal["hypercorn", "anycorn"]
+
+HERE = Path(__file__).parent
+
+#: What only something that hangs takes longer than.
+PATIENCE = 30.0
+
+
+def eventually(check: Callable[[], T], what: str) -> T:
+    """Call ``check`` until it returns something true, and return that."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := check()):
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.01)
+    return found
+
+
+@dataclass(frozen=True)
+class State:
+    """What the hosted site says about its process, during a request for it."""
+
+    pid: int
+    in_flight: list[str]
+    tasks: list[str]
+    threads: list[str]
+    files: list[str]
+    peak_kilobytes: int
+
+    @property
+    def other_threads(self) -> list[str]:
+        """The threads that are no workers of the pool."""
+        return [
+            name for name in self.threads if not name.startswith("trio-asgi-worker-")
+        ]
+
+
+@dataclass
+class Server:
+    """A server that runs. Only `serve` makes one."""
+
+    kind: Kind
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    journal_file: Path
+    workers: int
+    client_ssl: ssl.SSLContext | None
+    port: int = 0
+    #: How many tracebacks the tests have caused so far, and want to see in the log.
+    tracebacks: int = 0
+    _at_rest: State | None = field(default=None, repr=False)
+
+    @property
+    def log(self) -> str:
+        """Everything that the server has written to stdout and stderr."""
+        return self.log_file.read_text()
+
+    @property
+    def url(self) -> str:
+        """The address."""
+        scheme = "https" if self.client_ssl else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
+
+    # Its process
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.poll() is None
+
+    def wait_until_ready(self) -> None:
+        """Wait until all workers accept connections."""
+
+        def ready() -> str | None:
+            assert self.is_running, f"the server has ended:\n{self.log}"
+            addresses = re.findall(r"Running on https?://127\.0\.0\.1:(\d+)", self.log)
+            return addresses[0] if len(addresses) == self.workers else None
+
+        self.port = int(eventually(ready, "the server accepts connections"))
+
+    def terminate(self) -> None:
+        """Send SIGTERM, as a service manager does."""
+        self.process.terminate()
+
+    def wait_for_end(self) -> int:
+        """Wait until the process has ended; return its exit status."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server does not end:\n{self.log}") from None
+
+    def stop(self) -> int:
+        """Send SIGTERM; return the exit status."""
+        self.terminate()
+        return self.wait_for_end()
+
+    def kill(self) -> None:
+        """End the processes that this server consists of, if there still are any."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    # What its site says
+
+    def events(self, identity: str) -> list[str]:
+        """Return the names of the events of one request, in order."""
+        return [entry["event"] for entry in self.journal if entry["id"] == identity]
+
+    @property
+    def journal(self) -> list[dict[str, Any]]:
+        """Everything that the site has written down."""
+        with suppress(FileNotFoundError):
+            lines = self.journal_file.read_text().split("\n")
+            return [json.loads(line) for line in lines[:-1]]
+        return []
+
+    def wait_for_event(self, event: str, identity: str) -> None:
+        """Wait until a request has come to an event."""
+        eventually(
+            lambda: event in self.events(identity), f"{event!r} of request {identity}"
+        )
+
+    # Talking to it
+
+    def connect(self) -> Connection:
+        """Open a connection."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.client_ssl is not None:
+            sock = self.client_ssl.wrap_socket(sock, server_hostname="127.0.0.1")
+        return Connection(sock)
+
+    def get(self, target: str) -> bytes:
+        """Make one request on a connection of its own; return the body."""
+        with self.connect() as connection:
+            connection.send_request(target, "Connection: close")
+            response = connection.read_response()
+        assert response.status == 200, response
+        return response.body
+
+    def state(self) -> State:
+        """Return the state of the process, this question included."""
+        return State(**json.loads(self.get("/state/?id=state")))
+
+    def note_state_at_rest(self) -> None:
+        """Take the present state for the one to come back to."""
+        # The first requests start what stays: the pool, and its first thread.
+        assert self.get("/sync/hello/?id=first") == b"hello first"
+        self._at_rest = self.state()
+
+    def wait_for_rest(self) -> State:
+        """Wait until nothing is left of earlier requests; return the state then.
+
+        That is: no request in flight but the one that asks; no more tasks, threads or
+        temporary files than at first, except for idle worker threads.
+        """
+        rest = self._at_rest
+        assert rest is not None
+        state = self.state()
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if (
+                state.in_flight == ["state"]
+                and len(state.tasks) <= len(rest.tasks)
+                and len(state.other_threads) <= len(rest.other_threads)
+                and not state.files
+            ):
+                return state
+            time.sleep(0.01)
+            state = self.state()
+        raise AssertionError(f"something stays behind:\nnow  {state}\nonce {rest}")
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A server's certificate and key, and the authority to trust."""
+
+    authority: trustme.CA
+    certificate_file: Path
+    key_file: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> Certificates:
+        """Make them in a directory."""
+        authority = trustme.CA()
+        issued = authority.issue_cert("127.0.0.1")
+        made = cls(authority, directory / "certificate.pem", directory / "key.pem")
+        issued.private_key_pem.write_to_path(str(made.key_file))
+        for pem in issued.cert_chain_pems:
+            pem.write_to_path(str(made.certificate_file), append=True)
+        return made
+
+    def client_context(self) -> ssl.SSLContext:
+        """Return a client's side that trusts the authority."""
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        return context
+
+
+@contextmanager
+def serve(  # noqa: PLR0913 - all but two are rarely given
+    kind: Kind,
+    directory: Path,
+    *,
+    application: str = "hosted.asgi:application",
+    workers: int = 1,
+    options: Mapping[str, object] | None = None,
+    certificates: Certificates | None = None,
+    expect_start: bool = True,
+) -> Iterator[Server]:
+    """Run a server, and end it.
+
+    Args:
+        kind: Which server; always with its Trio worker.
+        directory: For the log, the journal, and the server's temporary files.
+        application: What to serve.
+        workers: How many worker processes.
+        options: More options of the command line: ``{"graceful-timeout": 1}``.
+        certificates: What to speak TLS with.
+        expect_start: Whether to wait until the server accepts connections.
+    """
+    temporary = directory / "temporary"
+    temporary.mkdir()
+    log_file, journal_file = directory / "server.log", directory / "journal"
+    arguments = {"bind": "127.0.0.1:0", "workers": workers, **(options or {})}
+    if certificates is not None:
+        arguments["certfile"] = certificates.certificate_file
+        arguments["keyfile"] = certificates.key_file
+    # The trio_asgi that the tests have imported, wherever it is installed.
+    import_path = [
+        str(Path(trio_asgi.__file__).parents[1]),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+    # A file rather than a pipe, which would have to be read all the time.
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [
+                sys.executable,
+                "-W",
+                "always::ResourceWarning",
+                "-m",
+                kind,
+                "--worker-class=trio",
+                *(f"--{name}={value}" for name, value in arguments.items()),
+                application,
+            ],
+            cwd=HERE,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(import_path),
+                "HOSTED_JOURNAL": str(journal_file),
+                "TMPDIR": str(temporary),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(
+        kind,
+        process,
+        log_file,
+        journal_file,
+        workers,
+        certificates.client_context() if certificates else None,
+    )
+    try:
+        if expect_start:
+            server.wait_until_ready()
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def serve_cleanly(kind: Kind, directory: Path, **options: Any) -> Iterator[Server]:
+    """Run a server for many tests; they must leave it healthy.
+
+    It ends with status 0, and has logged no tracebacks but those that the tests have
+    caused on purpose, and no leaks.
+    """
+    with serve(kind, directory, **options) as server:
+        server.note_state_at_rest()
+        yield server
+        assert server.is_running, f"the server has ended:\n{server.log}"
+        assert server.stop() == 0, server.log
+        assert server.log.count("Traceback") == server.tracebacks, server.log
+        assert "ResourceWarning" not in server.log, server.log

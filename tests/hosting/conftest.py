@@ -1,0 +1,46 @@
+"""Fixtures: a server of each kind, shared by the tests of a module."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from ._server import Certificates, Kind, Server, serve_cleanly
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+if sys.platform == "win32":
+    # No SIGTERM, no process groups: other ways to stop a server would be needed.
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="module", params=["hypercorn", "anycorn"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each of the servers that have a Trio worker."""
+    return cast("Kind", request.param)
+
+
+@pytest.fixture(scope="module")
+def server(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve the hosted site to all tests of a module."""
+    with serve_cleanly(kind, tmp_path_factory.mktemp(kind)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Return a certificate of 127.0.0.1."""
+    return Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def tls_server(
+    kind: Kind, certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Serve the hosted site over TLS."""
+    directory = tmp_path_factory.mktemp(kind)
+    with serve_cleanly(kind, directory, certificates=certificates) as running:
+        yield running

@@ -1,0 +1,1 @@
+"""The project that the tests have served: it writes down what happens to it."""

@@ -1,0 +1,51 @@
+"""The applications that the tests have served."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "hosted.settings"
+
+from trio_asgi import ASGIHandler, get_asgi_application
+
+from . import journal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+journal.connect()
+application = get_asgi_application()
+
+
+class Failing(ASGIHandler):
+    """A handler whose start-up fails."""
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Miss something."""
+        raise LookupError("the kettle is missing")
+        yield
+
+
+class Lasting(ASGIHandler):
+    """A handler that writes down when it starts and ends."""
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Surround the serving with two entries."""
+        journal.write("startup", "lifespan")
+        yield
+        journal.write("shutdown", "lifespan", in_flight=sorted(journal.in_flight))
+
+
+failing = Failing()
+lasting = Lasting()
+
+
+async def without_lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Serve as a server does that knows no lifespan: the handler never hears of it."""
+    if scope["type"] == "lifespan":
+        raise ValueError("no such thing")
+    await application(scope, receive, send)

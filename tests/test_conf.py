@@ -1,0 +1,97 @@
+"""The settings, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from trio_asgi import _worker, conf, get_asgi_application
+
+WRONG: list[tuple[Any, str, str]] = [
+    ([], "E001", "TRIO_ASGI must be a dict, not []."),
+    (
+        {"TREADS": 1},
+        "E002",
+        "TRIO_ASGI has no key 'TREADS'. Known keys: THREADS, THREAD_IDLE_SECONDS, "
+        "CLEANUP_SECONDS, SHUTDOWN_SECONDS.",
+    ),
+    (
+        {"THREADS": 0},
+        "E003",
+        "TRIO_ASGI['THREADS'] must be a whole number of threads, 1 or more, not 0.",
+    ),
+    (
+        {"THREADS": "40"},
+        "E003",
+        "TRIO_ASGI['THREADS'] must be a whole number of threads, 1 or more, not '40'.",
+    ),
+    (
+        {"THREADS": True},
+        "E003",
+        "TRIO_ASGI['THREADS'] must be a whole number of threads, 1 or more, not True.",
+    ),
+    (
+        {"THREAD_IDLE_SECONDS": -1},
+        "E003",
+        "TRIO_ASGI['THREAD_IDLE_SECONDS'] must be a number of seconds, 0 or more, "
+        "not -1.",
+    ),
+    (
+        {"SHUTDOWN_SECONDS": None},
+        "E003",
+        "TRIO_ASGI['SHUTDOWN_SECONDS'] must be a number of seconds, 0 or more, "
+        "not None.",
+    ),
+    (
+        {"CLEANUP_SECONDS": "10"},
+        "E003",
+        "TRIO_ASGI['CLEANUP_SECONDS'] must be a number of seconds, 0 or more, "
+        "not '10'.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "number", "message"), WRONG)
+def test_a_wrong_setting_is_reported(value: Any, number: str, message: str) -> None:
+    """The system check and the application both name the key and what is allowed."""
+    with override_settings(TRIO_ASGI=value):
+        (error,) = run_checks()
+        assert (error.id, error.msg) == (f"trio_asgi.{number}", message)
+        with pytest.raises(ImproperlyConfigured) as raised:
+            get_asgi_application()
+    assert str(raised.value) == message
+
+
+def test_several_wrong_settings_are_all_reported() -> None:
+    """One run of the check shows every problem."""
+    with override_settings(TRIO_ASGI={"THREADS": 0, "OTHER": 1}):
+        assert [error.id for error in run_checks()] == [
+            "trio_asgi.E003",
+            "trio_asgi.E002",
+        ]
+
+
+def test_right_settings_are_not_reported() -> None:
+    """Every key can be set, and none has to be."""
+    for value in ({}, {name: key.default for name, key in conf.KEYS.items()}):
+        with override_settings(TRIO_ASGI=value):
+            assert run_checks() == []
+
+
+def test_the_worker_threads_have_the_settings() -> None:
+    """What is set reaches the pool of the next Trio run."""
+    import trio  # noqa: PLC0415
+
+    async def main() -> tuple[float, float]:
+        pool = _worker.current_pool()
+        return pool.limiter.total_tokens, pool.idle_seconds
+
+    with override_settings(TRIO_ASGI={"THREADS": 3, "THREAD_IDLE_SECONDS": 0.5}):
+        get_asgi_application()
+        assert trio.run(main) == (3, 0.5)
+    get_asgi_application()
+    assert trio.run(main) == (40, 30)

@@ -1,0 +1,520 @@
+"""What an HTTP client gets: status, headers, body; and errors as Django answers them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import django.core.handlers.asgi
+import pytest
+import trio
+from django.core.exceptions import (
+    BadRequest,
+    PermissionDenied,
+    RequestDataTooBig,
+    SuspiciousOperation,
+)
+from django.http import (
+    FileResponse,
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    StreamingHttpResponse,
+)
+from django.test import override_settings
+from django.urls import path
+
+from support import application, http_scope, receive_answer, request, signal_log
+from trio_asgi import ASGIHandler, ASGIRequest, get_asgi_application
+from trio_asgi.testing import ApplicationCommunicator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from typing import IO
+
+    from trio_asgi._types import Scope
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+HERE = Path(__file__)
+
+
+def hello(request: HttpRequest) -> HttpResponse:
+    """Greet the name in the query string."""
+    return HttpResponse(f"Hello {request.GET.get('name', 'World')}!")
+
+
+async def async_hello(request: HttpRequest) -> HttpResponse:
+    """Greet the name in the query string."""
+    await trio.lowlevel.checkpoint()
+    return hello(request)
+
+
+def echo(request: HttpRequest) -> HttpResponse:
+    """Return the body if asked to; else do not read it."""
+    if request.GET.get("echo"):
+        return HttpResponse(request.body)
+    return HttpResponse(status=204)
+
+
+both_kinds = pytest.mark.parametrize("view", [hello, async_hello])
+
+
+def test_the_application_is_a_handler_of_django() -> None:
+    """isinstance and issubclass hold for Django's classes as for ours."""
+    app = get_asgi_application()
+    assert isinstance(app, ASGIHandler)
+    assert isinstance(app, django.core.handlers.asgi.ASGIHandler)
+    assert app.request_class is ASGIRequest
+    assert issubclass(ASGIRequest, django.core.handlers.asgi.ASGIRequest)
+
+
+async def test_the_default_application_serves_the_root_urlconf() -> None:
+    """get_asgi_application() serves what ROOT_URLCONF names."""
+    answer = await request(get_asgi_application())
+    assert (answer.status, answer.body) == (200, b"Hello World!")
+
+
+@both_kinds
+async def test_a_plain_view(view: Any) -> None:
+    """A view's answer has its status, exactly two headers in their case, its body."""
+    answer = await request(application(path("", view)))
+    assert answer.status == 200
+    assert sorted(answer.headers) == [
+        (b"Content-Length", b"12"),
+        (b"Content-Type", b"text/html; charset=utf-8"),
+    ]
+    assert answer.parts == [b"Hello World!"]
+
+
+async def test_the_case_of_a_header_is_kept() -> None:
+    """A header leaves as the view wrote it."""
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(headers={"x-MiXeD": "Case"})
+
+    answer = await request(application(path("", view)))
+    assert (b"x-MiXeD", b"Case") in answer.headers
+
+
+async def test_a_file_response() -> None:
+    """A FileResponse carries length, type and disposition, and the file's bytes."""
+
+    def view(request: HttpRequest) -> FileResponse:
+        return FileResponse(HERE.open("rb"), content_type="text/x-python")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answer = await request(application(path("", view)))
+    assert sorted(answer.headers) == [
+        (b"Content-Disposition", b'inline; filename="test_handler.py"'),
+        (b"Content-Length", str(HERE.stat().st_size).encode()),
+        (b"Content-Type", b"text/x-python"),
+    ]
+    assert answer.body == HERE.read_bytes()
+
+
+async def test_a_file_is_closed_after_the_response() -> None:
+    """The file of a FileResponse is closed, on the thread that read it."""
+    file = HERE.open("rb")
+
+    def view(request: HttpRequest) -> FileResponse:
+        return FileResponse(file)
+
+    await request(application(path("", view)))
+    assert file.closed
+
+
+async def test_a_file_is_sent_in_blocks_of_chunk_size() -> None:
+    """The handler's chunk_size is the size of a file's blocks, and can be overridden."""
+
+    class SmallChunks(ASGIHandler):
+        chunk_size = 1000
+
+    def view(request: HttpRequest) -> FileResponse:
+        return FileResponse(HERE.open("rb"))
+
+    answer = await request(application(path("", view), handler=SmallChunks))
+    assert answer.body == HERE.read_bytes()
+    assert len(answer.parts[0]) == 1000
+
+
+async def test_a_large_response_is_sent_in_chunks() -> None:
+    """A response over chunk_size goes out in several messages, none of them empty."""
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(b"x" * 150_000)
+
+    answer = await request(application(path("", view)))
+    assert [len(part) for part in answer.parts] == [65536, 65536, 18928]
+
+
+@pytest.mark.parametrize("query_string", [b"name=Andrew", "name=Andrew"])
+async def test_the_query_string_reaches_the_view(query_string: bytes | str) -> None:
+    """A query string may be bytes, as servers send it, or str."""
+    answer = await request(application(path("", hello)), query_string=query_string)
+    assert answer.body == b"Hello Andrew!"
+
+
+async def test_the_body_reaches_the_view() -> None:
+    """A POST body, in several messages, is read as one."""
+    scope = http_scope(method="POST", query_string="echo=1")
+    async with ApplicationCommunicator(application(path("", echo)), scope) as app:
+        for body, more_body in ((b"Echo", True), (b"", True), (b"!", False)):
+            await app.send_input(
+                {"type": "http.request", "body": body, "more_body": more_body}
+            )
+        answer = await receive_answer(app)
+    assert answer.body == b"Echo!"
+
+
+class RecordingHandler(ASGIHandler):
+    """Keeps the files of the bodies that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body_files: list[IO[bytes]] = []
+
+    async def read_body(self, receive: Any) -> IO[bytes]:
+        """Read a body, and remember its file."""
+        self.body_files.append(body_file := await super().read_body(receive))
+        return body_file
+
+
+async def test_a_body_that_no_one_read_is_closed() -> None:
+    """The body's file is closed even if the view did not touch it."""
+    app = application(path("", echo), handler=RecordingHandler)
+    answer = await request(app, method="POST", body=b"not read")
+    assert answer.status == 204
+    assert answer.parts == [b""]
+    (body_file,) = app.body_files  # type: ignore[attr-defined]
+    assert body_file.closed
+
+
+async def test_a_large_body_is_written_to_disk_in_a_thread() -> None:
+    """What exceeds FILE_UPLOAD_MAX_MEMORY_SIZE is written off the loop's thread."""
+    threads = []
+
+    class Handler(ASGIHandler):
+        async def read_body(self, receive: Any) -> IO[bytes]:
+            body_file = await super().read_body(receive)
+            threads.append(body_file._rolled)  # type: ignore[attr-defined]
+            return body_file
+
+    with override_settings(FILE_UPLOAD_MAX_MEMORY_SIZE=10):
+        answer = await request(
+            application(path("", echo), handler=Handler),
+            method="POST",
+            query_string="echo=1",
+            body=b"more than ten bytes",
+        )
+    assert answer.body == b"more than ten bytes"
+    assert threads == [True]
+
+
+async def test_a_query_string_that_is_not_utf8() -> None:
+    """It is answered 400 with an empty body, and the request ends as others do."""
+    with signal_log() as log:
+        answer = await request(application(path("", hello)), query_string=b"\xff")
+    assert (answer.status, answer.parts) == (400, [b""])
+    assert log.names == ["started", "finished"]
+    assert threading.current_thread() not in log.threads
+
+
+class TooBigRequest(ASGIRequest):
+    """A request that cannot be made."""
+
+    def __init__(self, scope: Scope, body_file: IO[bytes]) -> None:
+        """Fail."""
+        super().__init__(scope, body_file)
+        raise RequestDataTooBig
+
+
+async def test_a_request_that_is_too_big_to_be_made() -> None:
+    """RequestDataTooBig is answered 413, and the request ends as others do."""
+
+    class Handler(ASGIHandler):
+        request_class = TooBigRequest
+
+    with signal_log() as log:
+        answer = await request(Handler())
+    assert answer.status == 413
+    assert answer.body == b"413 Payload too large"
+    assert log.names == ["started", "finished"]
+    assert log.calls[1][2] == {"sender": Handler}
+    assert threading.current_thread() not in log.threads
+
+
+async def test_cookies_become_headers() -> None:
+    """Each cookie is a Set-Cookie header of its own."""
+
+    def view(request: HttpRequest) -> HttpResponse:
+        response = HttpResponse()
+        response.set_cookie("one", "1")
+        response.set_cookie("two", "2", httponly=True)
+        return response
+
+    answer = await request(application(path("", view)))
+    cookies = [value for name, value in answer.headers if name == b"Set-Cookie"]
+    assert cookies == [b"one=1; Path=/", b"two=2; HttpOnly; Path=/"]
+
+
+async def test_an_async_stream_is_sent_as_it_comes() -> None:
+    """Each part leaves before the next one is made; an empty body ends the response."""
+    go_on = trio.Event()
+
+    async def parts() -> AsyncIterator[bytes | str]:
+        yield b"first"
+        await go_on.wait()
+        yield "läst"
+
+    async def view(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(parts())
+
+    app = application(path("", view))
+    async with ApplicationCommunicator(app, http_scope()) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        assert (await communicator.receive_output())["status"] == 200
+        first = await communicator.receive_output()
+        assert first["body"] == b"first"
+        assert first["more_body"]
+        go_on.set()
+        assert (await communicator.receive_output())["body"] == "läst".encode()
+        last = await communicator.receive_output()
+        assert not last.get("body")
+        assert not last.get("more_body")
+
+
+async def test_a_sync_stream_is_sent_as_it_comes() -> None:
+    """A sync iterator is pulled in a thread, part by part, without a warning."""
+    go_on = threading.Event()
+    threads = set()
+
+    def parts() -> Any:
+        threads.add(threading.current_thread())
+        yield b"first"
+        assert go_on.wait(10)
+        yield "second"
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        threads.add(threading.current_thread())
+        return StreamingHttpResponse(parts())
+
+    app = application(path("", view))
+    async with ApplicationCommunicator(app, http_scope()) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        await communicator.receive_output()
+        assert (await communicator.receive_output())["body"] == b"first"
+        go_on.set()
+        assert (await communicator.receive_output())["body"] == b"second"
+        assert not (await communicator.receive_output()).get("body")
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+
+
+async def test_a_stream_that_fails_ends_without_a_last_message() -> None:
+    """The error of a stream reaches the server, alone, and the response is not ended."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        async with trio.open_nursery():
+            yield b"first"
+            raise ValueError("in the middle")
+
+    async def view(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(parts())
+
+    app = application(path("", view))
+    communicator = ApplicationCommunicator(app, http_scope())
+    await communicator.send_input({"type": "http.request"})
+    await communicator.receive_output()
+    assert (await communicator.receive_output())["body"] == b"first"
+    with pytest.raises(ValueError, match="in the middle"):
+        await communicator.wait()
+    assert await communicator.receive_nothing()
+
+
+ERRORS = [
+    (Http404("none"), 404),
+    (PermissionDenied("no"), 403),
+    (BadRequest("what"), 400),
+    (SuspiciousOperation("hm"), 400),
+    (ValueError("bug"), 500),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS)
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("kind", ["sync", "async", "nursery"])
+async def test_an_error_in_a_view_is_answered_by_django(
+    error: Exception, status: int, debug: bool, kind: str
+) -> None:
+    """Each error has Django's status, out of a nursery too; DEBUG shows the page."""
+
+    async def fail() -> NoReturn:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    def sync_view(request: HttpRequest) -> NoReturn:
+        raise error
+
+    async def async_view(request: HttpRequest) -> NoReturn:
+        await fail()
+
+    async def nursery_view(request: HttpRequest) -> None:
+        async with trio.open_nursery() as outer, trio.open_nursery() as inner:
+            inner.start_soon(fail)
+            outer.start_soon(trio.sleep_forever)
+
+    view: Any = {"sync": sync_view, "async": async_view, "nursery": nursery_view}[kind]
+    app = application(path("", view))
+    with override_settings(DEBUG=debug):
+        answer = await request(app)
+    assert answer.status == status
+    if debug and status == 500:
+        assert b"bug" in answer.body
+        assert b"ValueError" in answer.body
+    if debug and status == 404:
+        assert b"Page not found" in answer.body
+
+
+async def test_several_errors_in_a_view_are_a_500_that_shows_them_all() -> None:
+    """With DEBUG, the page has the traceback of each error out of a nursery."""
+
+    async def fail(error: Exception) -> NoReturn:
+        raise error
+
+    async def view(request: HttpRequest) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail, Http404("this page"))
+            nursery.start_soon(fail, KeyError("that key"))
+
+    app = application(path("", view))
+    with override_settings(DEBUG=True):
+        answer = await request(app)
+    assert answer.status == 500
+    assert b"this page" in answer.body
+    assert b"that key" in answer.body
+
+
+async def test_an_error_out_of_a_nursery_keeps_its_context_and_traceback() -> None:
+    """What the debug page shows of the error is what was there when it was raised."""
+    seen: list[BaseException] = []
+
+    class Middleware:
+        async_capable = True
+
+        def __init__(self, get_response: Any) -> None:
+            self.get_response = get_response
+
+        def __call__(self, request: HttpRequest) -> Any:
+            return self.get_response(request)
+
+        def process_exception(self, request: HttpRequest, error: Exception) -> None:
+            seen.append(error)
+
+    async def child() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("second")  # noqa: B904 - the implicit context is meant
+
+    async def view(request: HttpRequest) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+
+    globals()["ContextMiddleware"] = Middleware
+    app = application(path("", view), middleware=[f"{__name__}.ContextMiddleware"])
+    assert (await request(app)).status == 500
+    (error,) = seen
+    assert isinstance(error, ValueError)
+    assert isinstance(error.__context__, KeyError)
+    names = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        names.append(traceback.tb_frame.f_code.co_name)
+        traceback = traceback.tb_next
+    assert names[-1] == "child"
+
+
+async def test_a_view_that_returns_nothing_is_a_500() -> None:
+    """Django's complaint about a view without a response is answered."""
+
+    async def view(request: HttpRequest) -> None:
+        pass
+
+    app = application(path("", view))  # type: ignore[arg-type]
+    with override_settings(DEBUG=True):
+        answer = await request(app)
+    assert answer.status == 500
+    assert b"returned None instead" in answer.body
+
+
+async def test_an_error_that_django_cannot_answer_reaches_the_server() -> None:
+    """With an URLconf that cannot be imported, the server gets the error itself."""
+
+    class Request(ASGIRequest):
+        urlconf = "no.such.urlconf"
+
+    class Handler(ASGIHandler):
+        request_class = Request
+
+    with signal_log() as log:
+        communicator = ApplicationCommunicator(Handler(), http_scope())
+        await communicator.send_input({"type": "http.request"})
+        with pytest.raises(ModuleNotFoundError, match="No module named 'no'"):
+            await communicator.wait()
+    assert log.names == ["started", "finished"]
+
+
+async def test_outside_trio_the_error_says_what_to_do() -> None:
+    """Called by an asyncio server, the handler names a server for Trio."""
+    import asyncio  # noqa: PLC0415
+
+    app = get_asgi_application()
+
+    def run_on_asyncio() -> None:
+        with pytest.raises(RuntimeError, match="hypercorn -k trio"):
+            asyncio.run(app(http_scope(), None, None))  # type: ignore[arg-type]
+
+    await trio.to_thread.run_sync(run_on_asyncio)
+
+
+async def test_a_group_of_cancellations_is_one_to_the_server() -> None:
+    """A server that cancels a view with a nursery gets Cancelled, not a group."""
+    ended: list[BaseException] = []
+
+    async def view(request: HttpRequest) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(trio.sleep_forever)
+            started.set()
+
+    app = application(path("", view))  # type: ignore[arg-type]
+    started = trio.Event()
+    inputs = [{"type": "http.request"}]
+
+    async def receive() -> Any:
+        if inputs:
+            return inputs.pop()
+        await trio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nothing may be sent")
+
+    async def serve() -> None:
+        try:
+            await app(http_scope(), receive, send)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await started.wait()
+        nursery.cancel_scope.cancel()
+    assert isinstance(ended[0], trio.Cancelled)
+    assert not isinstance(ended[0], (BaseExceptionGroup, ExceptionGroup))

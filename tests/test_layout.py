@@ -1,0 +1,151 @@
+"""Which module may import which, and what the package exports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trio_asgi
+
+PACKAGE = Path(trio_asgi.__file__).parent
+
+#: A module imports only from modules above it; what stands in one line is a layer.
+LAYERS = [
+    "_types",
+    "_errors",
+    # Trio only: no Django, no asgiref
+    "_worker _receive _send _lifespan _websocket _serve",
+    "_exchange",
+    "testing.communicator",
+    "testing",
+    # Trio and asgiref
+    "_bridge",
+    # Django
+    "conf _request _signals _response",
+    "checks",
+    "apps",
+    "handler",
+    "staticfiles",
+    "__init__",
+]
+TRIO_ONLY = " ".join(LAYERS[: LAYERS.index("_bridge")]).split()
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
+
+
+def modules() -> dict[str, Path]:
+    """Return the package's modules by their name below it."""
+    return {
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): file
+        for file in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(name: str, file: Path) -> set[str]:
+    """Return what a module imports at any level: own modules with a leading dot."""
+    found: set[str] = set()
+    parents = name.split(".")[:-1] if file.stem != "__init__" else name.split(".")
+    if name == "__init__":
+        parents = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module))
+        elif isinstance(node, ast.ImportFrom):
+            base = parents[: len(parents) - node.level + 1]
+            path = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            if path:
+                found.add("." + path)
+            else:
+                found.update("." + alias.name for alias in node.names)
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    """A new module is given a place in the order."""
+    assert set(modules()) == set(RANK)
+
+
+@pytest.mark.parametrize("name", [name for name in RANK if name != "__init__"])
+def test_a_module_imports_only_from_above(name: str) -> None:
+    """No module imports one of its own layer or below."""
+    for imported in imports(name, modules()[name]):
+        if imported.startswith("."):
+            assert RANK[imported[1:]] < RANK[name], imported
+
+
+@pytest.mark.parametrize("name", TRIO_ONLY)
+def test_the_core_knows_nothing_of_django(name: str) -> None:
+    """Modules that are Trio only import neither Django nor asgiref."""
+    for imported in imports(name, modules()[name]):
+        assert imported.split(".")[0] not in {"django", "asgiref"}
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_module_is_a_giant(name: str) -> None:
+    """Only the worker threads, one machine in one file, take more than 400 lines."""
+    lines = len(modules()[name].read_text().splitlines())
+    assert lines <= (600 if name == "_worker" else 400)
+
+
+def run_python(code: str) -> str:
+    """Run code in a fresh interpreter without settings; return what it prints."""
+    env = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+    result = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=60,
+    )
+    return result.stdout.strip()
+
+
+def test_importing_the_package_is_quick() -> None:
+    """``import trio_asgi`` loads neither Django nor Trio."""
+    code = "import sys, trio_asgi; print({'django', 'trio', 'asgiref'} & {*sys.modules})"
+    assert run_python(code) == "set()"
+
+
+def test_public_names_need_no_settings() -> None:
+    """Every public name can be imported, and the bridge installed, unconfigured."""
+    code = """
+import trio_asgi, trio_asgi.testing
+for name in trio_asgi.__all__:
+    getattr(trio_asgi, name)
+trio_asgi.install()
+from django.conf import settings
+print(settings.configured, *sorted(trio_asgi.__all__))
+"""
+    assert run_python(code) == (
+        "False ASGIHandler ASGIRequest ASGIStaticFilesHandler __version__ "
+        "get_asgi_application install serve uninstall"
+    )
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """The package's lazy loading does not hide misspellings."""
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = trio_asgi.nothing
+    assert "serve" in dir(trio_asgi)
+
+
+def test_the_package_is_typed() -> None:
+    """Type checkers are told that the annotations are there."""
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.skipif(
+    "TRIO_ASGI_WHEEL" not in os.environ, reason="only nox tests the built wheel"
+)
+def test_the_wheel_is_what_is_tested() -> None:
+    """The package comes from site-packages, not from the source tree."""
+    assert "site-packages" in PACKAGE.parts

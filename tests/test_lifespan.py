@@ -1,0 +1,272 @@
+"""The handshake with the server, and what outlives requests."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest, HttpResponse
+from django.test import override_settings
+from django.urls import path
+
+from support import application, request
+from trio_asgi import ASGIHandler
+from trio_asgi._worker import current_pool
+from trio_asgi.testing import ApplicationCommunicator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+STARTUP = {"type": "lifespan.startup"}
+SHUTDOWN = {"type": "lifespan.shutdown"}
+
+
+def lifespan(app: ASGIHandler) -> ApplicationCommunicator:
+    """Return a communicator for the application's lifespan."""
+    return ApplicationCommunicator(app, {"type": "lifespan", "asgi": {}})
+
+
+async def start_up(communicator: ApplicationCommunicator) -> Any:
+    """Send the start-up, and return the answer's type."""
+    await communicator.send_input(STARTUP)
+    return (await communicator.receive_output())["type"]
+
+
+async def shut_down(communicator: ApplicationCommunicator) -> Any:
+    """Send the shutdown, and return the answer's type."""
+    await communicator.send_input(SHUTDOWN)
+    return (await communicator.receive_output(timeout=10))["type"]
+
+
+async def test_the_handshake() -> None:
+    """Start-up and shutdown are answered, and the application ends."""
+    async with lifespan(application()) as communicator:
+        assert await start_up(communicator) == "lifespan.startup.complete"
+        assert await communicator.receive_nothing(0.01)
+        assert await shut_down(communicator) == "lifespan.shutdown.complete"
+        await communicator.wait()
+
+
+class Recording(ASGIHandler):
+    """Records how its lifespan goes, and fails where told to."""
+
+    events: list[str]
+    fail_at = ""
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Hold a nursery open around the serving."""
+        self.events.append("enter")
+        if self.fail_at == "enter":
+            raise ValueError("no database")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            yield
+            nursery.cancel_scope.cancel()
+        self.events.append("exit")
+        if self.fail_at == "exit":
+            raise ValueError("cannot save")
+
+
+@pytest.fixture
+def recording() -> Recording:
+    """A handler that records its lifespan."""
+    Recording.events, Recording.fail_at = [], ""
+    return Recording()
+
+
+async def test_an_overridden_lifespan_surrounds_the_serving(
+    recording: Recording,
+) -> None:
+    """It is entered before start-up is complete, and left after the tasks' end."""
+
+    async def task() -> None:
+        await trio.lowlevel.checkpoint()
+        recording.events.append("task")
+
+    async with lifespan(recording) as communicator:
+        await start_up(communicator)
+        assert recording.events == ["enter"]
+        recording.start_soon(task)
+        await shut_down(communicator)
+    assert recording.events == ["enter", "task", "exit"]
+
+
+@pytest.mark.parametrize(
+    ("point", "phase", "message"),
+    [
+        ("enter", "startup", "ValueError: no database"),
+        ("exit", "shutdown", "ValueError: cannot save"),
+    ],
+)
+async def test_a_failure_is_reported_to_the_server(
+    recording: Recording,
+    caplog: pytest.LogCaptureFixture,
+    point: str,
+    phase: str,
+    message: str,
+) -> None:
+    """What lifespan() raises is logged once, and told to the server as its failure."""
+    Recording.fail_at = point
+    async with lifespan(recording) as communicator:
+        await communicator.send_input(STARTUP)
+        if point == "exit":
+            await communicator.receive_output()
+            await communicator.send_input(SHUTDOWN)
+        output = await communicator.receive_output()
+        assert output == {"type": f"lifespan.{phase}.failed", "message": message}
+        await communicator.wait()
+    assert len(caplog.records) == 1
+    assert f"The application's {phase} failed" in caplog.text
+
+
+async def test_a_task_of_a_view_outlives_its_request() -> None:
+    """A task started by a view runs on, with a thread of its own, after the answer."""
+    go_on = trio.Event()
+    threads: list[str] = []
+
+    def note_thread() -> None:
+        threads.append(threading.current_thread().name)
+
+    async def task() -> None:
+        await sync_to_async(note_thread)()
+        await go_on.wait()
+        await sync_to_async(note_thread)()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        app.start_soon(task)
+        await sync_to_async(note_thread)()
+        return HttpResponse("answered")
+
+    app = application(path("", view))
+    async with lifespan(app) as communicator:
+        await start_up(communicator)
+        assert (await request(app)).body == b"answered"
+        go_on.set()
+        await shut_down(communicator)
+    view_threads = {threads[0], threads[1]}
+    assert len(threads) == 3
+    assert len(view_threads) == 2
+    assert threads[2] in view_threads
+
+
+async def test_a_failing_task_is_logged_and_harms_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The error of one task leaves the others, and the server, alone."""
+    done = []
+
+    async def fail() -> None:
+        raise ValueError("in the background")
+
+    async def work() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        done.append(True)
+
+    app = application()
+    async with lifespan(app) as communicator:
+        await start_up(communicator)
+        app.start_soon(work)
+        app.start_soon(fail)
+        assert await shut_down(communicator) == "lifespan.shutdown.complete"
+    assert done == [True]
+    assert [r.levelno for r in caplog.records] == [logging.ERROR]
+    assert "in the background" in caplog.text
+
+
+async def test_shutdown_waits_for_tasks_but_not_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A task may run on for SHUTDOWN_SECONDS, and is cancelled then."""
+    ends: dict[str, float] = {}
+
+    async def sleep(name: str, seconds: float) -> None:
+        try:
+            await trio.sleep(seconds)
+        finally:
+            ends[name] = trio.current_time() - start
+
+    with override_settings(TRIO_ASGI={"SHUTDOWN_SECONDS": 5}):
+        app = application()
+    async with lifespan(app) as communicator:
+        await start_up(communicator)
+        start = trio.current_time()
+        app.start_soon(sleep, "short", 2)
+        app.start_soon(sleep, "long", 1000)
+        assert await shut_down(communicator) == "lifespan.shutdown.complete"
+    assert ends == {"short": pytest.approx(2), "long": pytest.approx(5)}
+
+
+async def test_a_task_cannot_be_started_outside_the_lifespan() -> None:
+    """Before start-up and after shutdown, the error says what to do instead."""
+    app = application()
+    with pytest.raises(RuntimeError, match="No nursery outlives this request"):
+        app.start_soon(trio.sleep_forever)
+    async with lifespan(app) as communicator:
+        await start_up(communicator)
+        await shut_down(communicator)
+    with pytest.raises(RuntimeError, match="has sent no lifespan.startup"):
+        app.start_soon(trio.sleep_forever)
+
+
+async def test_a_server_without_lifespan_is_served() -> None:
+    """Requests need no lifespan scope."""
+    assert (await request(ASGIHandler())).body == b"Hello World!"
+
+
+async def test_shutdown_ends_the_threads() -> None:
+    """When shutdown is complete no worker thread is left."""
+    app = application(path("", lambda request: HttpResponse()))
+    async with lifespan(app) as communicator:
+        await start_up(communicator)
+        await request(app)
+        threads = [worker.thread for worker in current_pool().workers]
+        assert [thread.is_alive() for thread in threads] == [True]
+        await shut_down(communicator)
+    assert [thread.is_alive() for thread in threads] == [False]
+    assert not current_pool().workers
+
+
+async def test_an_ended_thread_closes_its_database_connections() -> None:
+    """No connection is left open behind a thread that has ended."""
+    from django.db import connection  # noqa: PLC0415
+
+    open_connections = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        # One without Django's notion of when to close, as CONN_MAX_AGE=None is.
+        connection.close_at = None
+        open_connections.append(connection.connection)
+        return HttpResponse()
+
+    closed = []
+    with pytest.MonkeyPatch.context() as patch:
+        from django.db.backends.sqlite3.base import (  # noqa: PLC0415
+            DatabaseWrapper,
+        )
+
+        original = DatabaseWrapper._close  # type: ignore[attr-defined]
+
+        def close(self: Any) -> Any:
+            closed.append(threading.current_thread())
+            return original(self)
+
+        patch.setattr(DatabaseWrapper, "_close", close)
+        # An in-memory SQLite database is never closed by close(), so look below it.
+        patch.setattr(DatabaseWrapper, "is_in_memory_db", lambda self: False)
+        app = application(path("", view))
+        async with lifespan(app) as communicator:
+            await start_up(communicator)
+            await request(app)
+            (worker,) = current_pool().workers
+            await shut_down(communicator)
+    assert closed == [worker.thread]
+    assert len(open_connections) == 1

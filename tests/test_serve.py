@@ -1,0 +1,177 @@
+"""A Django site inside a Trio program, over real sockets."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
+from hypercorn.config import Config
+
+import trio_asgi
+from support import application, request
+from test_lifespan import Recording
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "single_file.py"
+shared: dict[str, Any] = {}
+
+
+def show(request: HttpRequest) -> HttpResponse:
+    """Show what the program shares."""
+    return HttpResponse(str(shared["value"]))
+
+
+async def get(url: str) -> httpx.Response:
+    """Make a request with a real client."""
+    async with httpx.AsyncClient(timeout=10) as client:
+        return await client.get(url)
+
+
+async def test_a_program_hosts_a_site_beside_its_tasks() -> None:
+    """The site answers at the returned address, shares objects, and in-process too."""
+    app = application(path("", show))
+    async with trio.open_nursery() as nursery:
+        (address,) = await nursery.start(trio_asgi.serve, app, "127.0.0.1:0")
+        shared["value"] = "from the program"
+        assert (await get(address)).text == "from the program"
+        assert (await request(app)).body == b"from the program"
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelling_shuts_down_in_order() -> None:
+    """Requests in flight are answered, and the lifespan is left, before it ends."""
+    Recording.events, Recording.fail_at = [], ""
+    reached, go_on = trio.Event(), trio.Event()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        reached.set()
+        await go_on.wait()
+        return HttpResponse("answered")
+
+    app = application(path("", view), handler=Recording)
+    answers = []
+
+    async def client(address: str) -> None:
+        answers.append((await get(address)).text)
+
+    async with trio.open_nursery() as clients:
+        async with trio.open_nursery() as nursery:
+            (address,) = await nursery.start(trio_asgi.serve, app, "127.0.0.1:0")
+            clients.start_soon(client, address)
+            await reached.wait()
+            nursery.cancel_scope.cancel()
+            go_on.set()
+        assert Recording.events == ["enter", "exit"]
+    assert answers == ["answered"]
+
+
+async def test_a_trigger_shuts_down() -> None:
+    """serve() returns after its shutdown_trigger does."""
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: Any) -> None:
+            await trio_asgi.serve(
+                application(),
+                "127.0.0.1:0",
+                shutdown_trigger=stop.wait,
+                task_status=task_status,
+            )
+
+        await nursery.start(serve)
+        stop.set()
+
+
+async def test_a_config_is_used() -> None:
+    """A hypercorn Config is taken, with its bind or with the one that is given."""
+    for bind in ([], ["127.0.0.1:0"]):
+        config = Config()
+        config.root_path = "/prefix"
+        if not bind:
+            config.bind = ["127.0.0.1:0"]
+
+        async def serve(config: Config, bind: list[str], task_status: Any) -> None:
+            await trio_asgi.serve(
+                application(), *bind, config=config, task_status=task_status
+            )
+
+        async with trio.open_nursery() as nursery:
+            (address,) = await nursery.start(serve, config, bind)
+            assert (await get(address)).text == "Hello World!"
+            nursery.cancel_scope.cancel()
+
+
+async def test_two_binds_are_an_error() -> None:
+    """A bind beside a config with another one is refused, by name."""
+    config = Config()
+    config.bind = ["127.0.0.1:8001"]
+    with pytest.raises(ValueError, match="bind='127.0.0.1:8002' and a config with"):
+        await trio_asgi.serve(application(), "127.0.0.1:8002", config=config)
+
+
+async def test_an_address_in_use_is_an_os_error() -> None:
+    """What the operating system says of the address comes out, alone."""
+    async with trio.open_nursery() as nursery:
+        (address,) = await nursery.start(trio_asgi.serve, application(), "127.0.0.1:0")
+        with warnings.catch_warnings():
+            # hypercorn does not close the socket that it could not bind.
+            warnings.simplefilter("ignore", ResourceWarning)
+            with pytest.raises(OSError, match="in use"):
+                await trio_asgi.serve(application(), address.removeprefix("http://"))
+            gc.collect()
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_hypercorn_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """hypercorn is an extra, which the error names."""
+    monkeypatch.setitem(sys.modules, "hypercorn.trio", None)
+    with pytest.raises(ImportError, match=r"pip install 'trio-asgi\[hypercorn\]'"):
+        await trio_asgi.serve(application())
+
+
+def test_the_example_in_one_file_is_short() -> None:
+    """It takes at most forty lines."""
+    assert len(EXAMPLE.read_text().splitlines()) <= 40
+
+
+def test_the_example_in_one_file_works() -> None:
+    """Both views show the value that the program's task counts up."""
+    code = f"""
+import runpy, trio, httpx, trio_asgi
+example = runpy.run_path({str(EXAMPLE)!r}, run_name="__main__not")
+import sys, types
+module = types.ModuleType("__main__not")
+vars(module).update(example)
+sys.modules["__main__not"] = module
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(example["count"])
+        app = trio_asgi.get_asgi_application()
+        (address,) = await nursery.start(trio_asgi.serve, app, "127.0.0.1:0")
+        async with httpx.AsyncClient() as client:
+            while (await client.get(address + "/json/")).json()["seconds"] < 1:
+                await trio.sleep(0.1)
+            print((await client.get(address)).text, end="")
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+    result = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout.startswith("Up for ")
