@@ -36,9 +36,7 @@ def install_wheel(session: nox.Session, *extras: str) -> None:
     """Build the wheel, and install what users will get."""
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    session.run(
-        "python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(dist), "."
-    )
+    session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(dist), ".")
     (wheel,) = dist.glob("*.whl")
     wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
     # The version stays the same from build to build, so the old one has to go.
@@ -121,5 +119,7 @@ def demo(session: nox.Session) -> None:
 
 
 def _demo_application() -> list[str]:
-    (asgi,) = SITE.resolve().glob("*/asgi.py") if SITE.exists() else Path().glob("*/asgi.py")
+    (asgi,) = (
+        SITE.resolve().glob("*/asgi.py") if SITE.exists() else Path().glob("*/asgi.py")
+    )
     return [f"{asgi.parent.name}.asgi:application"]

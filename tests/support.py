@@ -57,7 +57,7 @@ def application(
 
     class Request(ASGIRequest):
         if urlpatterns:
-            urlconf = urlpatterns
+            urlconf = urlpatterns  # type: ignore[assignment] # Django takes patterns
 
     class Handler(handler):  # type: ignore[misc, valid-type]
         request_class = Request

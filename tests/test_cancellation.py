@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 from asgiref.sync import async_to_sync, sync_to_async
 from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -48,7 +49,7 @@ def log() -> Iterator[SignalLog]:
 
 
 def assert_ended(log: SignalLog, sender: type[ASGIHandler]) -> None:
-    """Check that the request's end was signalled, once, by its handler, off the loop."""
+    """Check that the end was signalled, once, by the handler, off the loop."""
     assert log.names == ["started", "finished"]
     assert log.calls[1][2] == {"sender": sender}
     assert len(log.threads) == 1
@@ -162,11 +163,10 @@ async def test_in_the_nursery_of_an_async_view(log: SignalLog) -> None:
 async def test_in_a_view_that_goes_on_without_a_checkpoint(log: SignalLog) -> None:
     """A view that finishes although it was cancelled has its response closed."""
     closed = []
-    app = application(path("", lambda request: view(request)))
 
     def view(request: HttpRequest) -> HttpResponse:
         response = HttpResponse()
-        response._resource_closers.append(lambda: closed.append(True))
+        response._resource_closers.append(lambda: closed.append(True))  # type: ignore[attr-defined]
         trio.from_thread.run(communicator.send_input, DISCONNECT)
         # The watcher takes the disconnect while this thread still runs.
         with pytest.raises(trio.Cancelled):
@@ -174,6 +174,7 @@ async def test_in_a_view_that_goes_on_without_a_checkpoint(log: SignalLog) -> No
                 trio.from_thread.run(trio.lowlevel.checkpoint)
         return response
 
+    app = application(path("", view))
     communicator = start(app)
     await communicator.send_input({"type": "http.request"})
     await communicator.wait()
@@ -322,7 +323,7 @@ async def test_while_a_part_is_being_sent(log: SignalLog) -> None:
         try:
             yield b"first"
         finally:
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
             closed.append(trio.lowlevel.current_task())
 
     async def view(request: HttpRequest) -> StreamingHttpResponse:
@@ -477,7 +478,7 @@ async def test_another_message_after_the_body(log: SignalLog) -> None:
 async def test_the_server_cancels(log: SignalLog, at: str) -> None:
     """At the server's shutdown a request is cancelled and ends as it does elsewhere."""
     point = Point()
-    reached, go_on = trio.Event(), threading.Event()
+    go_on = threading.Event()
     server = Server()
 
     async def view(request: HttpRequest) -> HttpResponse:
@@ -513,7 +514,7 @@ async def test_a_sync_view_that_outlasts_the_servers_patience(
     log: SignalLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is left behind, and its thread ends the request when the view has ended."""
-    reached, go_on, ended = trio.Event(), threading.Event(), threading.Event()
+    reached, go_on = trio.Event(), threading.Event()
     server = Server()
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -535,7 +536,6 @@ async def test_a_sync_view_that_outlasts_the_servers_patience(
     assert log.names == ["started", "finished"]
     assert not worker.thread.is_alive()
     assert len(log.threads) == 1
-    del ended
 
 
 async def test_the_end_cannot_be_cancelled_but_is_bounded(
@@ -545,9 +545,12 @@ async def test_the_end_cannot_be_cancelled_but_is_bounded(
     go_on = threading.Event()
     done = []
 
+    def close() -> None:
+        done.append(go_on.wait(10))
+
     def view(request: HttpRequest) -> HttpResponse:
         response = HttpResponse("whole")
-        response._resource_closers.append(lambda: go_on.wait(10) and done.append(True))
+        response._resource_closers.append(close)  # type: ignore[attr-defined]
         return response
 
     with override_settings(TRIO_ASGI={"CLEANUP_SECONDS": 0.01}):

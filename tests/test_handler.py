@@ -1,8 +1,7 @@
-"""What an HTTP client gets: status, headers, body; and errors as Django answers them."""
+"""What an HTTP client gets: status, headers, body; and how errors are answered."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
     from typing import IO
 
     from trio_asgi._types import Scope
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 HERE = Path(__file__)
 
@@ -130,7 +126,7 @@ async def test_a_file_is_closed_after_the_response() -> None:
 
 
 async def test_a_file_is_sent_in_blocks_of_chunk_size() -> None:
-    """The handler's chunk_size is the size of a file's blocks, and can be overridden."""
+    """The handler's chunk_size, which is a file's block size, can be overridden."""
 
     class SmallChunks(ASGIHandler):
         chunk_size = 1000
@@ -317,7 +313,7 @@ async def test_a_sync_stream_is_sent_as_it_comes() -> None:
 
 
 async def test_a_stream_that_fails_ends_without_a_last_message() -> None:
-    """The error of a stream reaches the server, alone, and the response is not ended."""
+    """A stream's error reaches the server, alone, and the response is not ended."""
 
     async def parts() -> AsyncIterator[bytes]:
         async with trio.open_nursery():
@@ -387,10 +383,11 @@ async def test_several_errors_in_a_view_are_a_500_that_shows_them_all() -> None:
     async def fail(error: Exception) -> NoReturn:
         raise error
 
-    async def view(request: HttpRequest) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail, Http404("this page"))
             nursery.start_soon(fail, KeyError("that key"))
+        return HttpResponse()
 
     app = application(path("", view))
     with override_settings(DEBUG=True):
@@ -422,9 +419,10 @@ async def test_an_error_out_of_a_nursery_keeps_its_context_and_traceback() -> No
         except KeyError:
             raise ValueError("second")  # noqa: B904 - the implicit context is meant
 
-    async def view(request: HttpRequest) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(child)
+        return HttpResponse()
 
     globals()["ContextMiddleware"] = Middleware
     app = application(path("", view), middleware=[f"{__name__}.ContextMiddleware"])
@@ -485,7 +483,7 @@ async def test_outside_trio_the_error_says_what_to_do() -> None:
 
 async def test_a_group_of_cancellations_is_one_to_the_server() -> None:
     """A server that cancels a view with a nursery gets Cancelled, not a group."""
-    ended: list[BaseException] = []
+    ended: list[object] = []
 
     async def view(request: HttpRequest) -> None:
         async with trio.open_nursery() as nursery:
@@ -498,9 +496,9 @@ async def test_a_group_of_cancellations_is_one_to_the_server() -> None:
     inputs = [{"type": "http.request"}]
 
     async def receive() -> Any:
-        if inputs:
-            return inputs.pop()
-        await trio.sleep_forever()
+        if not inputs:
+            await trio.sleep_forever()
+        return inputs.pop()
 
     async def send(message: Any) -> None:
         raise AssertionError("nothing may be sent")
@@ -517,4 +515,3 @@ async def test_a_group_of_cancellations_is_one_to_the_server() -> None:
         await started.wait()
         nursery.cancel_scope.cancel()
     assert isinstance(ended[0], trio.Cancelled)
-    assert not isinstance(ended[0], (BaseExceptionGroup, ExceptionGroup))

@@ -19,7 +19,8 @@ LAYERS = [
     "_types",
     "_errors",
     # Trio only: no Django, no asgiref
-    "_worker _receive _send _lifespan _websocket _serve",
+    "_call _receive _send _lifespan _websocket _serve",
+    "_worker",
     "_exchange",
     "testing.communicator",
     "testing",
@@ -48,12 +49,18 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, file: Path) -> set[str]:
-    """Return what a module imports at any level: own modules with a leading dot."""
+    """Return what a module imports when it runs: own modules with a leading dot."""
     found: set[str] = set()
     parents = name.split(".")[:-1] if file.stem != "__init__" else name.split(".")
     if name == "__init__":
         parents = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -90,15 +97,15 @@ def test_the_core_knows_nothing_of_django(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_no_module_is_a_giant(name: str) -> None:
-    """Only the worker threads, one machine in one file, take more than 400 lines."""
+    """A module can be read at one sitting."""
     lines = len(modules()[name].read_text().splitlines())
-    assert lines <= (600 if name == "_worker" else 400)
+    assert lines <= 420
 
 
 def run_python(code: str) -> str:
     """Run code in a fresh interpreter without settings; return what it prints."""
     env = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
-    result = subprocess.run(  # noqa: S603
+    result = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
         capture_output=True,
@@ -111,7 +118,9 @@ def run_python(code: str) -> str:
 
 def test_importing_the_package_is_quick() -> None:
     """``import trio_asgi`` loads neither Django nor Trio."""
-    code = "import sys, trio_asgi; print({'django', 'trio', 'asgiref'} & {*sys.modules})"
+    code = (
+        "import sys, trio_asgi; print({'django', 'trio', 'asgiref'} & {*sys.modules})"
+    )
     assert run_python(code) == "set()"
 
 

@@ -211,7 +211,7 @@ async def test_a_task_cannot_be_started_outside_the_lifespan() -> None:
     async with lifespan(app) as communicator:
         await start_up(communicator)
         await shut_down(communicator)
-    with pytest.raises(RuntimeError, match="has sent no lifespan.startup"):
+    with pytest.raises(RuntimeError, match=r"has sent no lifespan\.startup"):
         app.start_soon(trio.sleep_forever)
 
 

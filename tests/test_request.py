@@ -76,9 +76,9 @@ def test_a_malformed_content_length_is_no_way_around_the_limit() -> None:
     """DATA_UPLOAD_MAX_MEMORY_SIZE counts the bytes that are there."""
     headers = [(b"content-length", b"1"), (b"content-length", b"2")]
     request = make_request(b"x" * 10, method="POST", headers=headers)
-    with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=5):
-        with pytest.raises(RequestDataTooBig):
-            _ = request.body
+    limit = override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=5)
+    with limit, pytest.raises(RequestDataTooBig):
+        _ = request.body
     assert request.META["CONTENT_LENGTH"] == "1,2"
 
 

@@ -113,7 +113,7 @@ async def test_two_binds_are_an_error() -> None:
     """A bind beside a config with another one is refused, by name."""
     config = Config()
     config.bind = ["127.0.0.1:8001"]
-    with pytest.raises(ValueError, match="bind='127.0.0.1:8002' and a config with"):
+    with pytest.raises(ValueError, match=r"bind='127\.0\.0\.1:8002' and a config with"):
         await trio_asgi.serve(application(), "127.0.0.1:8002", config=config)
 
 
@@ -167,7 +167,7 @@ async def main():
 
 trio.run(main)
 """
-    result = subprocess.run(  # noqa: S603
+    result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,

@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._bridge import install as install
-    from ._bridge import uninstall as uninstall
+    from ._bridge import install as install, uninstall as uninstall
     from ._request import ASGIRequest as ASGIRequest
     from ._serve import serve as serve
-    from .handler import ASGIHandler as ASGIHandler
-    from .handler import get_asgi_application as get_asgi_application
+    from .handler import (
+        ASGIHandler as ASGIHandler,
+        get_asgi_application as get_asgi_application,
+    )
     from .staticfiles import ASGIStaticFilesHandler as ASGIStaticFilesHandler
 
 __version__ = "0.1.0"

@@ -1,15 +1,15 @@
 """`sync_to_async` and `async_to_sync` on Trio.
 
 asgiref's two classes, and the few places where Django itself calls asyncio, start with
-the running asyncio loop. `install` puts a fork in front of each: in a Trio task, or in a
-worker thread that a Trio task waits for, the call goes to `_worker`; everywhere else to
-the original, unchanged. `uninstall` puts the originals back.
+the running asyncio loop. `install` puts a fork in front of each: in a Trio task, or in
+a worker thread that a Trio task waits for, the call goes to `_worker`; everywhere else
+to the original, unchanged. `uninstall` puts the originals back.
 
 What a call on Trio keeps of asgiref's meaning: the context variables go in and the
 changes come back, `Local` included; ``sys.exc_info()`` is the caller's;
 ``thread_sensitive`` code runs in the request's thread, or in the thread that waits in
 an `async_to_sync` above, or in one thread per program. What Trio adds: a coroutine run
-by `async_to_sync` belongs to the very task that waits for the thread, so it is cancelled
+by `async_to_sync` belongs to the very task that waits for the thread, and is cancelled
 with it.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import sys
 import threading
 from types import SimpleNamespace
@@ -30,8 +31,8 @@ import outcome
 import trio
 from asgiref.sync import AsyncToSync, SyncToAsync
 
-from . import _worker
-from ._errors import leaves, reraise
+from . import _call, _worker
+from ._errors import raise_sole_error, reraise
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -103,8 +104,8 @@ def _patch_sync_to_async(original: Any) -> Any:
 
 async def _sync_to_async(bridge: Any, args: Any, kwargs: Any) -> Any:
     """Run ``bridge.func`` in the thread that it belongs to. Trio task."""
-    own_context = bridge.context is None
-    context = contextvars.copy_context() if own_context else bridge.context
+    given_context = getattr(bridge, "context", None)  # asgiref 3.9 has none to give
+    context = contextvars.copy_context() if given_context is None else given_context
     error = sys.exc_info()[1]
 
     def call() -> Any:
@@ -123,19 +124,20 @@ async def _sync_to_async(bridge: Any, args: Any, kwargs: Any) -> Any:
             return await pool.run_sync(lambda: submit(context.run, call).result())
         return await pool.run_sync(call, context=context)
     finally:
-        if own_context:
+        if given_context is None:
             _restore_context(context)
-        # The error's traceback leads to this frame: leave no cycle behind.
-        del error, call
 
 
 def _with_current_error(error: BaseException | None, fn: Callable[[], Any]) -> Any:
     """Call ``fn()``, with ``error`` as the one being handled. Any thread."""
     if error is None:
         return fn()
+    traceback = error.__traceback__
     try:
         reraise(error)
     except BaseException:  # noqa: BLE001 - only there to be the current one
+        # This detour is not part of the error's story.
+        error.__traceback__ = traceback
         return fn()
 
 
@@ -152,13 +154,20 @@ def _patch_async_to_sync(original: Any) -> Any:
             )
         if self.force_new_loop or asyncio._get_running_loop() is not None:
             return original(self, *args, **kwargs)
-        if _worker.calling() is not None:
-            run = _worker.run_async
-        elif _worker.in_trio_thread():
+        if _call.calling() is not None:
+            run = _call.run_async
+        elif _call.in_trio_thread():
             run = _run_from_trio_thread
         else:
             return original(self, *args, **kwargs)
-        result, context = run(_carried(self.awaitable(*args, **kwargs)))
+        awaitable = self.awaitable(*args, **kwargs)
+        try:
+            result, context = run(_carried(awaitable))
+        except BaseException:
+            # Nobody is there to await it any more.
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            raise
         _restore_context(context)
         try:
             return result.unwrap()
@@ -178,9 +187,11 @@ def _carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]
         _restore_context(contextvars.copy_context())
         if error is None:
             return await awaitable
+        traceback = error.__traceback__
         try:
             reraise(error)
         except BaseException:  # noqa: BLE001 - only there to be the current one
+            error.__traceback__ = traceback
             return await awaitable
 
     return carried
@@ -250,9 +261,7 @@ async def _gather(*awaitables: Any, share_context: bool = False) -> list[Any]:
             for index, awaitable in enumerate(awaitables):
                 nursery.start_soon(run, index, awaitable)
     except BaseExceptionGroup as group:
-        errors = leaves(group)
-        if len(errors) == 1:
-            reraise(errors[0])
+        raise_sole_error(group)
         raise
     finally:
         if share_context:

@@ -7,7 +7,7 @@ import sys
 import trio
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+    from exceptiongroup import BaseExceptionGroup
 
 
 class ASGIOrderError(AssertionError):
@@ -27,6 +27,16 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
+
+
+def raise_sole_error(group: BaseExceptionGroup[BaseException]) -> None:
+    """Raise the one error that a group holds; return if it holds several."""
+    found = leaves(group)
+    try:
+        if len(found) == 1:
+            reraise(found[0])
+    finally:
+        del group, found
 
 
 def reraise(error: BaseException) -> None:

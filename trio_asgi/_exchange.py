@@ -1,17 +1,17 @@
 """One request and its response: who cancels whom.
 
-    run(respond)                      a watcher, in the same nursery
-    ────────────                      ──────────────────────────────
-    respond() runs                    waits for the disconnect
-       ◄──────────── cancels ───────  the client has left
-    respond() has ended ─ cancels ─►
-       ◄───── stops waiting for ────  the server has cancelled both, and the patience
-              its thread              with sync code, which runs on, is at its end
+run(respond)                      a watcher, in the same nursery
+────────────                      ──────────────────────────────
+respond() runs                    waits for the disconnect
+   ◄──────────── cancels ───────  the client has left
+respond() has ended ─ cancels ─►
+   ◄───── stops waiting for ────  the server has cancelled both, and the patience
+          its thread              with sync code, which runs on, is at its end
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import outcome
 import trio
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from ._worker import Lease
 
-T = TypeVar("T")
 
-
-class Exchange(Generic[T]):
+class Exchange:
     """Runs what answers a request, until it is done or the client has left.
 
     Owned by the request's task. No exception group leaves it that did not come out of
@@ -43,8 +41,8 @@ class Exchange(Generic[T]):
 
         Args:
             wait_disconnect: Waits until the client has left. Called once.
-            is_complete: Tells whether all of the response was handed to the server: from
-                then on a disconnect is no abort, and must not cancel the last send.
+            is_complete: Tells whether all of the response was handed to the server.
+                Then a disconnect is no abort, and must not cancel the last send.
             lease: Whose thread the request's sync code runs in.
             patience: For how many seconds to wait for sync code that runs on when the
                 server cancels the request, as it does at its shutdown.
@@ -60,32 +58,34 @@ class Exchange(Generic[T]):
         #: Where the watcher waits on after the server has cancelled the request.
         self._last_wait = trio.CancelScope(shield=True)
 
-    async def run(self, respond: Callable[[], Awaitable[T]]) -> T | None:
-        """Run ``respond()``; return its result, or None if a disconnect cut it short.
+    async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
+        """Run ``respond()`` to its end, or until a disconnect has cut it short.
 
         Raises:
             Exception: what ``respond`` raised, or else ``wait_disconnect``.
             trio.Cancelled: the server has cancelled the request.
         """
-        result: T | None = None
 
         async def run_in_scope() -> None:
-            nonlocal result
             with self._scope:
-                result = await respond()
+                await respond()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            # Kept, and raised outside, lest the nursery wraps it in a group. If this is
-            # Cancelled, then by a scope around the nursery.
-            ended = await outcome.acapture(run_in_scope)
-            self._answering = False
-            self._last_wait.cancel()
-            nursery.cancel_scope.cancel()
-        ended.unwrap()
+        ended: outcome.Outcome[None] = outcome.Value(None)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                # Kept, and raised outside, lest the nursery wraps it in a group. If it
+                # is Cancelled, then by a scope around the nursery.
+                ended = await outcome.acapture(run_in_scope)
+                self._answering = False
+                self._last_wait.cancel()
+                nursery.cancel_scope.cancel()
+        finally:
+            # Goes before a cancellation of the nursery, in which it would be lost.
+            ended.unwrap()
+            del ended
         if self._error is not None:
             raise self._error
-        return result
 
     async def _watch(self) -> None:
         try:

@@ -69,16 +69,15 @@ class Lifespan:
         await receive()  # lifespan.startup
         phase = "startup"
         try:
-            async with self._context():
-                async with trio.open_nursery() as nursery:
-                    phase = "shutdown"
-                    self._nursery = nursery
-                    await send({"type": "lifespan.startup.complete"})
-                    await receive()  # lifespan.shutdown
-                    self._nursery = None
-                    nursery.cancel_scope.deadline = (
-                        trio.current_time() + self._shutdown_seconds
-                    )
+            async with self._context(), trio.open_nursery() as nursery:
+                phase = "shutdown"
+                self._nursery = nursery
+                await send({"type": "lifespan.startup.complete"})
+                await receive()  # lifespan.shutdown
+                self._nursery = None
+                nursery.cancel_scope.deadline = (
+                    trio.current_time() + self._shutdown_seconds
+                )
             await self._after()
         except Exception as error:
             logger.exception("The application's %s failed", phase)

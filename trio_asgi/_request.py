@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class ASGIRequest(asgi.ASGIRequest):
     """Django's request, with what Django 6.1 mended also on 5.2 and 6.0.
 
-    These are: several ``Cookie`` headers, as HTTP/2 sends them, are joined with ``; ``;
-    the script prefix is only taken off the path at a ``/``; a ``Content-Length`` that
-    is no number counts as none.
+    These are: several ``Cookie`` headers, as HTTP/2 sends them, are joined with a
+    semicolon; the script prefix is only taken off the path at a ``/``; and a
+    ``Content-Length`` that is no number counts as none.
     """
 
     #: The view's response, for closing if the request is cancelled before the handler
@@ -34,8 +34,8 @@ class ASGIRequest(asgi.ASGIRequest):
         Raises:
             UnicodeDecodeError: the query string is not UTF-8.
         """
-        super().__init__(_join_cookies(scope), body_file)  # type: ignore[arg-type]
-        self.scope = scope  # type: ignore[assignment]
+        super().__init__(_join_cookies(scope), body_file)
+        self.scope = scope
         self.path_info = self.META["PATH_INFO"] = _path_info(scope)
 
     @property
@@ -57,21 +57,21 @@ class ASGIRequest(asgi.ASGIRequest):
             self.META["CONTENT_LENGTH"] = value
 
 
-def _join_cookies(scope: Scope) -> dict[str, Any]:
+def _join_cookies(scope: Scope) -> Scope:
     cookies = [
         value.rstrip(b"; ")
         for name, value in scope.get("headers", [])
         if name == b"cookie"
     ]
     if len(cookies) < 2:  # noqa: PLR2004 - nothing to join
-        return dict(scope)
+        return scope
     headers = [header for header in scope["headers"] if header[0] != b"cookie"]
     return {**scope, "headers": [*headers, (b"cookie", b"; ".join(cookies))]}
 
 
 def _path_info(scope: Scope) -> str:
     path: str = scope["path"]
-    prefix = get_script_prefix(scope).rstrip("/")  # type: ignore[arg-type]
+    prefix = get_script_prefix(scope).rstrip("/")
     if path == prefix or path.startswith(prefix + "/"):
         return path[len(prefix) :]
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from django.http import HttpResponseBase, StreamingHttpResponse
+
+logger = logging.getLogger("django.request")
 
 
 def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
@@ -52,16 +55,36 @@ async def send_parts(
         return
     # Not `streaming_content`, which hides the iterator in a generator of its own.
     iterator: AsyncIterator[Any] = response._iterator  # type: ignore[attr-defined]
+
+    async def send_all() -> None:
+        async for part in iterator:
+            await send(response.make_bytes(part))
+
     with trio.CancelScope() as scope:
+        ended: outcome.Outcome[None] = await outcome.acapture(send_all)
+        # The shield is put up on a scope that was there before the generator's own: a
+        # new one around the closing would break the order in which they nest.
+        scope.shield = True
+        scope.deadline = trio.current_time() + cleanup_seconds
         try:
-            async for part in iterator:
-                await send(response.make_bytes(part))
-        finally:
-            # The shield is put up on a scope that was there before the generator's
-            # own: a new one around aclose() would break the order in which they nest.
-            scope.shield = True
-            scope.deadline = trio.current_time() + cleanup_seconds
             await close_stream(response)
+        except Exception as error:  # noqa: BLE001 - raised or logged
+            ended = _first_error(ended, error)
+    try:
+        # Outside the scope, which would take a cancellation for one of its own.
+        ended.unwrap()
+    finally:
+        del ended
+
+
+def _first_error(
+    ended: outcome.Outcome[None], error: Exception
+) -> outcome.Outcome[None]:
+    """Return what to raise when a stream's closing fails: what failed before it did."""
+    if isinstance(ended, outcome.Error):
+        logger.error("Error in the closing of a stream", exc_info=error)
+        return ended
+    return outcome.Error(error)
 
 
 async def close_stream(response: HttpResponseBase | None) -> None:
@@ -86,8 +109,7 @@ class ThreadStream:
     waits for the part that is being made.
     """
 
-    #: How many bytes one call may pull before it returns: what a request holds in
-    #: memory, besides the one part that exceeds it.
+    #: How many bytes may wait for being sent, besides the part that exceeds it.
     PULL_BYTES: Final = 2**18
 
     def __init__(self, response: StreamingHttpResponse) -> None:
@@ -96,63 +118,71 @@ class ThreadStream:
         self._make_bytes: Callable[[Any], bytes] = response.make_bytes
         self._token = trio.lowlevel.current_trio_token()
         self._parts: deque[bytes] = deque()
+        #: Bytes pulled, which the thread counts, and bytes sent, which the task does.
+        self._pulled = self._sent = 0
         #: Set when parts have come, or the end has.
         self._news = trio.Event()
-        #: Set when more parts are wanted.
-        self._wanted = trio.Event()
+        #: Set when a part was taken.
+        self._taken = trio.Event()
         self._stopped = False
         self._exhausted = False
         self._ended: outcome.Outcome[None] | None = None
 
     async def send_all(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         """Send all parts; then raise what the iterator raised, if it did."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_pulling)
-            # Kept, and raised outside, lest the nursery wraps it in a group.
-            sent = await outcome.acapture(self._send_from_queue, send)
-            self._stopped = True
-            nursery.cancel_scope.cancel()
-        sent.unwrap()
+        sent: outcome.Outcome[None] = outcome.Value(None)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_pulling)
+                # Kept, and raised outside, lest the nursery wraps it in a group.
+                sent = await outcome.acapture(self._send_from_queue, send)
+                self._stopped = True
+                nursery.cancel_scope.cancel()
+        finally:
+            # Goes before a cancellation of the nursery, in which it would be lost.
+            sent.unwrap()
+            del sent
 
     async def _send_from_queue(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         while True:
             while self._parts:
                 part = self._parts.popleft()
-                if len(self._parts) <= 1:
-                    self._wanted.set()
+                self._sent += len(part)
+                self._taken.set()
                 await send(part)
-            if self._ended is not None and not self._parts:
-                return self._ended.unwrap()
-            self._wanted.set()
-            await self._news.wait()
+            if self._ended is not None:
+                ended, self._ended = self._ended, None
+                try:
+                    return ended.unwrap()
+                finally:
+                    del ended
             self._news = trio.Event()
+            await self._news.wait()
 
     async def _keep_pulling(self) -> None:
-        loop = _worker.sensitive_loop()
-
-        async def pull_all() -> None:
-            while not self._exhausted:
-                self._wanted = trio.Event()
-                await loop.run_sync(self._pull)
-                await self._wanted.wait()
-
-        try:
-            await pull_all()
-        except Exception as error:  # noqa: BLE001 - raised after the parts before it
-            self._ended = outcome.Error(error)
-        else:
-            self._ended = outcome.Value(None)
+        self._ended = await outcome.acapture(self._pull_all)
+        if isinstance(self._ended, outcome.Error) and not isinstance(
+            self._ended.error, Exception
+        ):
+            self._ended.unwrap()  # a cancellation, which is this task's own
         self._news.set()
 
+    async def _pull_all(self) -> None:
+        loop = _worker.sensitive_loop()
+        while not self._exhausted:
+            await loop.run_sync(self._pull)
+            while self._pulled - self._sent > self.PULL_BYTES // 2:
+                self._taken = trio.Event()
+                await self._taken.wait()
+
     def _pull(self) -> None:
-        """Pull parts until there are enough. Worker thread."""
-        pulled = 0
+        """Pull parts until enough wait for being sent. Worker thread."""
         for item in self._iterator:
             part = self._make_bytes(item)
+            self._pulled += len(part)
             self._parts.append(part)
             self._token.run_sync_soon(self._tell, idempotent=True)
-            pulled += len(part)
-            if pulled >= self.PULL_BYTES or self._stopped:
+            if self._stopped or self._pulled - self._sent >= self.PULL_BYTES:
                 return
         self._exhausted = True
 

@@ -120,8 +120,7 @@ class SendOrder:
         if event not in allowed:
             expected = " or ".join(allowed) or "nothing any more"
             raise ASGIOrderError(
-                f"{event} may not be sent when {self.state.value}: "
-                f"expected {expected}."
+                f"{event} may not be sent when {self.state.value}: expected {expected}."
             )
         if event == "http.response.start":
             self._trailers = message.get("trailers", False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ._errors import leaves, reraise
+from ._errors import raise_sole_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,8 +47,8 @@ async def serve(
             the server accepts connections.
 
     A shutdown is orderly, after a cancellation too: no new connections are accepted,
-    requests in flight have ``config.graceful_timeout`` seconds (3 by default) to end and
-    are cancelled then, and the lifespan is left last.
+    requests in flight have ``config.graceful_timeout`` seconds (3 by default) to end,
+    and are cancelled then, and the lifespan is left last.
 
     Raises:
         ImportError: hypercorn is not installed.
@@ -104,7 +104,5 @@ async def serve(
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # An address in use, a failed start-up: one error in three nurseries.
-        errors = leaves(group)
-        if len(errors) == 1:
-            reraise(errors[0])
+        raise_sole_error(group)
         raise

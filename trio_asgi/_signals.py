@@ -40,5 +40,5 @@ class RequestSignals:
             signals.request_finished.send(sender=self._sender)
         else:
             # Django sends the signal from there.
-            response._handler_class = self._sender
+            response._handler_class = self._sender  # type: ignore[attr-defined]
             response.close()

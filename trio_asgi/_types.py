@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 #: A connection's facts, from the server. Values are of many types, hence ``Any``.
-Scope: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = dict[str, Any]
 #: One ASGI event: ``{"type": "http.request", ...}``.
-Message: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = Mapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]

@@ -5,213 +5,33 @@ sync code of one request must run in one thread, in order. A request holds a
 `Lease`, which takes a `Worker` from the `WorkerPool` at the first call and gives it
 back at the end; the next request takes the same thread, with its connections.
 
-The task that makes a call waits for it, as with `trio.to_thread.run_sync`, and serves
-the thread meanwhile: `trio.from_thread` in the sync code acts on that very task, and
-so does `run_async` below, which `async_to_sync` is made of. Then the coroutine runs
-under the cancel scopes of its caller, and the thread, which waits for it, runs the sync
-code that the coroutine calls. Each such turn-about puts one more `CallLoop` on the
-thread's stack:
-
-    worker thread                         waiting task
-    the lease's loop: run call 1     <──  lease.run_sync(call 1)
-      run_async(afn): a second loop  ──>    run afn
-        run call 2                   <──      second loop.run_sync(call 2)
-        call 2's result              ──>      ...
-        afn's result                 <──    afn has ended, its loop closes
-      call 1's result                ──>  returned
-
-Everything here is called in the Trio thread, but for what says "worker thread".
+How a call goes to the thread and comes back is told in `_call`. Everything here is
+called in the Trio thread, but for what says "worker thread".
 """
 
 from __future__ import annotations
 
 import contextvars
 import logging
-import os
+import math
 import threading
 from dataclasses import dataclass
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import outcome
 import trio
 
-# The one use of Trio's private names: they are what makes `trio.from_thread` work in a
-# thread that Trio did not start. A thread of Trio's own cache can neither be kept for
-# one request nor tell when it ends, so the threads have to be ours (docs/design).
-from trio._threads import PARENT_TASK_DATA, Run, RunSync
+from ._call import Call, CallLoop, current_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
 logger = logging.getLogger("trio_asgi")
 
-#: Where thread-sensitive code goes from here: the innermost loop above the running
-#: task. Set by whoever opens a lease, and by `run_async` around its coroutine.
-current_loop: contextvars.ContextVar[CallLoop | None] = contextvars.ContextVar(
-    "trio_asgi.current_loop", default=None
-)
-
 _thread_numbers = count(1)
-
-
-class _ThreadState(threading.local):
-    #: The call that this thread runs, if it is one of the workers.
-    call: Call[Any] | None = None
-
-
-_thread_state = _ThreadState()
-
-
-class Call(Generic[T]):
-    """One sync call, made by a task that waits for it.
-
-    Made and hosted by that task, run by the worker. A cancellation of the task is noted
-    for `trio.from_thread.check_cancelled`, and otherwise waits for the call's end.
-    """
-
-    def __init__(
-        self, loop: CallLoop, context: contextvars.Context, fn: Callable[[], T]
-    ) -> None:
-        self.loop = loop
-        self.token = trio.lowlevel.current_trio_token()
-        #: The loop of the coroutine that the thread waits for just now, if any.
-        self.inner: CallLoop | None = None
-        self._fn: Callable[[], T] | None = fn
-        self._context = context
-        # Lists of one element, which is how Trio shares them with its threads. The
-        # task is None once it has left the call.
-        self._task: list[trio.lowlevel.Task | None] = [trio.lowlevel.current_task()]
-        self._raise_cancel: list[Callable[[], Any] | None] = [None]
-        #: Whether the task sits in `host`'s wait, and was not woken yet.
-        self._waiting = False
-
-    @property
-    def task(self) -> trio.lowlevel.Task | None:
-        """The task that waits for the call, until it leaves it."""
-        return self._task[0]
-
-    @trio.lowlevel.enable_ki_protection
-    async def host(self, inbox: SimpleQueue[Any]) -> T:
-        """Hand the call to the thread; do what the thread asks for until it ends."""
-
-        def abort(raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
-            self._raise_cancel[0] = raise_cancel
-            if not self.loop.lease.impatient:
-                return trio.lowlevel.Abort.FAILED
-            self._leave()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        inbox.put(self)
-        while True:
-            self._waiting = True
-            message = await trio.lowlevel.wait_task_rescheduled(abort)
-            try:
-                if isinstance(message, outcome.Outcome):
-                    result: T = message.unwrap()
-                    return result
-                if isinstance(message, RunSync):
-                    message.run_sync()
-                else:
-                    assert isinstance(message, (Run, Reentry))
-                    await message.run()
-            finally:
-                # An error's traceback holds this frame: leave no cycle behind.
-                del message
-
-    def abandon_if_cancelled(self) -> None:
-        """Let the task go on at once if it was cancelled while it waits here."""
-        task, raise_cancel = self._task[0], self._raise_cancel[0]
-        if task is not None and raise_cancel is not None and self._waiting:
-            self._leave()
-            trio.lowlevel.reschedule(task, outcome.capture(raise_cancel))
-
-    def _leave(self) -> None:
-        self._task[0] = None
-        self._waiting = False
-        self.loop.lease.abandoned = True
-
-    def run(self) -> None:
-        """Run the call and tell the task. Worker thread."""
-        fn, self._fn = self._fn, None
-        assert fn is not None
-        outer, _thread_state.call = _thread_state.call, self
-        self._point_trio_here()
-        result = outcome.capture(self._context.run, fn)
-        _thread_state.call = outer
-        if outer is None:
-            vars(PARENT_TASK_DATA).clear()
-        else:
-            outer._point_trio_here()
-        # What the call refers to must be gone before the task goes on.
-        del fn, outer
-        self.tell(result)
-
-    def _point_trio_here(self) -> None:
-        """Let `trio.from_thread` act on this call's task. Worker thread."""
-        PARENT_TASK_DATA.token = _TokenOfCall(self)
-        PARENT_TASK_DATA.abandon_on_cancel = False
-        PARENT_TASK_DATA.cancel_register = self._raise_cancel
-        PARENT_TASK_DATA.task_register = self._task
-
-    def tell(self, message: object) -> None:
-        """Wake the waiting task with a message. Worker thread."""
-        try:
-            self.token.run_sync_soon(self._wake, message)
-        except trio.RunFinishedError:
-            # The call was abandoned, then the program ended: nobody listens.
-            logger.debug("A sync call ended after the Trio run that it belongs to")
-
-    def _wake(self, message: object) -> None:
-        task = self._task[0]
-        if task is not None:
-            self._waiting = False
-            trio.lowlevel.reschedule(task, outcome.Value(message))
-        elif isinstance(message, (Reentry, Run, RunSync)):
-            _refuse(message)
-
-    def pass_on(self, wake: Callable[[], object]) -> None:
-        """Let a message of `trio.from_thread` wake the task, if it is still there."""
-        if self._task[0] is not None:
-            self._waiting = False
-            wake()
-        else:
-            trio.lowlevel.spawn_system_task(self._stand_in, wake)
-
-    async def _stand_in(self, wake: Callable[[], object]) -> None:
-        """Take a message in the place of the task that has left, and refuse it."""
-        self._task[0] = trio.lowlevel.current_task()
-        trio.lowlevel.current_trio_token().run_sync_soon(wake)
-        message = await trio.lowlevel.wait_task_rescheduled(
-            lambda _: trio.lowlevel.Abort.FAILED
-        )
-        self._task[0] = None
-        _refuse(message)
-
-
-class _TokenOfCall:
-    """What `trio.from_thread` takes for a `trio.lowlevel.TrioToken`. Worker thread.
-
-    Trio relies on the waiting task being there, but an abandoned call's is not. Whether
-    it is can only be told in the Trio thread, when the message arrives.
-    """
-
-    def __init__(self, call: Call[Any]) -> None:
-        self._call = call
-
-    def run_sync_soon(self, wake: Callable[[], object]) -> None:
-        """Do as the method of this name, on the way to which Trio's message is."""
-        self._call.token.run_sync_soon(self._call.pass_on, wake)
-
-
-def _refuse(message: Reentry | Run[Any] | RunSync[Any]) -> None:
-    """Answer a thread whose task has left."""
-    inbox = message.loop._inbox if isinstance(message, Reentry) else message.queue
-    error = outcome.Error(trio.RunFinishedError("nobody waits for this thread any more"))
-    inbox.put(Ended(error) if isinstance(message, Reentry) else error)
 
 
 @dataclass(frozen=True)
@@ -229,186 +49,8 @@ class Detached:
             logger.exception("The last call of a lease failed: %r", self.fn)
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A coroutine of `run_async` has ended: its thread leaves the loop with this."""
-
-    result: outcome.Outcome[Any]
-
-
 class Stop:
     """The worker's thread shall end."""
-
-
-class CallLoop:
-    """A place where a worker thread waits for calls, and runs one at a time.
-
-    Calls may come from any task of the run, and are run in the order of their asking.
-    """
-
-    def __init__(self, pool: WorkerPool, parent: CallLoop | None) -> None:
-        self.pool = pool
-        #: Where calls go once this loop is closed; None: to the program's thread.
-        self.parent = parent
-        #: Whose thread this is.
-        self.lease: Lease = parent.lease if parent else cast("Lease", self)
-        #: False once the thread no longer waits here.
-        self.open = True
-        #: The call that the thread runs in this loop.
-        self.running: Call[Any] | None = None
-        #: Held by the task whose call this is.
-        self._turn = trio.Semaphore(1)
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
-
-    async def run_sync(
-        self, fn: Callable[[], T], *, context: contextvars.Context | None = None
-    ) -> T:
-        """Run ``fn()`` in this loop's thread, in a context, and wait for it.
-
-        Args:
-            fn: A sync callable without arguments.
-            context: What the call runs in; a copy of the caller's if None.
-
-        Raises:
-            trio.Cancelled: if cancelled before the call got its turn and a token of the
-                limit: then it never runs. Once running it is waited for.
-            RuntimeError: if the call would wait for itself.
-            Exception: whatever ``fn`` raises.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_deadlock()
-        if self.open:
-            await _acquire(self._turn)
-            try:
-                if self.open:
-                    return await self._run_in_turn(fn, context)
-            finally:
-                self._turn.release()
-        parent = self.parent or self.pool.program_lease()
-        return await parent.run_sync(fn, context=context)
-
-    async def _run_in_turn(
-        self, fn: Callable[[], T], context: contextvars.Context | None
-    ) -> T:
-        if context is None:
-            context = contextvars.copy_context()
-        call = Call(self, context, fn)
-        limiter = self.pool.limiter
-        try:
-            limiter.acquire_on_behalf_of_nowait(call)
-        except trio.WouldBlock:
-            await limiter.acquire_on_behalf_of(call)
-        self.running = call
-        try:
-            return await call.host(self._thread_inbox())
-        finally:
-            self.running = None
-            limiter.release_on_behalf_of(call)
-            self.pool.note_call_ended()
-
-    def _check_deadlock(self) -> None:
-        # The task that the thread waits for must not wait for the thread in turn. Below
-        # async_to_sync it does not get here: there a loop further in is the current one.
-        call = self.running
-        if call is not None and call.task is trio.lowlevel.current_task():
-            raise RuntimeError(
-                "This sync call would wait for ever for a thread that waits for this "
-                "very task. In code run by trio.from_thread.run(), sync code of the "
-                "same request cannot be called: use asgiref.sync.async_to_sync()."
-            )
-
-    def _thread_inbox(self) -> SimpleQueue[Any]:
-        return self._inbox
-
-    async def end(self, result: outcome.Outcome[Any]) -> None:
-        """Send the thread out of the loop, when the call that runs in it has ended."""
-        await self._turn.acquire()
-        self.open = False
-        self._turn.release()
-        self._inbox.put(Ended(result))
-
-    def serve(self) -> outcome.Outcome[Any]:
-        """Run the calls that come until the loop ends. Worker thread."""
-        while True:
-            job = self._inbox.get()
-            if isinstance(job, Ended):
-                return job.result
-            job.run()
-            del job
-
-
-class Reentry:
-    """`run_async`'s message: run this coroutine, and say when it has ended.
-
-    Made by the worker thread, run by the task that waits for the thread's call.
-    """
-
-    def __init__(self, call: Call[Any], afn: Callable[[], Awaitable[Any]]) -> None:
-        self.call = call
-        self.loop = CallLoop(call.loop.pool, parent=call.loop)
-        self.context = contextvars.copy_context()
-        self._afn = afn
-
-    async def run(self) -> None:
-        """Run the coroutine in the waiting task, in the context of the sync code."""
-        limiter = self.loop.pool.limiter
-        self.call.inner = self.loop
-        # The thread only waits now, and must not keep others from running.
-        limiter.release_on_behalf_of(self.call)
-        task = trio.lowlevel.current_task()
-        outer, task.context = task.context, self.context
-        # A task enters its new context when it is next switched to.
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        marker = current_loop.set(self.loop)
-        result = await outcome.acapture(self._unprotected)
-        current_loop.reset(marker)
-        task.context = outer
-        with trio.CancelScope(shield=True):
-            await limiter.acquire_on_behalf_of(self.call)
-            await self.loop.end(result)
-        self.call.inner = None
-
-    @trio.lowlevel.disable_ki_protection
-    async def _unprotected(self) -> Any:
-        return await self._afn()
-
-
-def run_async(
-    afn: Callable[[], Awaitable[T]],
-) -> tuple[outcome.Outcome[T], contextvars.Context]:
-    """Run ``afn()`` in the task that waits for this thread's call. Worker thread.
-
-    The thread waits, and runs the sync code that ``afn`` calls. A cancellation of the
-    task reaches ``afn``, whose outcome is `trio.Cancelled` then.
-
-    Returns:
-        The outcome, and the context that ``afn`` ran in, with its changes.
-    """
-    call = calling()
-    assert call is not None, "run_async() outside a worker's call"
-    reentry = Reentry(call, afn)
-    call.tell(reentry)
-    return reentry.loop.serve(), reentry.context
-
-
-def calling() -> Call[Any] | None:
-    """Return the call that this thread runs; None outside the workers. Any thread."""
-    return _thread_state.call
-
-
-def in_trio_thread() -> bool:
-    """Whether `trio.from_thread` works in this thread. Any thread."""
-    return hasattr(PARENT_TASK_DATA, "token")
-
-
-def _forget_trio() -> None:
-    """In a forked child, no task waits for the thread that was copied."""
-    vars(PARENT_TASK_DATA).clear()
-    _thread_state.call = None
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_trio)
 
 
 class Lease(CallLoop):
@@ -423,7 +65,7 @@ class Lease(CallLoop):
         super().__init__(pool, parent=None)
         #: Whether a cancelled task leaves a running call instead of waiting for it.
         self.impatient = False
-        #: Whether the thread runs, or ran, a call that its task has left.
+        #: Whether a task has left a running call. Then the thread is not used again.
         self.abandoned = False
         self._worker: Worker | None = None
 
@@ -437,33 +79,42 @@ class Lease(CallLoop):
             self._worker = self.pool.take()
         return self._worker.inbox
 
+    def _finish(self, call: Call[Any]) -> None:
+        super()._finish(call)
+        if not self.open:
+            self._give_back()
+
     def stop_waiting(self) -> None:
         """From now on, let cancelled tasks leave the calls that they wait for.
 
-        A thread that was left runs on by itself, and does not go back to the pool.
+        A thread that was left runs on by itself, and ends when it has finished.
         """
         self.impatient = True
         call = self.running
         while call is not None and call.inner is not None:
             call = call.inner.running
         if call is not None:
-            call.abandon_if_cancelled()
+            call.leave_if_cancelled()
 
     def release(self, last: Callable[[], object] | None = None) -> None:
-        """Give the thread back; one that was abandoned ends instead.
+        """Give the thread back, when it has finished what it is running.
 
         Args:
-            last: Called in the thread before, but after what it still runs, and without
-                being waited for. Errors are logged.
+            last: Called in the thread before, without being waited for. Errors are
+                logged.
         """
         self.open = False
-        worker, self._worker = self._worker, None
         if last is not None:
-            worker = worker or self.pool.take()
-            worker.inbox.put(Detached(contextvars.copy_context(), last))
+            job = Detached(contextvars.copy_context(), last)
+            self._thread_inbox().put(job)
+        if self.running is None or self.abandoned:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        worker, self._worker = self._worker, None
         if worker is None:
             return
-        if self.abandoned:
+        if self.abandoned or self.pool.closed:
             worker.inbox.put(Stop())
         else:
             self.pool.give_back(worker)
@@ -481,7 +132,6 @@ class Worker:
             # A sync view that never returns must not keep the process from exiting.
             daemon=True,
         )
-        self.thread.start()
 
     def _work(self) -> None:
         try:
@@ -509,8 +159,8 @@ class WorkerPool:
 
     Guarantees:
 
-    - The limit is on running calls. An idle lease holds no token, nor does a thread that
-      waits for a coroutine. Waiting for a token is first come, first served.
+    - The limit is on running calls. An idle lease holds no token, nor does a thread
+      that waits for a coroutine. Waiting for a token is first come, first served.
     - A thread that nobody takes for ``idle_seconds`` ends, and calls ``on_thread_exit``
       as its last act. So do all threads at the end of the run.
     - The thread that came back last is taken first, so that few threads do the work.
@@ -530,12 +180,13 @@ class WorkerPool:
         self.on_thread_exit = on_thread_exit
         #: The workers whose thread has not ended. Each takes itself out.
         self.workers: set[Worker] = set()
+        #: Whether the run is at its end: then no thread is kept.
+        self.closed = False
         # A dict for its atomic operations: popitem() here, and del in a thread that
         # gives up waiting, cannot both get the same worker.
         self._idle: dict[Worker, None] = {}
         self._program_lease: Lease | None = None
-        #: Made by whoever waits for the end of a call.
-        self._call_ended: trio.Event | None = None
+        self._clock = _HeldClock()
 
     def take(self) -> Worker:
         """Return an idle worker, or a new one."""
@@ -544,6 +195,7 @@ class WorkerPool:
         except KeyError:
             worker = Worker(self)
             self.workers.add(worker)
+            worker.thread.start()
         return worker
 
     def give_back(self, worker: Worker) -> None:
@@ -551,21 +203,30 @@ class WorkerPool:
         self._idle[worker] = None
 
     def forget_idle(self, worker: Worker) -> bool:
-        """Take out a worker that wants to end; False if it was taken. Worker thread."""
+        """Take out a worker that is to end; False if it was taken. Any thread."""
         try:
             del self._idle[worker]
         except KeyError:
             return False
         return True
 
-    def note_call_ended(self) -> None:
-        """Tell `wait_idle`."""
-        if self._call_ended is not None:
-            self._call_ended.set()
-            self._call_ended = None
+    async def acquire_token(self, call: Call[Any]) -> None:
+        """Wait until the call may run; a checkpoint only if it has to wait."""
+        try:
+            self.limiter.acquire_on_behalf_of_nowait(call)
+        except trio.WouldBlock:
+            await self.limiter.acquire_on_behalf_of(call)
+        self._clock.hold()
 
-    def program_lease(self) -> Lease:
-        """Return the lease for sensitive code that belongs to no request."""
+    def release_token(self, call: Call[Any]) -> None:
+        """Note that the call does not run any more."""
+        self.limiter.release_on_behalf_of(call)
+        self._clock.let_go()
+
+    def program_lease(self) -> CallLoop:
+        """Return where sensitive code goes that belongs to no request."""
+        if self.closed:
+            return _OneCallLease(self)
         if self._program_lease is None:
             self._program_lease = Lease(self)
         return self._program_lease
@@ -574,33 +235,22 @@ class WorkerPool:
         self, fn: Callable[[], T], *, context: contextvars.Context | None = None
     ) -> T:
         """Run ``fn()`` in any worker thread, as `CallLoop.run_sync` does."""
-        lease = Lease(self)
-        try:
-            return await lease.run_sync(fn, context=context)
-        finally:
-            lease.release()
-
-    async def wait_idle(self) -> bool:
-        """Wait until no call runs; return False if none ran in the first place."""
-        if not self.limiter.borrowed_tokens:
-            return False
-        while self.limiter.borrowed_tokens:
-            self._call_ended = self._call_ended or trio.Event()
-            await self._call_ended.wait()
-        return True
+        return await _OneCallLease(self).run_sync(fn, context=context)
 
     async def retire_idle(self) -> None:
         """End the idle threads, and wait for that up to ``shutdown_seconds``."""
         retired = list(self._idle)
         for worker in retired:
-            # Not taken out by itself meanwhile: then it is told to stop.
+            # If it takes itself out meanwhile, it ends without being told to.
             if self.forget_idle(worker):
                 worker.inbox.put(Stop())
+        self._clock.hold()
         with trio.move_on_after(self.shutdown_seconds):
             for worker in retired:
                 await trio.to_thread.run_sync(
                     worker.thread.join, abandon_on_cancel=True
                 )
+        self._clock.let_go()
 
     async def close_at_end_of_run(self) -> None:
         """End all threads when the run's main task has ended. A system task."""
@@ -609,16 +259,54 @@ class WorkerPool:
         finally:
             if self._program_lease is not None:
                 self._program_lease.release()
+            # Other system tasks, and async generators that are finalized after them,
+            # may still call sync code: their threads end with the call.
+            self.closed = True
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
 
 
-async def _acquire(turn: trio.Semaphore) -> None:
-    """Acquire without the switch of tasks that `acquire` makes even when it is free."""
-    try:
-        turn.acquire_nowait()
-    except trio.WouldBlock:
-        await turn.acquire()
+class _OneCallLease(Lease):
+    """A lease that ends with its first call."""
+
+    async def run_sync(
+        self, fn: Callable[[], T], *, context: contextvars.Context | None = None
+    ) -> T:
+        try:
+            return await super().run_sync(fn, context=context)
+        finally:
+            self.release()
+
+
+class _HeldClock:
+    """Keeps the clock of a test from jumping while sync code runs.
+
+    `trio.testing.MockClock` can jump to the next deadline when all tasks wait. It does
+    not see that one waits for a thread, and would jump over every time-out meanwhile.
+    """
+
+    def __init__(self) -> None:
+        clock: Any = trio.lowlevel.current_clock()
+        self._clock = clock if hasattr(clock, "autojump_threshold") else None
+        self._holders = 0
+        self._threshold = math.inf
+
+    def hold(self) -> None:
+        """Do not jump until `let_go` was called as often."""
+        if self._clock is None:
+            return
+        if self._holders == 0:
+            self._threshold = self._clock.autojump_threshold
+            self._clock.autojump_threshold = math.inf
+        self._holders += 1
+
+    def let_go(self) -> None:
+        """Jump again if nobody else holds the clock."""
+        if self._clock is None:
+            return
+        self._holders -= 1
+        if self._holders == 0:
+            self._clock.autojump_threshold = self._threshold
 
 
 _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")
@@ -634,7 +322,10 @@ def current_pool() -> WorkerPool:
     except LookupError:
         pool = WorkerPool(**pool_options)
         _pool.set(pool)
-        trio.lowlevel.spawn_system_task(pool.close_at_end_of_run)
+        try:
+            trio.lowlevel.spawn_system_task(pool.close_at_end_of_run)
+        except RuntimeError:  # the run is at its end already
+            pool.closed = True
         return pool
 
 

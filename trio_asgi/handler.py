@@ -22,8 +22,8 @@ from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
 from django.urls import set_script_prefix
 
-from . import _bridge, _worker, conf
-from ._errors import ClientDisconnected, leaves, reraise
+from . import _bridge, _call, _worker, conf
+from ._errors import ClientDisconnected, leaves, raise_sole_error, reraise
 from ._exchange import Exchange
 from ._lifespan import Lifespan
 from ._receive import read_body, wait_disconnect
@@ -85,10 +85,10 @@ class ASGIHandler(asgi.ASGIHandler):
     async def lifespan(self) -> AsyncIterator[None]:
         """Surround the serving of requests; for overriding in a subclass.
 
-        What stands before the ``yield`` runs at the server's start-up; if it raises, the
-        server is told that the start-up failed. What stands after it runs at shutdown,
-        when the requests and the tasks of `start_soon` have ended. A nursery may be
-        open around the ``yield``. Not run by servers without lifespan support.
+        What stands before the ``yield`` runs at the server's start-up; if it raises,
+        the server is told that the start-up failed. What stands after it runs at
+        shutdown, when the requests and the tasks of `start_soon` have ended. A nursery
+        may be open around the ``yield``. Not run by servers without lifespan support.
         """
         yield
 
@@ -110,7 +110,7 @@ class ASGIHandler(asgi.ASGIHandler):
 
     # The life of a request
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: an HTTP request, or the server's lifespan.
 
         Raises:
@@ -134,7 +134,7 @@ class ASGIHandler(asgi.ASGIHandler):
                 f"Django can only handle ASGI/HTTP connections, not {kind}."
             )
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
         The body is read whole. Then everything happens between ``request_started`` and
@@ -151,7 +151,7 @@ class ASGIHandler(asgi.ASGIHandler):
         except RequestAborted:
             return
         lease = _worker.Lease(_worker.current_pool())
-        outer_loop = _worker.current_loop.set(lease)
+        outer_loop = _call.current_loop.set(lease)
         signals = RequestSignals(type(self))
         request: ASGIRequest | None = None
         response: HttpResponseBase | None = None
@@ -160,14 +160,14 @@ class ASGIHandler(asgi.ASGIHandler):
         async def respond() -> None:
             nonlocal response
             if response is None:
-                response = await self.run_get_response(request)
+                response = await self.run_get_response(request)  # type: ignore[arg-type]
             await self.send_response(response, sender)
 
         with closing(body_file):
             try:
-                set_script_prefix(get_script_prefix(scope))  # type: ignore[arg-type]
+                set_script_prefix(get_script_prefix(scope))
                 await sync_to_async(signals.send_started)(scope)
-                request, response = self.create_request(scope, body_file)  # type: ignore[arg-type]
+                request, response = self.create_request(scope, body_file)  # type: ignore[assignment]
                 await Exchange(
                     wait_disconnect=functools.partial(wait_disconnect, receive),
                     is_complete=lambda: sender.complete,
@@ -182,7 +182,7 @@ class ASGIHandler(asgi.ASGIHandler):
                 if response is None and request is not None:
                     response = request.view_response
                 await self._end(scope["path"], response, signals, lease)
-                _worker.current_loop.reset(outer_loop)
+                _call.current_loop.reset(outer_loop)
 
     async def _end(
         self,
@@ -268,7 +268,7 @@ class ASGIHandler(asgi.ASGIHandler):
 
         return wrapped
 
-    async def send_response(self, response: HttpResponseBase, send: Send) -> None:  # type: ignore[override]
+    async def send_response(self, response: HttpResponseBase, send: Send) -> None:
         """Send a response out over ASGI; the parts of a streamed one as they come."""
         await send(
             {
@@ -307,11 +307,13 @@ async def _run_in_background(
 ) -> None:
     """Run a task of `ASGIHandler.start_soon`, with a thread of its own."""
     lease = _worker.Lease(_worker.current_pool())
-    _worker.current_loop.set(lease)
+    _call.current_loop.set(lease)
     try:
         await async_fn(*args)
     except Exception:
-        logger.exception("A background task failed: %r", async_fn)
+        logging.getLogger("trio_asgi").exception(
+            "A background task failed: %r", async_fn
+        )
     finally:
         lease.release()
 
@@ -322,16 +324,16 @@ def _raise_from_group(group: BaseExceptionGroup[BaseException], path: str) -> No
     Errors beside a cancellation are logged, and the cancellation raised. Several errors
     are left in their group: a view's are answered with a 500 that shows them all.
     """
-    found = leaves(group)
-    cancelled = [leaf for leaf in found if isinstance(leaf, trio.Cancelled)]
-    if cancelled:
-        _, rest = group.split(trio.Cancelled)
-        if rest is not None:
-            _log_lost(rest, path)
-        reraise(cancelled[0])
-    if len(found) == 1:
-        reraise(found[0])
-    raise group
+    cancelled, rest = group.split(trio.Cancelled)
+    try:
+        if cancelled is not None:
+            if rest is not None:
+                _log_lost(rest, path)
+            reraise(leaves(cancelled)[0])
+        raise_sole_error(group)
+        raise group
+    finally:
+        del group, cancelled, rest
 
 
 def _log_lost(error: BaseException, path: str) -> None:

@@ -15,10 +15,12 @@ from .handler import ASGIHandler
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from django.http import HttpRequest, HttpResponseBase
+    from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase
 
 
-class ASGIStaticFilesHandler(handlers.ASGIStaticFilesHandler, ASGIHandler):
+class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
+    handlers.ASGIStaticFilesHandler, ASGIHandler
+):
     """Wraps an ASGI application, and serves static files in its place.
 
     Like Django's, this is for development: it looks each file up with the finders of
@@ -26,13 +28,15 @@ class ASGIStaticFilesHandler(handlers.ASGIStaticFilesHandler, ASGIHandler):
     request for a static file, the lifespan included, goes to the application.
     """
 
+    application: ASGIHandler
+
     def start_soon(
         self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
     ) -> None:
         """Start a task in the application's lifespan; see `ASGIHandler.start_soon`."""
         self.application.start_soon(async_fn, *args, name=name)
 
-    def serve(self, request: HttpRequest) -> HttpResponseBase:
+    def serve(self, request: HttpRequest) -> HttpResponse | FileResponse:
         """Serve the file that the path names.
 
         Raises:
@@ -48,7 +52,7 @@ class ASGIStaticFilesHandler(handlers.ASGIStaticFilesHandler, ASGIHandler):
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         """Find the file and answer, all in the request's thread."""
         response = await sync_to_async(self._get_response_in_thread)(request)
-        response._resource_closers.append(request.close)
+        response._resource_closers.append(request.close)  # type: ignore[attr-defined]
         return response
 
     def _get_response_in_thread(self, request: HttpRequest) -> HttpResponseBase:

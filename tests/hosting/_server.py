@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -37,8 +38,13 @@ HERE = Path(__file__).parent
 #: What only something that hangs takes longer than.
 PATIENCE = 30.0
 
+#: The servers' own tasks for a connection, which last for as long as it is kept alive.
+_CONNECTION_TASK = re.compile(
+    r"\._run_handler$|\.tcp_server_handler\.|\._idle_timeout$|\.send_task$"
+)
 
-def eventually(check: Callable[[], T], what: str) -> T:
+
+def eventually(check: Callable[[], T | None], what: str) -> T:
     """Call ``check`` until it returns something true, and return that."""
     deadline = time.monotonic() + PATIENCE
     while not (found := check()):
@@ -59,11 +65,28 @@ class State:
     peak_kilobytes: int
 
     @property
-    def other_threads(self) -> list[str]:
-        """The threads that are no workers of the pool."""
-        return [
-            name for name in self.threads if not name.startswith("trio-asgi-worker-")
-        ]
+    def is_alone(self) -> bool:
+        """Whether there is no other request than the one for this state."""
+        handlers = [name for name in self.tasks if name.endswith(".task_group._handle")]
+        return self.in_flight == ["state"] and len(handlers) == 1
+
+    @property
+    def lasting(self) -> dict[str, list[str]]:
+        """What must be the same whenever nothing is going on.
+
+        Left out are the idle threads of the pool, and what belongs to connections, not
+        to requests.
+        """
+        return {
+            "in flight": self.in_flight,
+            "tasks": [name for name in self.tasks if not _CONNECTION_TASK.search(name)],
+            "threads": [
+                name
+                for name in self.threads
+                if not name.startswith("trio-asgi-worker-")
+            ],
+            "files": self.files,
+        }
 
 
 @dataclass
@@ -80,6 +103,7 @@ class Server:
     #: How many tracebacks the tests have caused so far, and want to see in the log.
     tracebacks: int = 0
     _at_rest: State | None = field(default=None, repr=False)
+    _ids: Iterator[int] = field(default_factory=lambda: count(1), repr=False)
 
     @property
     def log(self) -> str:
@@ -95,6 +119,11 @@ class Server:
     # Its process
 
     @property
+    def temporary_files(self) -> list[Path]:
+        """What is left in the server's directory for temporary files."""
+        return list((self.log_file.parent / "temporary").iterdir())
+
+    @property
     def is_running(self) -> bool:
         """Whether the process has not ended."""
         return self.process.poll() is None
@@ -102,12 +131,12 @@ class Server:
     def wait_until_ready(self) -> None:
         """Wait until all workers accept connections."""
 
-        def ready() -> str | None:
+        def ready() -> list[str]:
             assert self.is_running, f"the server has ended:\n{self.log}"
-            addresses = re.findall(r"Running on https?://127\.0\.0\.1:(\d+)", self.log)
-            return addresses[0] if len(addresses) == self.workers else None
+            ports = re.findall(r"Running on https?://127\.0\.0\.1:(\d+)", self.log)
+            return ports if len(ports) == self.workers else []
 
-        self.port = int(eventually(ready, "the server accepts connections"))
+        self.port = int(eventually(ready, "the server accepts connections")[0])
 
     def terminate(self) -> None:
         """Send SIGTERM, as a service manager does."""
@@ -133,6 +162,10 @@ class Server:
 
     # What its site says
 
+    def new_id(self) -> str:
+        """Return an id for a request, by which its events are found."""
+        return f"{next(self._ids)}"
+
     def events(self, identity: str) -> list[str]:
         """Return the names of the events of one request, in order."""
         return [entry["event"] for entry in self.journal if entry["id"] == identity]
@@ -144,6 +177,10 @@ class Server:
             lines = self.journal_file.read_text().split("\n")
             return [json.loads(line) for line in lines[:-1]]
         return []
+
+    def journal_of(self, event: str) -> list[dict[str, Any]]:
+        """Return what the site has written down of one event, of all requests."""
+        return [entry for entry in self.journal if entry["event"] == event]
 
     def wait_for_event(self, event: str, identity: str) -> None:
         """Wait until a request has come to an event."""
@@ -175,31 +212,36 @@ class Server:
 
     def note_state_at_rest(self) -> None:
         """Take the present state for the one to come back to."""
-        # The first requests start what stays: the pool, and its first thread.
+        # The first request starts what stays, such as the pool's own task.
         assert self.get("/sync/hello/?id=first") == b"hello first"
-        self._at_rest = self.state()
+        # The last one may not be over yet when it is answered.
+        self._at_rest = eventually(
+            lambda: state if (state := self.state()).is_alone else None,
+            "the first request is over",
+        )
+
+    def wait_for_temporary_files(self, count: int) -> None:
+        """Wait until the process has that many open; only on Linux can that be seen."""
+        if sys.platform == "linux":
+            eventually(
+                lambda: len(self.state().files) >= count, f"{count} temporary files"
+            )
 
     def wait_for_rest(self) -> State:
         """Wait until nothing is left of earlier requests; return the state then.
 
-        That is: no request in flight but the one that asks; no more tasks, threads or
-        temporary files than at first, except for idle worker threads.
+        That is: no request is in flight but the one that asks, and there are the same
+        tasks, threads and temporary files as at first.
         """
-        rest = self._at_rest
-        assert rest is not None
-        state = self.state()
+        assert self._at_rest is not None
+        wanted = self._at_rest.lasting
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            if (
-                state.in_flight == ["state"]
-                and len(state.tasks) <= len(rest.tasks)
-                and len(state.other_threads) <= len(rest.other_threads)
-                and not state.files
-            ):
-                return state
+        while (state := self.state()).lasting != wanted:
+            assert time.monotonic() < deadline, (
+                f"something stays behind:\nnow  {state.lasting}\nonce {wanted}"
+            )
             time.sleep(0.01)
-            state = self.state()
-        raise AssertionError(f"something stays behind:\nnow  {state}\nonce {rest}")
+        return state
 
 
 @dataclass(frozen=True)
@@ -236,6 +278,7 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
     application: str = "hosted.asgi:application",
     workers: int = 1,
     options: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
     certificates: Certificates | None = None,
     expect_start: bool = True,
 ) -> Iterator[Server]:
@@ -247,6 +290,7 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
         application: What to serve.
         workers: How many worker processes.
         options: More options of the command line: ``{"graceful-timeout": 1}``.
+        settings: The site's ``TRIO_ASGI``.
         certificates: What to speak TLS with.
         expect_start: Whether to wait until the server accepts connections.
     """
@@ -264,7 +308,7 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
     ]
     # A file rather than a pipe, which would have to be read all the time.
     with log_file.open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own command
+        process = subprocess.Popen(
             [
                 sys.executable,
                 "-W",
@@ -280,6 +324,7 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(import_path),
                 "HOSTED_JOURNAL": str(journal_file),
+                "HOSTED_TRIO_ASGI": json.dumps(settings or {}),
                 "TMPDIR": str(temporary),
             },
             stdin=subprocess.DEVNULL,

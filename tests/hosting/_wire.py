@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import h11
 
@@ -28,12 +29,20 @@ class ConnectionEndedError(Exception):
     """The server has closed the connection where a response should be."""
 
 
+def pause(seconds: float) -> None:
+    """Let a moment pass that is too short for `time.sleep`."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
 def request_bytes(target: str, *headers: str, method: str = "GET") -> bytes:
     """Return the head of a request."""
     lines = [f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", *headers, "", ""]
     return "\r\n".join(lines).encode()
 
 
+@final
 class Connection:
     """A client's connection: bytes go out as they are, responses are read by h11."""
 
@@ -62,6 +71,10 @@ class Connection:
     def send_request(self, target: str, *headers: str, method: str = "GET") -> None:
         """Send the head of a request."""
         self.send(request_bytes(target, *headers, method=method))
+
+    def end_sending(self) -> None:
+        """Send no more, and go on reading."""
+        self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Leave politely, with FIN."""

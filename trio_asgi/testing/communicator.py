@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import outcome
 import trio
-from trio.testing import MockClock
 
-from .. import _worker
-from .._errors import OutputTimeoutError
-from .._send import SendOrder
+from trio_asgi._errors import OutputTimeoutError
+from trio_asgi._send import SendOrder
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from .._types import ASGIApplication, Message, Scope
+    from trio_asgi._types import ASGIApplication, Message, Scope
 
 
 class ApplicationCommunicator:
@@ -38,9 +36,8 @@ class ApplicationCommunicator:
     `ASGIOrderError` in the application, with the rule that was broken, and comes out of
     whatever method is called next. A scope of unknown type is not checked.
 
-    The application runs in a fresh context, as under a server. On a `MockClock`, time
-    that sync code takes does not count: a deadline that passes while a worker thread
-    runs starts anew.
+    The application runs in a fresh context, as under a server. On a
+    `trio.testing.MockClock` that jumps, time stands still while sync code runs.
     """
 
     def __init__(self, application: ASGIApplication, scope: Scope) -> None:
@@ -126,18 +123,14 @@ class ApplicationCommunicator:
     async def wait(self, timeout: float = 1) -> None:  # noqa: ASYNC109
         """Wait for the application to end, and raise what it raises.
 
-        If it has not ended in time it is cancelled, which raises nothing, as in asgiref.
+        If it has not ended in time it is cancelled; as in asgiref that raises nothing.
 
         Args:
             timeout: How many seconds to wait.
         """
         self._start()
-        while True:
-            with trio.move_on_after(timeout):
-                await self._done.wait()
-                break
-            if not await self._sync_code_ran():
-                break
+        with trio.move_on_after(timeout):
+            await self._done.wait()
         await self._cancel_and_wait()
         self._raise_error()
 
@@ -179,14 +172,11 @@ class ApplicationCommunicator:
 
     async def _wait_output(self, timeout: float) -> bool:  # noqa: ASYNC109
         """Wait for an output; return whether there is one."""
-        while True:
-            with trio.move_on_after(timeout):
-                while not self._outputs and not self._done.is_set():
-                    self._news = trio.Event()
-                    await self._news.wait()
-            done = self._outputs or self._done.is_set()
-            if done or not await self._sync_code_ran():
-                return bool(self._outputs)
+        with trio.move_on_after(timeout):
+            while not self._outputs and not self._done.is_set():
+                self._news = trio.Event()
+                await self._news.wait()
+        return bool(self._outputs)
 
     async def _cancel_and_wait(self) -> None:
         self._cancel_scope.cancel()
@@ -199,9 +189,3 @@ class ApplicationCommunicator:
             # Raised once: the second time it would say nothing new.
             ended, self._ended = self._ended, outcome.Value(None)
             ended.unwrap()
-
-    async def _sync_code_ran(self) -> bool:
-        """On a mock clock, wait for the sync code that runs; return if there was any."""
-        if not isinstance(trio.lowlevel.current_clock(), MockClock):
-            return False
-        return await _worker.current_pool().wait_idle()

@@ -9,7 +9,7 @@ from pathlib import Path
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = True
-SECRET_KEY = "for-the-example-only-everybody-can-read-it"  # noqa: S105
+SECRET_KEY = "for-the-example-only-everybody-can-read-it"
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 INSTALLED_APPS = [

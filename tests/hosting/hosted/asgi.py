@@ -25,8 +25,11 @@ class Failing(ASGIHandler):
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Miss something."""
-        raise LookupError("the kettle is missing")
+        self._look_for_the_kettle()
         yield
+
+    def _look_for_the_kettle(self) -> None:
+        raise LookupError("the kettle is missing")
 
 
 class Lasting(ASGIHandler):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 SECRET_KEY = "for the tests alone"  # noqa: S105
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1"]
@@ -25,6 +28,7 @@ MIDDLEWARE = [
 ]
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+TRIO_ASGI = json.loads(os.environ["HOSTED_TRIO_ASGI"])
 
 # Everything that Django and the handler have to say goes to the server's log, once.
 LOGGING = {

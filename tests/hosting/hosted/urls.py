@@ -16,6 +16,7 @@ urlpatterns = [
     path("wait/", views.wait),
     path("wait/for/file/", views.wait_for_file),
     path("sync/wait/", views.sync_wait),
+    path("sync/hang/", views.sync_hang),
     path("stream/", views.stream),
     path("sync/stream/", views.sync_stream),
     path("large/", views.large),

@@ -130,6 +130,13 @@ def sync_wait(request: HttpRequest) -> HttpResponse:
     return _Farewell(request)
 
 
+def sync_hang(request: HttpRequest) -> NoReturn:
+    """Wait for ever in a thread, whatever happens."""
+    journal.note("entered", request)
+    while True:
+        threading.Event().wait()
+
+
 # Streams
 
 
@@ -164,9 +171,9 @@ def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def large(request: HttpRequest) -> HttpResponse:
-    """Return as many bytes as asked for, at once."""
+    """Return a large body at once, of as many bytes as asked for."""
     journal.note("entered", request)
-    return HttpResponse(b"x" * int(request.GET["bytes"]))
+    return HttpResponse(b"x" * int(request.GET.get("bytes", 200_000)))
 
 
 # Errors

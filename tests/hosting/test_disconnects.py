@@ -1,0 +1,248 @@
+"""Clients that leave, at each stage of a request: nothing of it stays behind.
+
+Each test brings a request to one point, known from its events, then leaves. What must
+be seen is the rest of its events, and after that a server at rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ._http2 import Http2Client
+from ._server import eventually
+from ._wire import Connection, pause
+
+if TYPE_CHECKING:
+    from ._server import Server
+
+leaving = pytest.mark.parametrize(
+    "leave", [Connection.close, Connection.reset], ids=["fin", "rst"]
+)
+Leave = Callable[[Connection], None]
+Connect = Callable[[], Connection]
+
+
+@pytest.fixture
+def connect(server: Server) -> Iterator[Connect]:
+    """What opens connections; they are closed in the end, if the test did not."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(server.connect())
+
+
+def assert_healthy(server: Server) -> None:
+    """The server is at rest, and serves the next request, sync and async."""
+    server.wait_for_rest()
+    assert server.get("/hello/?id=next") == b"hello next"
+    assert server.get("/sync/hello/?id=next") == b"hello next"
+
+
+@leaving
+def test_before_the_body_is_complete(
+    server: Server, connect: Connect, leave: Leave
+) -> None:
+    """No view is called, no signal is sent, and the file of what came is removed."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(
+        f"/sync/digest/?id={identity}", "Content-Length: 4000000", method="POST"
+    )
+    connection.send(bytes(3_000_000))
+    server.wait_for_temporary_files(1)
+    leave(connection)
+    assert_healthy(server)
+    assert server.events(identity) == []
+
+
+@leaving
+def test_in_an_async_view(server: Server, connect: Connect, leave: Leave) -> None:
+    """The view is cancelled, and cleans up."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(f"/wait/?id={identity}")
+    server.wait_for_event("entered", identity)
+    leave(connection)
+    assert_healthy(server)
+    assert server.events(identity) == [
+        "started",
+        "entered",
+        "cancelled",
+        "cleaned up",
+        "finished",
+    ]
+
+
+@leaving
+def test_in_an_async_view_that_has_a_body(
+    server: Server, connect: Connect, leave: Leave
+) -> None:
+    """The disconnect is seen behind the body too, and the body's file is removed."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(
+        f"/wait/?id={identity}", "Content-Length: 3000000", method="POST"
+    )
+    connection.send(bytes(3_000_000))
+    server.wait_for_event("entered", identity)
+    server.wait_for_temporary_files(1)
+    leave(connection)
+    assert_healthy(server)
+    assert server.events(identity)[-1] == "finished"
+
+
+@leaving
+def test_in_a_sync_view(server: Server, connect: Connect, leave: Leave) -> None:
+    """The view can see it, and still runs to its end, body and all; then it is over."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(
+        f"/sync/wait/?id={identity}", "Content-Length: 4", method="POST"
+    )
+    connection.send(b"body")
+    server.wait_for_event("entered", identity)
+    leave(connection)
+    assert_healthy(server)
+    assert server.events(identity) == [
+        "started",
+        "entered",
+        "cancelled",
+        "ran on",
+        "response closed",
+        "finished",
+    ]
+    assert server.journal_of("ran on")[-1]["body"] == "body"
+
+
+@leaving
+@pytest.mark.parametrize("path", ["/stream/", "/sync/stream/"])
+def test_in_a_stream(server: Server, connect: Connect, path: str, leave: Leave) -> None:
+    """The generator is closed, whether it waits or has more to give."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(f"{path}?id={identity}")
+    connection.read_at_least(len("first part"))
+    server.wait_for_event("entered", identity)
+    leave(connection)
+    assert_healthy(server)
+    assert server.events(identity) == ["started", "entered", "cleaned up", "finished"]
+
+
+@leaving
+def test_after_half_of_a_response(
+    server: Server, connect: Connect, leave: Leave
+) -> None:
+    """A large response is dropped when the client has had enough of it."""
+    identity, size = server.new_id(), 50_000_000
+    connection = connect()
+    connection.send_request(f"/large/?id={identity}&bytes={size}")
+    connection.read_at_least(size // 2)
+    leave(connection)
+    assert_healthy(server)
+    assert server.events(identity) == ["started", "entered", "finished"]
+
+
+def test_right_after_the_request(server: Server) -> None:
+    """A request whose client does not wait for the answer is one like others."""
+    for _ in range(20):
+        identity = server.new_id()
+        with server.connect() as connection:
+            connection.send_request(f"/sync/hello/?id={identity}")
+        server.wait_for_event("finished", identity)
+        assert server.events(identity) == ["started", "finished"]
+    assert_healthy(server)
+
+
+@pytest.mark.parametrize("path", ["/hello/", "/sync/hello/"])
+@leaving
+def test_at_any_moment(
+    server: Server, connect: Connect, path: str, leave: Leave
+) -> None:
+    """Whenever the client leaves, the request has both signals, or was never seen."""
+    ids = [server.new_id() for _ in range(100)]
+    for number, identity in enumerate(ids):
+        connection = connect()
+        connection.send_request(f"{path}?id={identity}")
+        pause(number / len(ids) * 0.004)
+        leave(connection)
+    assert_healthy(server)
+    for identity in ids:
+        assert server.events(identity) in ([], ["started", "finished"])
+
+
+@leaving
+def test_many_at_once(server: Server, connect: Connect, leave: Leave) -> None:
+    """60 clients leave views of each kind at once: all threads come back."""
+    ids: list[str] = []
+    connections: list[Connection] = []
+    for path in ["/wait/", "/sync/wait/", "/stream/"] * 20:
+        identity, connection = server.new_id(), connect()
+        connection.send_request(f"{path}?id={identity}")
+        ids.append(identity)
+        connections.append(connection)
+    for identity in ids:
+        server.wait_for_event("entered", identity)
+    for connection in connections:
+        leave(connection)
+    assert_healthy(server)
+    for identity in ids:
+        events = server.events(identity)
+        assert (events[0], events[-1]) == ("started", "finished")
+        assert events.count("started") == events.count("finished") == 1
+
+
+@leaving
+def test_more_at_once_than_threads(
+    server: Server, connect: Connect, leave: Leave
+) -> None:
+    """60 clients leave sync views of which 40 run, and 20 wait for a thread."""
+    ids = [server.new_id() for _ in range(60)]
+    connections = [connect() for _ in ids]
+    for identity, connection in zip(ids, connections, strict=True):
+        connection.send_request(f"/sync/wait/?id={identity}")
+    eventually(
+        lambda: sum("entered" in server.events(identity) for identity in ids) == 40,
+        "40 views run",
+    )
+    for connection in connections:
+        leave(connection)
+    assert_healthy(server)
+    for identity in ids:
+        events = server.events(identity)
+        assert events.count("started") == events.count("finished") <= 1
+
+
+def test_one_stream_of_http2(server: Server) -> None:
+    """A reset stream cancels its own view, and no other on the connection."""
+    taken_back, kept = server.new_id(), server.new_id()
+    with server.connect() as connection:
+        client = Http2Client(connection)
+        stream = client.send_request(f"/wait/?id={taken_back}")
+        other = client.send_request(f"/meet/?place={kept}&crowd=2&id={kept}")
+        server.wait_for_event("entered", taken_back)
+        client.reset(stream)
+        server.wait_for_event("finished", taken_back)
+        assert server.events(kept) == ["started"]
+        server.get(f"/meet/?place={kept}&crowd=2&id=x")
+        assert client.read_body(other) == f"met {kept}".encode()
+        third = client.send_request("/hello/?id=third")
+        assert client.read_body(third) == b"hello third"
+    assert_healthy(server)
+
+
+@leaving
+def test_all_streams_of_http2(server: Server, connect: Connect, leave: Leave) -> None:
+    """With the connection go all views of its streams."""
+    ids = [server.new_id() for _ in range(10)]
+    connection = connect()
+    client = Http2Client(connection)
+    for identity in ids:
+        client.send_request(f"/wait/?id={identity}")
+    for identity in ids:
+        server.wait_for_event("entered", identity)
+    leave(connection)
+    assert_healthy(server)
+    for identity in ids:
+        assert server.events(identity)[-3:] == ["cancelled", "cleaned up", "finished"]

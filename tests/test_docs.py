@@ -1,0 +1,260 @@
+"""The documentation's Python code runs, and does what the pages say.
+
+A block's caption names the file that it belongs to: ``mysite/views.py`` is the module
+``mysite.views``, and blocks of the same caption continue it. A block without a caption
+belongs to the page itself. The examples meet the package as a project's own code does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from asgiref.sync import sync_to_async
+from django.core.management import call_command
+from django.db import connections
+from django.test import override_settings
+from django.urls import path
+
+import trio_asgi
+from support import application, http_scope, request
+from trio_asgi import conf
+from trio_asgi.testing import ApplicationCommunicator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_CODE = {
+    "README.md",
+    "docs/tutorial.md",
+    "docs/howto/deployment.md",
+    "docs/howto/from-asyncio.md",
+    "docs/howto/testing.md",
+    "docs/howto/trio-program.md",
+}
+
+_BLOCK = re.compile(
+    r"^```(?:python|\{code-block\} python)\n"
+    r"(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_CAPTION = re.compile(r"^:caption: (?P<file>\S+)\.py$", re.MULTILINE)
+
+
+def code_of(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield each Python block: the module that it belongs to, and the code.
+
+    Empty lines before the code keep the line numbers of the page.
+    """
+    text = page.read_text(encoding="utf-8")
+    for block in _BLOCK.finditer(text):
+        caption = _CAPTION.search(block["options"])
+        name = caption["file"].replace("/", ".") if caption else "page"
+        yield name, "\n" * text[: block.start("code")].count("\n") + block["code"]
+
+
+Site = dict[str, Any]
+
+
+@pytest.fixture
+def execute(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Site]]:
+    """Run a page's code, and return the values of all names of its modules."""
+    overrides: list[override_settings] = []
+
+    def run(page_name: str) -> Site:
+        page = ROOT / page_name
+        modules: dict[str, ModuleType] = {}
+        for name, code in code_of(page):
+            if name not in modules:
+                modules[name] = module = ModuleType(name)
+                monkeypatch.setitem(sys.modules, name, module)
+                package = name.rpartition(".")[0]
+                if package and package not in sys.modules:
+                    monkeypatch.setitem(sys.modules, package, ModuleType(package))
+            exec(compile(code, page, "exec"), vars(modules[name]))  # noqa: S102
+        if "mysite.urls" in modules:
+            overrides.append(override_settings(ROOT_URLCONF="mysite.urls"))
+            overrides[-1].enable()
+        return {
+            name: value
+            for module in modules.values()
+            for name, value in vars(module).items()
+        }
+
+    yield run
+    for override in overrides:
+        override.disable()
+
+
+@pytest.fixture
+async def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the views a database that all threads share."""
+    monkeypatch.setitem(
+        connections.databases["default"], "NAME", str(tmp_path / "db.sqlite3")
+    )
+    await sync_to_async(call_command)("migrate", verbosity=0)
+
+
+@asynccontextmanager
+async def running(app: trio_asgi.ASGIHandler) -> AsyncIterator[None]:
+    """Start an application as a server does, and shut it down."""
+    async with ApplicationCommunicator(app, {"type": "lifespan"}) as server:
+        await server.send_input({"type": "lifespan.startup"})
+        assert (await server.receive_output())["type"] == "lifespan.startup.complete"
+        yield
+        await server.send_input({"type": "lifespan.shutdown"})
+        assert (await server.receive_output())["type"] == "lifespan.shutdown.complete"
+
+
+def test_all_pages_with_code_are_run() -> None:
+    """A page gets Python code only together with a test in this file."""
+    with_code = {
+        page.relative_to(ROOT).as_posix() for page in PAGES if any(code_of(page))
+    }
+    assert with_code == WITH_CODE
+
+
+async def test_readme(execute: Callable[[str], Site]) -> None:
+    """README: the view answers with what has come before its deadline."""
+    shops = {"corner": 3, "market": 2, "palace": None}
+
+    async def ask(shop: str) -> int:
+        price = shops[shop]
+        if price is None:
+            await trio.sleep_forever()
+        return price
+
+    site = execute("README.md")
+    site["prices"].__globals__.update(SHOPS=list(shops), ask=ask)
+    answer = await request(application(path("", site["prices"])))
+    assert json.loads(answer.body) == {"corner": 3, "market": 2}
+
+
+async def test_tutorial_views(
+    execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """Tutorial: the views answer as the page says."""
+    app = execute("docs/tutorial.md")["application"]
+    assert (await request(app, "/hello/")).body == b"Hello, you are number 0.\n"
+    answer = await request(app, "/weather/")
+    assert answer.body == b'{"Oslo": "12 degrees", "Rome": "24 degrees"}'
+
+
+async def test_tutorial_disconnect(
+    execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """Tutorial: a client that leaves cancels the view, whose clean-up ends."""
+    site = execute("docs/tutorial.md")
+    scope = http_scope("/watch/")
+    async with ApplicationCommunicator(site["application"], scope) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        assert await communicator.receive_nothing(5)
+        assert site["watching"] == {"127.0.0.1"}
+        await communicator.send_input({"type": "http.disconnect"})
+        await communicator.wait()
+    assert site["watching"] == set()
+
+
+async def test_tutorial_events(
+    execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """Tutorial: the stream sends an event each second, until the client leaves."""
+    app = execute("docs/tutorial.md")["application"]
+    async with ApplicationCommunicator(app, http_scope("/events/")) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        start = await communicator.receive_output()
+        assert (b"Content-Type", b"text/event-stream") in start["headers"]
+        for number in range(3):
+            event = await communicator.receive_output(timeout=2)
+            assert event["body"] == f"id: {number}\ndata: tick\n\n".encode()
+        await communicator.send_input({"type": "http.disconnect"})
+        await communicator.wait()
+
+
+async def test_tutorial_background(
+    execute: Callable[[str], Site], database: None
+) -> None:
+    """Tutorial: the task outlives its request; the lifespan keeps its own task."""
+    site = execute("docs/tutorial.md")
+    app = site["application"]
+    async with running(app):
+        assert (await request(app, "/order/", method="POST")).status == 202
+        # Its end is in time for the shutdown, which waits for it.
+        assert site["sent"] == []
+    assert site["sent"] == ["receipt"]
+    assert site["rates"] == {"minutes": 1}
+
+
+async def test_deployment(execute: Callable[[str], Site]) -> None:
+    """Deployment: the settings that the page shows are allowed."""
+    site = execute("docs/howto/deployment.md")
+    with override_settings(TRIO_ASGI=site["TRIO_ASGI"]):
+        assert [*conf.problems()] == []
+    assert site["DATABASES"]["default"]["CONN_MAX_AGE"] == 60
+
+
+async def test_trio_program(execute: Callable[[str], Site]) -> None:
+    """Trio program: serve() is started and stopped, and calls stay in the process."""
+    pytest.importorskip("hypercorn")
+    site = execute("docs/howto/trio-program.md")
+    app = trio_asgi.get_asgi_application()
+    with trio.fail_after(20):
+        assert await site["ask"](app) == "Hello World!"
+        async with trio.open_nursery() as nursery:
+            stop = trio.Event()
+            nursery.start_soon(site["main"], app, stop)
+            stop.set()
+
+
+def functions_of(site: Site, *, on_mock_clock: bool) -> list[Any]:
+    """Return the test functions of a page, those with the clock or the others."""
+    tests = [value for name, value in site.items() if name.startswith("test_")]
+    return [
+        test
+        for test in tests
+        if ("autojump_clock" in inspect.signature(test).parameters) == on_mock_clock
+    ]
+
+
+async def test_testing(execute: Callable[[str], Site]) -> None:
+    """Testing: the test functions of the page pass."""
+    tests = functions_of(execute("docs/howto/testing.md"), on_mock_clock=False)
+    assert len(tests) == 3
+    for test in tests:
+        await test()
+
+
+async def test_testing_on_mock_clock(
+    execute: Callable[[str], Site], autojump_clock: trio.abc.Clock
+) -> None:
+    """Testing: the one about time passes on the clock that jumps."""
+    (test,) = functions_of(execute("docs/howto/testing.md"), on_mock_clock=True)
+    await test(autojump_clock)
+
+
+async def test_from_asyncio(
+    execute: Callable[[str], Site], autojump_clock: trio.abc.Clock
+) -> None:
+    """From asyncio: each view of the page does what is written beside it."""
+    site = execute("docs/howto/from-asyncio.md")
+    app = trio_asgi.get_asgi_application()
+    assert (await request(app, "/missing/")).status == 404
+    answer = await request(app, "/slow/")
+    assert (answer.status, answer.body) == (504, b"Too slow")
+
+    async with ApplicationCommunicator(app, http_scope("/lock/")) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        assert await communicator.receive_nothing()
+        await communicator.send_input({"type": "http.disconnect"})
+        await communicator.wait()
+    assert site["released"] == ["lock"]
