@@ -550,7 +550,7 @@ async def own_executor() -> object:
     """Insensitive code runs in the executor that it is given, with the context."""
     variable.set("task")
     with ThreadPoolExecutor(1, thread_name_prefix="own") as executor:
-        bridge = functools.partial(
+        bridge: Any = functools.partial(
             sync_to_async, thread_sensitive=False, executor=executor
         )
         thread = await bridge(threading.current_thread)()
@@ -560,6 +560,8 @@ async def own_executor() -> object:
             await bridge({}.__getitem__)("key")
         except LookupError:
             error = "LookupError"
+        else:
+            error = "none"
     return thread.name.partition("_")[0], result, before, variable.get(), error
 
 
@@ -590,10 +592,8 @@ class Decorated:
 async def methods() -> object:
     """Methods can be bridged, as decorators and when bound; callable objects, too."""
     one = Decorated()
-    from_async: Any = await one.from_async(1, key=2)  # type: ignore[call-arg, arg-type]
-    from_sync = await sync_to_async(
-        lambda: one.from_sync(3, key=4)  # type: ignore[call-arg, arg-type]
-    )()
+    from_async: Any = await one.from_async(1, key=2)
+    from_sync = await sync_to_async(lambda: one.from_sync(3, key=4))()
     called = await sync_to_async(lambda: async_to_sync(one)())()
     bound = await sync_to_async(functools.partial(getattr, one, "name"))()
     return from_async[:3], from_sync, called, bound
@@ -779,7 +779,7 @@ def test_asyncio(
     ("scenario", "expected"),
     [pytest.param(*each, id=each[0].__name__) for each in scenarios],
 )
-def test_trio(scenario: Scenario, expected: object, leased: bool) -> None:  # noqa: FBT001
+def test_trio(scenario: Scenario, expected: object, leased: bool) -> None:
     """On Trio, each scenario means what it does on asyncio."""
 
     async def main() -> object:
@@ -1141,14 +1141,14 @@ def _async_to_sync(thing: Thing) -> Awaitable[object]:
     async def coroutine(thing: Thing) -> object:
         return await sync_to_async(id)(thing)
 
-    return sync_to_async(async_to_sync(coroutine))(thing)
+    return sync_to_async(lambda: async_to_sync(coroutine)(thing))()
 
 
 def _async_to_sync_fails(thing: Thing) -> Awaitable[object]:
     async def coroutine(thing: Thing) -> object:
         return await sync_to_async({}.__getitem__)(thing)
 
-    return sync_to_async(async_to_sync(coroutine))(thing)
+    return sync_to_async(lambda: async_to_sync(coroutine)(thing))()
 
 
 def _gathered(thing: Thing) -> Awaitable[object]:
@@ -1174,7 +1174,7 @@ def _gathered(thing: Thing) -> Awaitable[object]:
 )
 async def test_a_call_leaves_nothing_in_memory(
     call: Callable[[Thing], Awaitable[object]],
-    handles_error: bool,  # noqa: FBT001
+    handles_error: bool,
 ) -> None:
     """A call's arguments and errors are gone with it; no cycle keeps them."""
 
@@ -1292,7 +1292,7 @@ async def test_the_siblings_of_a_failing_receiver_are_cancelled(fails: str) -> N
 
 @pytest.mark.parametrize("blocking", [False, True])
 async def test_robust_signals_keep_errors(
-    blocking: bool,  # noqa: FBT001
+    blocking: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The robust methods return errors as responses, and call all receivers."""

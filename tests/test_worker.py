@@ -90,7 +90,8 @@ class Gate(Generic[T]):
 
     def __init__(self, work: Callable[[], T]) -> None:
         self.entered = trio.Event()
-        self.thread: threading.Thread | None = None
+        #: Where the code runs, or ran.
+        self.thread: threading.Thread
         self._work = work
         self._open = threading.Event()
 
@@ -166,6 +167,15 @@ def assert_ending(threads: set[threading.Thread]) -> None:
         assert not thread.is_alive()
 
 
+def error_of(fn: Callable[..., object], *args: Any) -> type[BaseException] | None:
+    """Return the type of what a call raises."""
+    try:
+        fn(*args)
+    except BaseException as error:
+        return type(error)
+    return None
+
+
 def run_script(script: str, *args: str) -> str:
     """Run a script in a Python of its own, and return what it prints."""
     done = subprocess.run(
@@ -184,19 +194,18 @@ def run_script(script: str, *args: str) -> str:
 # Which thread, and when
 
 
-async def test_a_lease_is_one_thread(pool: WorkerPool) -> None:
+async def test_a_lease_is_one_thread(lease: Lease) -> None:
     """All calls of a lease run in one thread, whichever task makes them."""
     threads: set[threading.Thread] = set()
 
     async def call() -> None:
         threads.add(await lease.run_sync(threading.current_thread))
 
-    with open_lease(pool) as lease:
+    for _ in range(5):
+        await call()
+    async with trio.open_nursery() as nursery:
         for _ in range(5):
-            await call()
-        async with trio.open_nursery() as nursery:
-            for _ in range(5):
-                nursery.start_soon(call)
+            nursery.start_soon(call)
     (thread,) = threads
     assert thread is not threading.current_thread()
 
@@ -236,10 +245,10 @@ async def test_leases_run_at_the_same_time(pool: WorkerPool) -> None:
 async def test_an_unused_lease_has_no_thread(pool: WorkerPool) -> None:
     """A lease takes its thread at the first call, and has none after the release."""
     with open_lease(pool) as lease:
-        assert not lease.has_thread
+        seen = [lease.has_thread]
         await lease.run_sync(nothing)
-        assert lease.has_thread
-    assert not lease.has_thread
+        seen.append(lease.has_thread)
+    assert [*seen, lease.has_thread] == [False, True, False]
     with open_lease(pool):
         pass
     assert len(pool.workers) == 1
@@ -769,7 +778,7 @@ async def test_siblings_below_a_coroutine_queue_in_its_loop(lease: Lease) -> Non
 
 
 async def test_siblings_turn_about_themselves() -> None:
-    """Sync code of two sibling tasks takes turns with their coroutines, to any depth."""
+    """Sync code of sibling tasks takes turns with their coroutines, to any depth."""
 
     def down(depth: int) -> set[threading.Thread]:
         here = {threading.current_thread()}
@@ -1100,7 +1109,7 @@ def _raise_through_coroutine(thing: Thing) -> Thing:
     "fn", [_return, _raise, _return_through_coroutine, _raise_through_coroutine]
 )
 async def test_a_call_leaves_nothing_in_memory(
-    pool: WorkerPool, fn: Callable[[Thing], Thing]
+    lease: Lease, fn: Callable[[Thing], Thing]
 ) -> None:
     """Arguments, results and errors are gone with the call; no cycle keeps them."""
 
@@ -1115,7 +1124,7 @@ async def test_a_call_leaves_nothing_in_memory(
             assert result is thing
         return refs
 
-    with open_lease(pool) as lease, no_garbage_collection():
+    with no_garbage_collection():
         refs = await call()
         # The thread lets go of a call when it waits for the next one.
         for _ in range(2):
@@ -1123,7 +1132,7 @@ async def test_a_call_leaves_nothing_in_memory(
         assert [ref() for ref in refs] == [None] * len(refs)
 
 
-async def test_arguments_are_gone_when_the_call_returns(pool: WorkerPool) -> None:
+async def test_arguments_are_gone_when_the_call_returns(lease: Lease) -> None:
     """The thread holds on to nothing of a call when its task goes on."""
 
     async def call() -> weakref.ref[Thing]:
@@ -1134,7 +1143,7 @@ async def test_arguments_are_gone_when_the_call_returns(pool: WorkerPool) -> Non
         await lease.run_sync(call)
         return ref
 
-    with open_lease(pool) as lease, no_garbage_collection():
+    with no_garbage_collection():
         for _ in range(50):
             assert (await call())() is None
 
@@ -1250,21 +1259,19 @@ def test_no_thread_outlives_a_run_that_fails() -> None:
 def test_no_thread_outlives_a_run_whose_tasks_are_cancelled() -> None:
     """The threads end, too, when calls are still running as all is cancelled."""
 
-    async def call() -> None:
+    async def call(gate: Gate[None]) -> None:
         with open_lease(current_pool()) as lease:
             await lease.run_sync(nothing)
             await lease.run_sync(gate)
 
     async def main() -> None:
-        nonlocal gate
         gate = Gate(nothing)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(call)
+            nursery.start_soon(call, gate)
             await gate.entered.wait()
             nursery.cancel_scope.cancel()
             gate.open()
 
-    gate: Gate[None]
     before = worker_threads()
     trio.run(main)
     assert worker_threads() <= before
@@ -1304,7 +1311,7 @@ def test_sync_code_after_the_main_task() -> None:
 def test_a_thread_that_comes_back_after_the_main_task() -> None:
     """A lease of a system task that ends last does not leave its thread behind."""
 
-    async def system_task(lease: Lease) -> None:
+    async def system_task(lease: Lease, started: trio.Event) -> None:
         try:
             await lease.run_sync(nothing)
             started.set()
@@ -1316,19 +1323,17 @@ def test_a_thread_that_comes_back_after_the_main_task() -> None:
                 lease.release()
 
     async def main() -> None:
-        nonlocal started
         started = trio.Event()
-        trio.lowlevel.spawn_system_task(system_task, Lease(current_pool()))
+        trio.lowlevel.spawn_system_task(system_task, Lease(current_pool()), started)
         await started.wait()
 
-    started: trio.Event
     before = worker_threads()
     trio.run(main)
     assert_ending(worker_threads() - before)
 
 
 @pytest.mark.parametrize("used_before", [True, False])
-def test_sync_code_in_the_last_async_generators(used_before: bool) -> None:  # noqa: FBT001
+def test_sync_code_in_the_last_async_generators(used_before: bool) -> None:
     """An async generator that Trio closes at the very end can call sync code."""
     results: list[str] = []
 
@@ -1376,7 +1381,6 @@ async def test_a_call_can_be_left() -> None:
             thread = await other.run_sync(threading.current_thread)
             assert thread is not gate.thread
         gate.open()
-        assert gate.thread is not None
         await join(gate.thread)
         assert order == [("call", gate.thread), ("last", gate.thread)]
         assert ended.is_set()
@@ -1394,7 +1398,6 @@ async def test_a_call_that_was_left_and_ended_meanwhile(pool: WorkerPool) -> Non
     last = threading.Event()
     lease.release(last=last.set)
     await wait_set(last)
-    assert gate.thread is not None
     await join(gate.thread)
 
 
@@ -1409,7 +1412,6 @@ async def test_last_fails(pool: WorkerPool, caplog: pytest.LogCaptureFixture) ->
     await leave(lease, gate)
     lease.release(last=last)
     gate.open()
-    assert gate.thread is not None
     await join(gate.thread)
     (record,) = caplog.records
     assert record.name == "trio_asgi"
@@ -1525,38 +1527,30 @@ async def test_a_nested_call_can_be_left(pool: WorkerPool) -> None:
     assert order == ["coroutine cancelled"]
     lease.release(last=lambda: order.append("last"))
     gate.open()
-    assert gate.thread is not None
     await join(gate.thread)
     assert order == ["coroutine cancelled", "gate opened", "code cancelled", "last"]
 
 
 async def test_code_that_was_left_cannot_come_back(pool: WorkerPool) -> None:
     """Code that nobody waits for gets an error from all that needs its task."""
-    errors: list[BaseException] = []
+    errors: list[type[BaseException] | None] = []
 
     async def coroutine() -> None:
         pytest.fail("ran without its task")
 
     def come_back() -> None:
-        for attempt in (
-            lambda: trio.from_thread.run_sync(pytest.fail),
-            lambda: trio.from_thread.run(coroutine),
-            lambda: in_task(coroutine),
-            trio.from_thread.check_cancelled,
-        ):
-            try:
-                attempt()
-            except BaseException as error:  # noqa: BLE001 - whatever it is
-                errors.append(error)
+        errors.append(error_of(trio.from_thread.run_sync, pytest.fail))
+        errors.append(error_of(trio.from_thread.run, coroutine))
+        errors.append(error_of(in_task, coroutine))
+        errors.append(error_of(trio.from_thread.check_cancelled))
 
     lease = Lease(pool)
     gate = Gate(come_back)
     await leave(lease, gate)
     lease.release()
     gate.open()
-    assert gate.thread is not None
     await join(gate.thread)
-    assert [type(error) for error in errors] == [
+    assert errors == [
         trio.RunFinishedError,
         trio.RunFinishedError,
         trio.RunFinishedError,
@@ -1580,17 +1574,12 @@ async def test_a_message_that_was_sent_before_the_task_leaves(
     go_on = threading.Event()
 
     def send() -> None:
-        try:
-            if how == "from_thread.run_sync":
-                trio.from_thread.run_sync(nothing)
-            elif how == "from_thread.run":
-                trio.from_thread.run(trio.sleep_forever)
-            else:
-                in_task(trio.sleep_forever)
-        except BaseException as error:  # noqa: BLE001 - whatever it is
-            answers.append(type(error))
+        if how == "from_thread.run_sync":
+            answers.append(error_of(trio.from_thread.run_sync, nothing))
+        elif how == "from_thread.run":
+            answers.append(error_of(trio.from_thread.run, trio.sleep_forever))
         else:
-            answers.append(None)
+            answers.append(error_of(in_task, trio.sleep_forever))
         assert go_on.wait(SECONDS)
 
     lease = Lease(pool)
@@ -1609,7 +1598,6 @@ async def test_a_message_that_was_sent_before_the_task_leaves(
     assert lease.abandoned
     lease.release()
     go_on.set()
-    assert gate.thread is not None
     await join(gate.thread)
     assert answers == [answer]
 
@@ -1626,38 +1614,30 @@ def wait_until_sent(token: trio.lowlevel.TrioToken) -> None:
 
 def test_code_that_is_left_until_the_run_is_over() -> None:
     """Code that runs on after `trio.run` gets errors, then `last` runs all the same."""
-    errors: list[BaseException] = []
+    errors: list[type[BaseException] | None] = []
     order: list[str] = []
 
     async def coroutine() -> None:
         pytest.fail("ran without its task")
 
     def come_back() -> None:
-        for attempt in (
-            lambda: trio.from_thread.run_sync(pytest.fail),
-            lambda: trio.from_thread.run(coroutine),
-            lambda: in_task(coroutine),
-        ):
-            try:
-                attempt()
-            except trio.RunFinishedError as error:
-                errors.append(error)
+        errors.append(error_of(trio.from_thread.run_sync, pytest.fail))
+        errors.append(error_of(trio.from_thread.run, coroutine))
+        errors.append(error_of(in_task, coroutine))
         order.append("call")
 
-    async def main() -> None:
-        nonlocal gate
+    async def main() -> Gate[None]:
         gate = Gate(come_back)
         lease = Lease(current_pool())
         await leave(lease, gate)
         lease.release(last=lambda: order.append("last"))
+        return gate
 
-    gate: Gate[None]
-    trio.run(main)
+    gate = trio.run(main)
     gate.open()
-    assert gate.thread is not None
     gate.thread.join(SECONDS)
     assert not gate.thread.is_alive()
-    assert len(errors) == 3
+    assert errors == [trio.RunFinishedError] * 3
     assert order == ["call", "last"]
 
 
@@ -1666,47 +1646,41 @@ def test_code_that_is_left_until_the_run_is_over() -> None:
 )
 def test_code_that_comes_back_while_the_run_closes(how: str) -> None:
     """Code that was left can call when no task can be started any more."""
-    errors: list[BaseException] = []
+    errors: list[type[BaseException] | None] = []
 
     async def coroutine() -> None:
         pytest.fail("ran without its task")
 
     def come_back() -> None:
-        try:
-            if how == "from_thread.run_sync":
-                trio.from_thread.run_sync(pytest.fail)
-            elif how == "from_thread.run":
-                trio.from_thread.run(coroutine)
-            else:
-                in_task(coroutine)
-        except BaseException as error:  # noqa: BLE001 - whatever it is
-            errors.append(error)
+        if how == "from_thread.run_sync":
+            errors.append(error_of(trio.from_thread.run_sync, pytest.fail))
+        elif how == "from_thread.run":
+            errors.append(error_of(trio.from_thread.run, coroutine))
+        else:
+            errors.append(error_of(in_task, coroutine))
 
-    async def close_last() -> AsyncIterator[None]:
+    async def close_last(gate: Gate[None]) -> AsyncIterator[None]:
         try:
             yield
         finally:
             # Trio has closed its system nursery, and finalizes async generators.
             gate.open()
-            assert gate.thread is not None
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(gate.thread.join, SECONDS / 2)
 
-    async def main() -> None:
-        nonlocal gate
+    async def main() -> Gate[None]:
         gate = Gate(come_back)
         lease = Lease(current_pool())
         await leave(lease, gate)
         lease.release()
-        generators.append(close_last())
+        generators.append(close_last(gate))
         await generators[0].__anext__()
+        return gate
 
-    gate: Gate[None]
     generators: list[AsyncIterator[None]] = []
-    trio.run(main)
-    assert gate.thread is not None
+    gate = trio.run(main)
     assert not gate.thread.is_alive()
-    assert [type(error) for error in errors] == [trio.RunFinishedError]
+    assert errors == [trio.RunFinishedError]
 
 
 async def test_a_patient_lease_can_have_a_last_call(pool: WorkerPool) -> None:
@@ -1913,92 +1887,96 @@ def test_an_interrupt_at_any_line_leaves_the_lease_usable() -> None:
 # All together
 
 
+class Visitor:
+    """One of many requests, which nests and fails at random."""
+
+    def __init__(self, name: str, lease: Lease) -> None:
+        self.ended = "not at all"
+        self.thread: threading.Thread | None = None
+        self.lease = lease
+        self._name = name
+        self._random = random.Random(name)  # noqa: S311
+
+    def sync_code(self, depth: int) -> int:
+        """Check where it runs, and go on in some way."""
+        self.thread = self.thread or threading.current_thread()
+        assert threading.current_thread() is self.thread
+        assert variable.get() == self._name
+        choice = self._random.random()
+        if choice < 0.03:
+            raise LookupError
+        if depth == 0 or choice < 0.2:
+            return 1
+        if choice < 0.5:
+            return trio.from_thread.run(self.only_async)
+        return in_task(functools.partial(self.coroutine, depth - 1))
+
+    async def only_async(self) -> int:
+        """Check where it runs."""
+        assert variable.get() == self._name
+        await trio.lowlevel.checkpoint()
+        return 1
+
+    async def coroutine(self, depth: int) -> int:
+        """Check where it runs, and run sync code in one or two tasks."""
+        assert variable.get() == self._name
+        total = failed = 0
+
+        async def child() -> None:
+            nonlocal total, failed
+            try:
+                total += await in_thread(lambda: self.sync_code(depth))
+            except LookupError:
+                failed += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._random.choice([1, 1, 2])):
+                nursery.start_soon(child)
+            if self._random.random() < 0.05:
+                nursery.cancel_scope.cancel()
+        if failed:
+            raise LookupError
+        return total
+
+    async def run(self) -> None:
+        """Do it all, or be cancelled meanwhile."""
+        variable.set(self._name)
+        current_loop.set(self.lease)
+        steps = self._random.choice([None, self._random.randrange(20)])
+        async with trio.open_nursery() as nursery:
+            if steps is not None:
+                nursery.start_soon(cancel_later, nursery.cancel_scope, steps)
+            try:
+                await self.coroutine(4)
+                await self.coroutine(4)
+                self.ended = "well"
+            except LookupError:
+                self.ended = "failed"
+            except trio.Cancelled:
+                self.ended = "cancelled"
+                raise
+            nursery.cancel_scope.cancel()
+
+
+async def cancel_later(scope: trio.CancelScope, steps: int) -> None:
+    """Cancel a scope after some steps of the scheduler."""
+    for _ in range(steps):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_many_leases_nest_at_random(seed: int) -> None:
     """Forty leases nest, fan out, fail and are cancelled, and none is confused."""
-    leases = 40
-    ended: dict[str, int] = {"right": 0, "failed": 0, "cancelled": 0}
-
-    class Visitor:
-        """One request: every sync call of it must be in its thread."""
-
-        def __init__(self, number: int, lease: Lease) -> None:
-            self.random = random.Random(f"{seed} {number}")  # noqa: S311
-            self.lease = lease
-            self.thread: threading.Thread | None = None
-            self.inside = 0
-
-        def sync_code(self, depth: int) -> int:
-            self.thread = self.thread or threading.current_thread()
-            assert threading.current_thread() is self.thread
-            assert variable.get() == str(id(self))
-            choice = self.random.random()
-            if choice < 0.03:
-                raise LookupError
-            if depth == 0 or choice < 0.2:
-                return 1
-            if choice < 0.5:
-                return 1 + trio.from_thread.run(self.only_async)
-            return 1 + in_task(functools.partial(self.coroutine, depth - 1))
-
-        async def only_async(self) -> int:
-            assert variable.get() == str(id(self))
-            await trio.lowlevel.checkpoint()
-            return 1
-
-        async def coroutine(self, depth: int) -> int:
-            assert variable.get() == str(id(self))
-            total = 0
-
-            failed = False
-
-            async def child() -> None:
-                nonlocal total, failed
-                try:
-                    total += await in_thread(lambda: self.sync_code(depth))
-                except LookupError:
-                    failed = True
-
-            async with trio.open_nursery() as nursery:
-                for _ in range(self.random.choice([1, 1, 2])):
-                    nursery.start_soon(child)
-                if self.random.random() < 0.05:
-                    nursery.cancel_scope.cancel()
-            if failed:
-                raise LookupError
-            return total
-
-        async def run(self) -> None:
-            variable.set(str(id(self)))
-            current_loop.set(self.lease)
-            with trio.CancelScope() as scope:
-                if self.random.random() < 0.2:
-                    nursery.start_soon(cancel_later, scope, self.random.randrange(20))
-                try:
-                    await self.coroutine(4)
-                    await self.coroutine(4)
-                except LookupError:
-                    ended["failed"] += 1
-                else:
-                    ended["right"] += 1
-            if scope.cancelled_caught:
-                ended["cancelled"] += 1
-
-    async def cancel_later(scope: trio.CancelScope, steps: int) -> None:
-        for _ in range(steps):
-            await trio.lowlevel.checkpoint()
-        scope.cancel()
-
     async with open_pool(threads=7) as pool:
-        visitors = [Visitor(number, Lease(pool)) for number in range(leases)]
+        visitors = [Visitor(f"{seed} {number}", Lease(pool)) for number in range(40)]
         async with trio.open_nursery() as nursery:
             for visitor in visitors:
                 nursery.start_soon(visitor.run)
+        assert not any(visitor.lease.abandoned for visitor in visitors)
         for visitor in visitors:
-            assert not visitor.lease.abandoned
             visitor.lease.release()
-        used = {visitor.thread for visitor in visitors if visitor.thread}
-        assert len(used) == sum(visitor.thread is not None for visitor in visitors)
-    assert sum(ended.values()) == leases
-    assert ended["right"]
-    assert ended["failed"]
+    threads = [visitor.thread for visitor in visitors if visitor.thread]
+    assert len(set(threads)) == len(threads)
+    ended = {visitor.ended for visitor in visitors}
+    assert ended == {"well", "failed", "cancelled"}
