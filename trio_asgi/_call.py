@@ -232,6 +232,8 @@ class CallLoop:
         self._turn = trio.Semaphore(1)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
 
+    # Control-C between the steps of a call would leave its turn and token taken.
+    @trio.lowlevel.enable_ki_protection
     async def run_sync(
         self, fn: Callable[[], T], *, context: contextvars.Context | None = None
     ) -> T:
@@ -313,7 +315,11 @@ class CallLoop:
         while True:
             job = self._inbox.get()
             if isinstance(job, Ended):
-                return job.result
+                try:
+                    return job.result
+                finally:
+                    # An error's traceback holds this frame: leave no cycle behind.
+                    del job
             job.run()
             del job
 

@@ -66,24 +66,15 @@ class Exchange:
             trio.Cancelled: the server has cancelled the request.
         """
 
-        async def run_in_scope() -> None:
+        async def respond_in_scope() -> None:
             with self._scope:
                 await respond()
 
-        ended: outcome.Outcome[None] = outcome.Value(None)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
-                # Kept, and raised outside, lest the nursery wraps it in a group. If it
-                # is Cancelled, then by a scope around the nursery.
-                ended = await outcome.acapture(run_in_scope)
-                self._answering = False
-                self._last_wait.cancel()
-                nursery.cancel_scope.cancel()
-        finally:
-            # Goes before a cancellation of the nursery, in which it would be lost.
-            ended.unwrap()
-            del ended
+        def stop_watching() -> None:
+            self._answering = False
+            self._last_wait.cancel()
+
+        await run_beside(self._watch, respond_in_scope, stop=stop_watching)
         if self._error is not None:
             raise self._error
 
@@ -103,3 +94,39 @@ class Exchange:
                 with self._last_wait:
                     await trio.sleep(self._patience)
                     self._lease.stop_waiting()
+
+
+async def run_beside(
+    task: Callable[[], Awaitable[None]],
+    body: Callable[[], Awaitable[None]],
+    *,
+    stop: Callable[[], None],
+) -> None:
+    """Run ``body()`` with a task beside it that is cancelled at its end.
+
+    What a nursery would do, except that an error of ``body`` comes out as it is, in no
+    group, and is not lost in a cancellation that comes from outside.
+
+    Args:
+        task: Runs beside; it shall raise nothing but cancellations.
+        body: Whose result counts.
+        stop: Called when ``body`` has ended, before the task is cancelled.
+    """
+    # A cancellation that is kept here comes from a scope around the nursery, or else
+    # the nursery raises what has cancelled it.
+    ended: outcome.Outcome[None] = outcome.Value(None)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task)
+            ended = await outcome.acapture(body)
+            stop()
+            nursery.cancel_scope.cancel()
+    except BaseException:
+        if isinstance(ended, outcome.Error) and isinstance(ended.error, Exception):
+            ended.unwrap()
+        raise
+    else:
+        ended.unwrap()
+    finally:
+        # An error's traceback holds this frame: leave no cycle behind.
+        del ended

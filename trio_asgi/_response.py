@@ -10,6 +10,7 @@ import outcome
 import trio
 
 from . import _worker
+from ._exchange import run_beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -130,18 +131,14 @@ class ThreadStream:
 
     async def send_all(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         """Send all parts; then raise what the iterator raised, if it did."""
-        sent: outcome.Outcome[None] = outcome.Value(None)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep_pulling)
-                # Kept, and raised outside, lest the nursery wraps it in a group.
-                sent = await outcome.acapture(self._send_from_queue, send)
-                self._stopped = True
-                nursery.cancel_scope.cancel()
-        finally:
-            # Goes before a cancellation of the nursery, in which it would be lost.
-            sent.unwrap()
-            del sent
+
+        async def send_from_queue() -> None:
+            await self._send_from_queue(send)
+
+        def stop() -> None:
+            self._stopped = True
+
+        await run_beside(self._keep_pulling, send_from_queue, stop=stop)
 
     async def _send_from_queue(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         while True:
@@ -160,11 +157,12 @@ class ThreadStream:
             await self._news.wait()
 
     async def _keep_pulling(self) -> None:
-        self._ended = await outcome.acapture(self._pull_all)
-        if isinstance(self._ended, outcome.Error) and not isinstance(
-            self._ended.error, Exception
-        ):
-            self._ended.unwrap()  # a cancellation, which is this task's own
+        try:
+            await self._pull_all()
+        except Exception as error:  # noqa: BLE001 - raised after the parts before it
+            self._ended = outcome.Error(error)
+        else:
+            self._ended = outcome.Value(None)
         self._news.set()
 
     async def _pull_all(self) -> None:

@@ -84,6 +84,7 @@ class Lease(CallLoop):
         if not self.open:
             self._give_back()
 
+    @trio.lowlevel.enable_ki_protection
     def stop_waiting(self) -> None:
         """From now on, let cancelled tasks leave the calls that they wait for.
 
@@ -96,6 +97,7 @@ class Lease(CallLoop):
         if call is not None:
             call.leave_if_cancelled()
 
+    @trio.lowlevel.enable_ki_protection
     def release(self, last: Callable[[], object] | None = None) -> None:
         """Give the thread back, when it has finished what it is running.
 
@@ -194,8 +196,9 @@ class WorkerPool:
             worker, _ = self._idle.popitem()
         except KeyError:
             worker = Worker(self)
-            self.workers.add(worker)
             worker.thread.start()
+            # After the start, which may fail; the thread ends only when told to.
+            self.workers.add(worker)
         return worker
 
     def give_back(self, worker: Worker) -> None:
@@ -245,12 +248,14 @@ class WorkerPool:
             if self.forget_idle(worker):
                 worker.inbox.put(Stop())
         self._clock.hold()
-        with trio.move_on_after(self.shutdown_seconds):
-            for worker in retired:
-                await trio.to_thread.run_sync(
-                    worker.thread.join, abandon_on_cancel=True
-                )
-        self._clock.let_go()
+        try:
+            with trio.move_on_after(self.shutdown_seconds):
+                for worker in retired:
+                    await trio.to_thread.run_sync(
+                        worker.thread.join, abandon_on_cancel=True
+                    )
+        finally:
+            self._clock.let_go()
 
     async def close_at_end_of_run(self) -> None:
         """End all threads when the run's main task has ended. A system task."""
@@ -269,6 +274,7 @@ class WorkerPool:
 class _OneCallLease(Lease):
     """A lease that ends with its first call."""
 
+    @trio.lowlevel.enable_ki_protection
     async def run_sync(
         self, fn: Callable[[], T], *, context: contextvars.Context | None = None
     ) -> T:
