@@ -451,8 +451,11 @@ async def test_a_view_that_returns_nothing_is_a_500() -> None:
     assert b"returned None instead" in answer.body
 
 
-async def test_an_error_that_django_cannot_answer_reaches_the_server() -> None:
-    """With an URLconf that cannot be imported, the server gets the error itself."""
+@pytest.mark.parametrize("debug", [False, True])
+async def test_an_error_that_django_cannot_answer(
+    debug: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With an URLconf that cannot be imported, there is a plain 500 and a log entry."""
 
     class Request(ASGIRequest):
         urlconf = "no.such.urlconf"
@@ -460,12 +463,14 @@ async def test_an_error_that_django_cannot_answer_reaches_the_server() -> None:
     class Handler(ASGIHandler):
         request_class = Request
 
-    with signal_log() as log:
-        communicator = ApplicationCommunicator(Handler(), http_scope())
-        await communicator.send_input({"type": "http.request"})
-        with pytest.raises(ModuleNotFoundError, match="No module named 'no'"):
-            await communicator.wait()
+    with signal_log() as log, override_settings(DEBUG=debug):
+        answer = await request(Handler())
+    assert answer.status == 500
+    assert (b"No module named" in answer.body) is debug
+    assert (answer.body == b"Internal Server Error") is not debug
     assert log.names == ["started", "finished"]
+    assert "Internal Server Error: /" in caplog.text
+    assert "No module named 'no'" in caplog.text
 
 
 async def test_outside_trio_the_error_says_what_to_do() -> None:

@@ -19,8 +19,8 @@ LAYERS = [
     "_types",
     "_errors",
     # Trio only: no Django, no asgiref
-    "_call _receive _send _lifespan _websocket _serve",
-    "_worker",
+    "_beside _call _receive _send _sigterm _websocket _serve",
+    "_lifespan _worker",
     "_exchange",
     "testing.communicator",
     "testing",

@@ -94,7 +94,7 @@ def test_many_headers_are_taken_in_linear_time() -> None:
 
     class Request(ASGIRequest):
         @property
-        def META(self) -> dict[str, Any]:  # type: ignore[override]  # noqa: N802
+        def META(self) -> dict[str, Any]:  # noqa: N802
             return self._meta
 
         @META.setter

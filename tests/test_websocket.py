@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import trio
 import trio.testing
 
 from support import application, http_scope
@@ -30,3 +33,18 @@ async def test_a_websocket_client_that_leaves_is_not_answered(
         await communicator.send_input({"type": "websocket.disconnect", "code": 1006})
         await communicator.wait()
         assert await communicator.receive_nothing()
+
+
+async def test_a_server_that_has_refused_by_itself() -> None:
+    """An error of the server's in taking the refusal is no error of the application's."""
+    inputs = [{"type": "websocket.connect"}]
+
+    async def receive() -> Any:
+        if not inputs:
+            await trio.sleep_forever()
+        return inputs.pop()
+
+    async def send(message: Any) -> None:
+        raise ValueError("can't handle event in state ERROR")
+
+    await application()(http_scope(type="websocket"), receive, send)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import outcome
 import trio
+
+from ._beside import run_beside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -89,44 +90,9 @@ class Exchange:
                 if not self._is_complete():
                     self._scope.cancel()
             await trio.sleep_forever()
-        finally:
+        except trio.Cancelled:
             if self._answering:
                 with self._last_wait:
                     await trio.sleep(self._patience)
                     self._lease.stop_waiting()
-
-
-async def run_beside(
-    task: Callable[[], Awaitable[None]],
-    body: Callable[[], Awaitable[None]],
-    *,
-    stop: Callable[[], None],
-) -> None:
-    """Run ``body()`` with a task beside it that is cancelled at its end.
-
-    What a nursery would do, except that an error of ``body`` comes out as it is, in no
-    group, and is not lost in a cancellation that comes from outside.
-
-    Args:
-        task: Runs beside; it shall raise nothing but cancellations.
-        body: Whose result counts.
-        stop: Called when ``body`` has ended, before the task is cancelled.
-    """
-    # A cancellation that is kept here comes from a scope around the nursery, or else
-    # the nursery raises what has cancelled it.
-    ended: outcome.Outcome[None] = outcome.Value(None)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(task)
-            ended = await outcome.acapture(body)
-            stop()
-            nursery.cancel_scope.cancel()
-    except BaseException:
-        if isinstance(ended, outcome.Error) and isinstance(ended.error, Exception):
-            ended.unwrap()
-        raise
-    else:
-        ended.unwrap()
-    finally:
-        # An error's traceback holds this frame: leave no cycle behind.
-        del ended
+            raise

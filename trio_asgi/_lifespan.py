@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ._beside import run_beside
+from ._sigterm import leave_sigterm_to_parent
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
@@ -68,7 +71,9 @@ class Lifespan:
         """
         await receive()  # lifespan.startup
         phase = "startup"
-        try:
+
+        async def live() -> None:
+            nonlocal phase
             async with self._context(), trio.open_nursery() as nursery:
                 phase = "shutdown"
                 self._nursery = nursery
@@ -79,6 +84,9 @@ class Lifespan:
                     trio.current_time() + self._shutdown_seconds
                 )
             await self._after()
+
+        try:
+            await run_beside(leave_sigterm_to_parent, live)
         except Exception as error:
             logger.exception("The application's %s failed", phase)
             message = f"{type(error).__name__}: {error}"

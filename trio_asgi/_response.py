@@ -10,7 +10,7 @@ import outcome
 import trio
 
 from . import _worker
-from ._exchange import run_beside
+from ._beside import run_beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from ._types import Receive, Send
 
 #: How many seconds to leave the server for reading what came with the handshake. A
-#: worker of hypercorn 0.18 can end with an error if the refusal comes first.
+#: worker of hypercorn 0.18 ends with an error if it meets more after the refusal.
 _SETTLE_SECONDS: Final = 0.05
 
 
@@ -20,4 +21,7 @@ async def refuse(receive: Receive, send: Send) -> None:
     with trio.move_on_after(_SETTLE_SECONDS):
         await receive()  # websocket.disconnect, if the client leaves by itself
         return
-    await send({"type": "websocket.close"})
+    # hypercorn refuses by itself if more comes at this very moment, and then raises an
+    # error of its parser here. Either way the client has its answer.
+    with suppress(Exception):
+        await send({"type": "websocket.close"})

@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 import tempfile
+import traceback
 from contextlib import asynccontextmanager, closing
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from django.conf import settings
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
+from django.http import HttpResponseServerError
 from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
@@ -141,10 +143,12 @@ class ASGIHandler(asgi.ASGIHandler):
         ``request_finished``, which are sent once each, in the request's own thread,
         whatever happens meanwhile. A disconnect cancels the view or the stream.
 
+        Every error before the response has started is answered, as Django does it or,
+        where Django itself fails, with a plain 500.
+
         Raises:
             trio.Cancelled: the server has cancelled the request.
-            Exception: a stream failed, or a receiver of the two signals. An error in a
-                view is answered instead.
+            Exception: a stream failed, or a receiver of ``request_finished``.
         """
         try:
             body_file = await self.read_body(receive)
@@ -158,16 +162,20 @@ class ASGIHandler(asgi.ASGIHandler):
         sender = ResponseSender(send)
 
         async def respond() -> None:
-            nonlocal response
-            if response is None:
-                response = await self.run_get_response(request)  # type: ignore[arg-type]
-            await self.send_response(response, sender)
-
-        with closing(body_file):
+            nonlocal request, response
             try:
                 set_script_prefix(get_script_prefix(scope))
                 await sync_to_async(signals.send_started)(scope)
                 request, response = self.create_request(scope, body_file)  # type: ignore[assignment]
+                if request is not None:
+                    response = await self.run_get_response(request)
+            except Exception as error:  # noqa: BLE001 - answered, and logged
+                response = _server_error(error, scope["path"], request)
+            assert response is not None
+            await self.send_response(response, sender)
+
+        with closing(body_file):
+            try:
                 await Exchange(
                     wait_disconnect=functools.partial(wait_disconnect, receive),
                     is_complete=lambda: sender.complete,
@@ -316,6 +324,22 @@ async def _run_in_background(
         )
     finally:
         lease.release()
+
+
+def _server_error(
+    error: Exception, path: str, request: ASGIRequest | None
+) -> HttpResponseBase:
+    """Answer what Django did not: an error in a receiver, or in its own error handling.
+
+    The server would answer 500 as well, but what it does if the client is just leaving
+    can end hypercorn's worker.
+    """
+    extra = {"status_code": 500, "request": request}
+    logger.error("Internal Server Error: %s", path, exc_info=error, extra=extra)
+    text = "".join(traceback.format_exception(error))
+    return HttpResponseServerError(
+        text if settings.DEBUG else "Internal Server Error", content_type="text/plain"
+    )
 
 
 def _raise_from_group(group: BaseExceptionGroup[BaseException], path: str) -> None:

@@ -42,8 +42,6 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
         Raises:
             Http404: there is none, or the path leads out of the static directories.
         """
-        if "\0" in request.path:
-            raise Http404("A path with a NUL character names no file.")
         try:
             return super().serve(request)
         except SuspiciousFileOperation as error:

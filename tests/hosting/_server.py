@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -28,15 +29,19 @@ import trio_asgi
 from ._wire import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 T = TypeVar("T")
+Connect = Callable[[], Connection]
 Kind = Literal["hypercorn", "anycorn"]
 
 HERE = Path(__file__).parent
 
 #: What only something that hangs takes longer than.
 PATIENCE = 30.0
+
+#: The pool's threads: this, and a number.
+_WORKER_THREAD = "trio-asgi-worker-"
 
 #: The servers' own tasks for a connection, which last for as long as it is kept alive.
 _CONNECTION_TASK = re.compile(
@@ -65,6 +70,11 @@ class State:
     peak_kilobytes: int
 
     @property
+    def workers(self) -> int:
+        """How many threads the pool has, idle or not."""
+        return sum(name.startswith(_WORKER_THREAD) for name in self.threads)
+
+    @property
     def is_alone(self) -> bool:
         """Whether there is no other request than the one for this state."""
         handlers = [name for name in self.tasks if name.endswith(".task_group._handle")]
@@ -81,9 +91,7 @@ class State:
             "in flight": self.in_flight,
             "tasks": [name for name in self.tasks if not _CONNECTION_TASK.search(name)],
             "threads": [
-                name
-                for name in self.threads
-                if not name.startswith("trio-asgi-worker-")
+                name for name in self.threads if not name.startswith(_WORKER_THREAD)
             ],
             "files": self.files,
         }

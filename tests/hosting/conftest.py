@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -12,9 +13,17 @@ from ._server import Certificates, Kind, Server, serve_cleanly
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ._server import Connect
+
 if sys.platform == "win32":
-    # No SIGTERM, no process groups: other ways to stop a server would be needed.
-    collect_ignore_glob = ["test_*.py"]
+    # Without SIGTERM and process groups, servers would have to be ended in other ways.
+    collect_ignore = [
+        "test_disconnects.py",
+        "test_hostile_clients.py",
+        "test_requests.py",
+        "test_shutdown.py",
+        "test_startup.py",
+    ]
 
 
 @pytest.fixture(scope="module", params=["hypercorn", "anycorn"])
@@ -44,3 +53,10 @@ def tls_server(
     directory = tmp_path_factory.mktemp(kind)
     with serve_cleanly(kind, directory, certificates=certificates) as running:
         yield running
+
+
+@pytest.fixture
+def connect(server: Server) -> Iterator[Connect]:
+    """What opens connections; they are closed in the end, if the test did not."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(server.connect())

@@ -6,8 +6,7 @@ be seen is the rest of its events, and after that a server at rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,20 +16,12 @@ from ._server import eventually
 from ._wire import Connection, pause
 
 if TYPE_CHECKING:
-    from ._server import Server
+    from ._server import Connect, Server
 
 leaving = pytest.mark.parametrize(
     "leave", [Connection.close, Connection.reset], ids=["fin", "rst"]
 )
 Leave = Callable[[Connection], None]
-Connect = Callable[[], Connection]
-
-
-@pytest.fixture
-def connect(server: Server) -> Iterator[Connect]:
-    """What opens connections; they are closed in the end, if the test did not."""
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(server.connect())
 
 
 def assert_healthy(server: Server) -> None:
@@ -131,6 +122,21 @@ def test_in_a_stream(server: Server, connect: Connect, path: str, leave: Leave) 
 
 
 @leaving
+@pytest.mark.parametrize("path", ["/flood/", "/sync/flood/"])
+def test_in_a_stream_that_is_not_read(
+    server: Server, connect: Connect, path: str, leave: Leave
+) -> None:
+    """The generator is closed too when it is not its turn, but the client's."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(f"{path}?id={identity}")
+    connection.read_at_least(1_000_000)
+    leave(connection)
+    assert_healthy(server)
+    assert server.events(identity) == ["started", "entered", "cleaned up", "finished"]
+
+
+@leaving
 def test_after_half_of_a_response(
     server: Server, connect: Connect, leave: Leave
 ) -> None:
@@ -174,23 +180,27 @@ def test_at_any_moment(
 
 @leaving
 def test_many_at_once(server: Server, connect: Connect, leave: Leave) -> None:
-    """60 clients leave views of each kind at once: all threads come back."""
-    ids: list[str] = []
-    connections: list[Connection] = []
-    for path in ["/wait/", "/sync/wait/", "/stream/"] * 20:
-        identity, connection = server.new_id(), connect()
-        connection.send_request(f"{path}?id={identity}")
-        ids.append(identity)
-        connections.append(connection)
-    for identity in ids:
-        server.wait_for_event("entered", identity)
-    for connection in connections:
-        leave(connection)
+    """60 clients leave views of each kind at once: all threads are used again."""
+    workers: list[int] = []
+    for _ in range(2):
+        ids: list[str] = []
+        connections: list[Connection] = []
+        for path in ["/wait/", "/sync/wait/", "/stream/"] * 20:
+            identity, connection = server.new_id(), connect()
+            connection.send_request(f"{path}?id={identity}")
+            ids.append(identity)
+            connections.append(connection)
+        for identity in ids:
+            server.wait_for_event("entered", identity)
+        for connection in connections:
+            leave(connection)
+        workers.append(server.wait_for_rest().workers)
+        for identity in ids:
+            events = server.events(identity)
+            assert (events[0], events[-1]) == ("started", "finished")
+            assert events.count("started") == events.count("finished") == 1
+    assert workers[1] <= workers[0]
     assert_healthy(server)
-    for identity in ids:
-        events = server.events(identity)
-        assert (events[0], events[-1]) == ("started", "finished")
-        assert events.count("started") == events.count("finished") == 1
 
 
 @leaving

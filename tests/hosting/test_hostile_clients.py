@@ -6,17 +6,18 @@ what the application does to prevent that is tried here often enough to count.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ._wire import Connection, pause, request_bytes
+from ._wire import pause, request_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._server import Server
+    from ._server import Connect, Server
+    from ._wire import Connection
 
 TRIES = 200
 #: So many connections wait for their refusals together.
@@ -50,25 +51,27 @@ def _healthy_afterwards(server: Server) -> Iterator[None]:
 # After a WebSocket handshake
 
 
-def in_rounds(server: Server) -> Iterator[list[Connection]]:
+def in_rounds(connect: Connect) -> Iterator[list[Connection]]:
     """Yield new connections by the dozen, as a refusal takes some time; then close."""
     for _ in range(TRIES // ROUND):
-        with ExitStack() as stack:
-            yield [stack.enter_context(server.connect()) for _ in range(ROUND)]
+        connections = [connect() for _ in range(ROUND)]
+        yield connections
+        for connection in connections:
+            connection.close()
 
 
-def test_bytes_with_a_websocket_handshake(server: Server) -> None:
+def test_bytes_with_a_websocket_handshake(connect: Connect) -> None:
     """A frame in the handshake's own segment: 200 times refused."""
-    for connections in in_rounds(server):
+    for connections in in_rounds(connect):
         for connection in connections:
             connection.send(HANDSHAKE + FRAME)
         for connection in connections:
             assert connection.read_some().startswith((BAD_REQUEST, FORBIDDEN))
 
 
-def test_bytes_soon_after_a_websocket_handshake(server: Server) -> None:
+def test_bytes_soon_after_a_websocket_handshake(connect: Connect) -> None:
     """A frame right behind the handshake: 200 times refused."""
-    for connections in in_rounds(server):
+    for connections in in_rounds(connect):
         for number, connection in enumerate(connections):
             connection.send(HANDSHAKE)
             pause(number / ROUND * 0.001)
@@ -77,13 +80,13 @@ def test_bytes_soon_after_a_websocket_handshake(server: Server) -> None:
             assert connection.read_some().startswith((BAD_REQUEST, FORBIDDEN))
 
 
-def test_bytes_after_a_refused_websocket_handshake(server: Server) -> None:
+def test_bytes_after_a_refused_websocket_handshake(connect: Connect) -> None:
     """Frames of a client that does not take no for an answer: 200 times ignored.
 
     They come when the client has seen the end. A frame between the 403 and the end,
     some microseconds later, ends hypercorn 0.18's worker: no application prevents that.
     """
-    for connections in in_rounds(server):
+    for connections in in_rounds(connect):
         for connection in connections:
             connection.send(HANDSHAKE)
         for connection in connections:

@@ -50,15 +50,16 @@ def test_an_uploaded_file_leaves_no_temporary_file(server: Server) -> None:
 
 @both_hellos
 def test_a_connection_is_kept_alive(server: Server, path: str) -> None:
-    """200 requests on one connection: each is answered, and has its two signals."""
+    """200 requests on one connection: answers, signals, and threads that are reused."""
     ids = [server.new_id() for _ in range(200)]
+    workers_before = server.wait_for_rest().workers
     with server.connect() as connection:
         for identity in ids:
             connection.send_request(f"{path}?id={identity}")
             response = connection.read_response()
             assert response.status == 200
             assert response.body.decode() == f"hello {identity}"
-    server.wait_for_rest()
+    assert server.wait_for_rest().workers <= workers_before + 2
     for identity in ids:
         assert server.events(identity) == ["started", "finished"]
 

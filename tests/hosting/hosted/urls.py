@@ -19,6 +19,8 @@ urlpatterns = [
     path("sync/hang/", views.sync_hang),
     path("stream/", views.stream),
     path("sync/stream/", views.sync_stream),
+    path("flood/", views.flood),
+    path("sync/flood/", views.sync_flood),
     path("large/", views.large),
     path("boom/", views.boom),
     path("sync/boom/", views.sync_boom),

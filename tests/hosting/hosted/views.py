@@ -170,6 +170,36 @@ def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(parts())
 
 
+async def flood(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream large parts without end, and clean up with an await."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            journal.note("entered", request)
+            while True:
+                yield bytes(100_000)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.01)
+            journal.note("cleaned up", request)
+
+    return StreamingHttpResponse(parts())
+
+
+def sync_flood(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream large parts from a thread without end."""
+
+    def parts() -> Iterator[bytes]:
+        try:
+            journal.note("entered", request)
+            while True:
+                yield bytes(100_000)
+        finally:
+            journal.note("cleaned up", request)
+
+    return StreamingHttpResponse(parts())
+
+
 async def large(request: HttpRequest) -> HttpResponse:
     """Return a large body at once, of as many bytes as asked for."""
     journal.note("entered", request)
