@@ -727,7 +727,7 @@ async def test_nothing_keeps_a_request_alive(
     import weakref  # noqa: PLC0415
 
     # Not with Django's receivers: on Python 3.10 the Local of asgiref 3.9, which they
-    # look into, leaves a cycle of frames behind, and the request is among their callers.
+    # look into, leaves a cycle of frames behind, and theirs is the request.
     monkeypatch.setattr(request_finished, "receivers", [])
     refs: list[weakref.ref[Any]] = []
 

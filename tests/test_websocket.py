@@ -36,7 +36,7 @@ async def test_a_websocket_client_that_leaves_is_not_answered(
 
 
 async def test_a_server_that_has_refused_by_itself() -> None:
-    """An error of the server's in taking the refusal is no error of the application's."""
+    """An error of the server's own in taking the refusal goes no further."""
     inputs = [{"type": "websocket.connect"}]
 
     async def receive() -> Any:

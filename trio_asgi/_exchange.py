@@ -76,8 +76,13 @@ class Exchange:
             self._last_wait.cancel()
 
         await run_beside(self._watch, respond_in_scope, stop=stop_watching)
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # Its traceback holds this frame: leave no cycle behind.
+            del error
 
     async def _watch(self) -> None:
         try:
