@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,8 +54,13 @@ class Client:
         except trio.Cancelled:
             self.cancelled = True
             raise
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # Its traceback holds this frame: leave no cycle behind.
+            del error
 
 
 class SyncCode:
@@ -93,8 +98,8 @@ def client() -> Client:
     return Client()
 
 
-@pytest.fixture
-async def lease() -> Lease:
+@pytest.fixture(name="lease")
+async def make_lease() -> Lease:
     """Provide a lease that no sync code uses."""
     return Lease(current_pool())
 
@@ -123,7 +128,7 @@ async def test_the_response_ends(client: Client, lease: Lease) -> None:
     order: list[str] = []
 
     async def respond() -> None:
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         order.append("responded")
 
     await exchange(client, lease).run(respond)
@@ -280,9 +285,7 @@ async def test_the_server_cancels_a_response_that_ends(
 # Patience with sync code
 
 
-def run_on_a_stopped_clock(
-    main: Callable[[MockClock], Awaitable[None]],
-) -> None:
+def run_on_a_stopped_clock(main: Callable[[MockClock], Awaitable[None]]) -> None:
     """Run a test whose time passes only when it says so; threads take none."""
     clock = MockClock()
     trio.run(main, clock, clock=clock)
@@ -317,7 +320,7 @@ def test_the_client_leaves_sync_code() -> None:
 
 
 def test_the_server_has_patience_with_sync_code() -> None:
-    """Sync code that the server cancels may run on for so many seconds, then is left."""
+    """Sync code that the server cancels may run on for some seconds, then is left."""
 
     async def main(clock: MockClock) -> None:
         client, code = Client(), SyncCode()
@@ -632,11 +635,8 @@ async def test_an_exchange_leaves_nothing_in_memory(lease: Lease, how: str) -> N
                 return
             await trio.sleep_forever()
 
-        with trio.CancelScope() as scope:
-            try:
-                await exchange(client, lease).run(respond)
-            except LookupError:
-                pass
+        with trio.CancelScope() as scope, suppress(LookupError):
+            await exchange(client, lease).run(respond)
         return weakref.ref(thing)
 
     gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from typing import IO
 
     from trio_asgi._types import Scope
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 HERE = Path(__file__)
 
@@ -331,6 +335,28 @@ async def test_a_stream_that_fails_ends_without_a_last_message() -> None:
     with pytest.raises(ValueError, match="in the middle"):
         await communicator.wait()
     assert await communicator.receive_nothing()
+
+
+async def test_a_stream_with_several_errors_is_no_group_to_the_server() -> None:
+    """Several errors of a stream reach the server as the cause of one."""
+
+    async def fail() -> NoReturn:
+        raise ValueError
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"first"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(fail)
+
+    async def view(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(parts())
+
+    communicator = ApplicationCommunicator(application(path("", view)), http_scope())
+    await communicator.send_input({"type": "http.request"})
+    with pytest.raises(RuntimeError, match="2 errors in the response to /") as raised:
+        await communicator.wait()
+    assert isinstance(raised.value.__cause__, ExceptionGroup)
 
 
 ERRORS = [

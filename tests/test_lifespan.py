@@ -270,3 +270,33 @@ async def test_an_ended_thread_closes_its_database_connections() -> None:
             await shut_down(communicator)
     assert closed == [worker.thread]
     assert len(open_connections) == 1
+
+
+async def test_the_thread_of_a_task_goes_back_without_old_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task's connections are looked after as a request's are, in their thread."""
+    closed: list[str] = []
+
+    def close_old_connections() -> None:
+        closed.append(threading.current_thread().name)
+
+    monkeypatch.setattr(
+        "trio_asgi.handler.close_old_connections", close_old_connections
+    )
+    names: list[str] = []
+
+    async def task() -> None:
+        await sync_to_async(lambda: names.append(threading.current_thread().name))()
+
+    async def without_thread() -> None:
+        await trio.lowlevel.checkpoint()
+
+    app = application()
+    async with lifespan(app) as communicator:
+        await start_up(communicator)
+        app.start_soon(task)
+        app.start_soon(without_thread)
+        await shut_down(communicator)
+    assert closed == names
+    assert len(names) == 1

@@ -136,19 +136,23 @@ class Worker:
         )
 
     def _work(self) -> None:
+        idle_seconds = self.pool.idle_seconds
         try:
             while True:
                 try:
-                    job = self.inbox.get(timeout=self.pool.idle_seconds)
+                    job = self.inbox.get(timeout=idle_seconds)
                 except Empty:
-                    # The pool may be giving this thread away right now: then stay.
                     if self.pool.forget_idle(self):
                         return
+                    # It is leased, perhaps for hours: look less and less often whether
+                    # it has come back meanwhile.
+                    idle_seconds = min(max(2 * idle_seconds, 0.1), 3600.0)
                     continue
                 if isinstance(job, Stop):
                     return
                 job.run()
                 del job
+                idle_seconds = self.pool.idle_seconds
         finally:
             try:
                 self.pool.on_thread_exit()
@@ -164,7 +168,8 @@ class WorkerPool:
     - The limit is on running calls. An idle lease holds no token, nor does a thread
       that waits for a coroutine. Waiting for a token is first come, first served.
     - A thread that nobody takes for ``idle_seconds`` ends, and calls ``on_thread_exit``
-      as its last act. So do all threads at the end of the run.
+      as its last act; after a lease that made no call for long, it may take about twice
+      that long. So do all threads at the end of the run.
     - The thread that came back last is taken first, so that few threads do the work.
     """
 

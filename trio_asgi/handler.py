@@ -21,6 +21,7 @@ from django.conf import settings
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
+from django.db import close_old_connections
 from django.http import HttpResponseServerError
 from django.urls import set_script_prefix
 
@@ -185,7 +186,7 @@ class ASGIHandler(asgi.ASGIHandler):
             except ClientDisconnected:
                 pass
             except BaseExceptionGroup as group:
-                _raise_from_group(group, scope["path"])
+                _raise_to_server(group, scope["path"])
             finally:
                 if response is None and request is not None:
                     response = request.view_response
@@ -323,7 +324,8 @@ async def _run_in_background(
             "A background task failed: %r", async_fn
         )
     finally:
-        lease.release()
+        # What the end of a request does for the thread that goes back.
+        lease.release(last=close_old_connections if lease.has_thread else None)
 
 
 def _server_error(
@@ -358,6 +360,15 @@ def _raise_from_group(group: BaseExceptionGroup[BaseException], path: str) -> No
         raise group
     finally:
         del group, cancelled, rest
+
+
+def _raise_to_server(group: BaseExceptionGroup[BaseException], path: str) -> None:
+    """Raise what a group amounts to, but no group: no server expects one."""
+    try:
+        _raise_from_group(group, path)
+    except BaseExceptionGroup as several:
+        message = f"{len(leaves(several))} errors in the response to {path}"
+        raise RuntimeError(message) from several
 
 
 def _log_lost(error: BaseException, path: str) -> None:
