@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -239,10 +239,13 @@ async def test_the_server_cancels(client: Client, lease: Lease) -> None:
         await wait_cancelled(lambda: order.append("respond"))
 
     with trio.CancelScope() as scope:
-        await exchange(client, lease).run(respond)
-        pytest.fail("the cancellation got lost")
+        try:
+            await exchange(client, lease).run(respond)
+        except trio.Cancelled:
+            order.append("in no group")
+            raise
     assert scope.cancelled_caught
-    assert order == ["respond"]
+    assert order == ["respond", "in no group"]
     assert client.cancelled
     assert not lease.abandoned
     assert not lease.impatient
@@ -635,8 +638,12 @@ async def test_an_exchange_leaves_nothing_in_memory(lease: Lease, how: str) -> N
                 return
             await trio.sleep_forever()
 
-        with trio.CancelScope() as scope, suppress(LookupError):
-            await exchange(client, lease).run(respond)
+        with trio.CancelScope() as scope:
+            # Not `suppress`, which itself leaves a cycle on Python 3.12 and later.
+            try:  # noqa: SIM105
+                await exchange(client, lease).run(respond)
+            except LookupError:
+                pass
         return weakref.ref(thing)
 
     gc.collect()

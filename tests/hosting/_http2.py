@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from h2.connection import H2Connection
@@ -65,7 +66,9 @@ class Http2Client:
                     )
                 else:
                     assert not isinstance(event, StreamReset)
-            self._flush()
+            # A server that shuts down does not wait for what we have to say to that.
+            with suppress(ConnectionError):
+                self._flush()
         return self._bodies[stream]
 
     def _is_complete(self, stream: int) -> bool:
