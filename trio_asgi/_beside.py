@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import outcome
 import trio
 
-from ._errors import leaves
+from ._errors import leaves, raise_sole_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 
 async def run_beside(
@@ -39,19 +43,13 @@ async def run_beside(
             stop()
             nursery.cancel_scope.cancel()
     except BaseException as raised:
-        if _is_cancelled(raised) and not _is_cancelled(ended):
+        if all(isinstance(leaf, trio.Cancelled) for leaf in leaves(raised)):
             ended.unwrap()
+            if isinstance(raised, BaseExceptionGroup):
+                raise_sole_error(raised)
         raise
     else:
         ended.unwrap()
     finally:
         # An error's traceback holds this frame: leave no cycle behind.
         del ended
-
-
-def _is_cancelled(ended: BaseException | outcome.Outcome[None]) -> bool:
-    """Whether this is a cancellation, or a group of nothing else."""
-    error = ended.error if isinstance(ended, outcome.Error) else ended
-    return isinstance(error, BaseException) and all(
-        isinstance(leaf, trio.Cancelled) for leaf in leaves(error)
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from django.http import HttpResponseBase, StreamingHttpResponse
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 logger = logging.getLogger("django.request")
 
@@ -61,6 +65,7 @@ async def send_parts(
         async for part in iterator:
             await send(response.make_bytes(part))
 
+    closed: outcome.Outcome[None] = outcome.Value(None)
     with trio.CancelScope() as scope:
         ended: outcome.Outcome[None] = await outcome.acapture(send_all)
         # The shield is put up on a scope that was there before the generator's own: a
@@ -70,22 +75,19 @@ async def send_parts(
         try:
             await close_stream(response)
         except Exception as error:  # noqa: BLE001 - raised or logged
-            ended = _first_error(ended, error)
+            closed = outcome.Error(error)
     try:
         # Outside the scope, which would take a cancellation for one of its own.
+        if isinstance(ended, outcome.Error) and isinstance(ended.error, trio.Cancelled):
+            # It may also come from a scope of the generator's, and be at its end there:
+            # only what cancels this task still goes on.
+            ended = await outcome.acapture(trio.lowlevel.checkpoint_if_cancelled)
+        if isinstance(ended, outcome.Error) and isinstance(closed, outcome.Error):
+            logger.error("Error in the closing of a stream", exc_info=closed.error)
         ended.unwrap()
+        closed.unwrap()
     finally:
-        del ended
-
-
-def _first_error(
-    ended: outcome.Outcome[None], error: Exception
-) -> outcome.Outcome[None]:
-    """Return what to raise when a stream's closing fails: what failed before it did."""
-    if isinstance(ended, outcome.Error):
-        logger.error("Error in the closing of a stream", exc_info=error)
-        return ended
-    return outcome.Error(error)
+        del ended, closed
 
 
 async def close_stream(response: HttpResponseBase | None) -> None:
@@ -96,7 +98,20 @@ async def close_stream(response: HttpResponseBase | None) -> None:
     if response is not None and getattr(response, "is_async", False):
         aclose = getattr(response._iterator, "aclose", None)  # type: ignore[attr-defined]
         if aclose is not None:
-            await aclose()
+            try:
+                await aclose()
+            except BaseExceptionGroup as group:
+                # A nursery that is open in the generator wraps even its GeneratorExit.
+                _raise_without_exit(group)
+
+
+def _raise_without_exit(group: BaseExceptionGroup[BaseException]) -> None:
+    rest = group.split(GeneratorExit)[1]
+    try:
+        if rest is not None:
+            raise rest
+    finally:
+        del group, rest
 
 
 class ThreadStream:
