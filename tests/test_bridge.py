@@ -17,7 +17,7 @@ import traceback
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import asgiref.sync
@@ -567,6 +567,18 @@ async def own_executor() -> object:
     return thread.name.partition("_")[0], result, before, variable.get(), error
 
 
+@means(["called", "called", "called"])
+async def bridges_of_bridges() -> object:
+    """What is bridged can be bridged back, wherever the coroutine was made."""
+    one = sync_to_async(lambda: "called")
+    made_in_thread = await sync_to_async(lambda: [one()])()
+    return [
+        await sync_to_async(async_to_sync(one))(),
+        await sync_to_async(async_to_sync(sync_to_async(async_to_sync(one))))(),
+        await made_in_thread[0],
+    ]
+
+
 class Decorated:
     """A class with bridged methods."""
 
@@ -962,6 +974,22 @@ async def test_trio_in_sync_code() -> None:
         inner = await sync_to_async(trio.run)(main)
         assert inner is not outer
         assert not inner.is_alive()
+
+
+@pytest.mark.parametrize("leased", [True, False])
+async def test_sensitive_code_in_from_thread_run_is_refused(leased: bool) -> None:
+    """What would wait for its own thread raises, and says what to use instead."""
+
+    async def coroutine() -> str:
+        with pytest.raises(RuntimeError, match="async_to_sync"):
+            await sync_to_async(pytest.fail)()
+        return await sync_to_async(lambda: "elsewhere", thread_sensitive=False)()
+
+    def code() -> str:
+        return trio.from_thread.run(coroutine)
+
+    with lease() if leased else nullcontext():
+        assert await sync_to_async(code)() == "elsewhere"
 
 
 # Threads of Trio itself

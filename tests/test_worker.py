@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextvars
 import functools
 import gc
+import math
 import os
 import random
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import traceback
 import weakref
 from contextlib import asynccontextmanager, contextmanager
@@ -1194,6 +1196,27 @@ async def test_threads_that_retire_are_not_taken() -> None:
         for number in range(100):
             with open_lease(pool) as lease:
                 assert await lease.run_sync(lambda: number) == number  # noqa: B023
+
+
+@pytest.mark.parametrize("idle_seconds", [math.inf, 1e12])
+async def test_threads_that_never_retire(idle_seconds: float) -> None:
+    """Threads may be kept for ever, and still end with the run."""
+    async with open_pool(idle_seconds=idle_seconds) as pool:
+        with open_lease(pool) as lease:
+            # Not waited for, if the thread cannot even wait for its work.
+            lease.stop_waiting()
+            assert await lease.run_sync(lambda: "ran") == "ran"
+
+
+async def test_a_leased_thread_waits_without_effort() -> None:
+    """However soon an idle thread ends, a leased one sleeps until there is work."""
+    async with open_pool(idle_seconds=0) as pool:
+        with open_lease(pool) as lease:
+            before = await lease.run_sync(time.thread_time)
+            # Not to order anything: time in which it could be busy.
+            await trio.sleep(0.1)
+            after = await lease.run_sync(time.thread_time)
+        assert after - before < 0.05
 
 
 async def test_retire_idle_ends_idle_threads_only() -> None:

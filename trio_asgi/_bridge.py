@@ -97,9 +97,18 @@ def _patch_sync_to_async(original: Any) -> Any:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         if trio.lowlevel.in_trio_task():
             return _sync_to_async(self, args, kwargs)
+        if _call.in_trio_thread():
+            return _when_awaited(original, self, args, kwargs)
         return original(self, *args, **kwargs)
 
     return __call__
+
+
+async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> Any:
+    """Choose at the await: async_to_sync calls in a thread what a task awaits."""
+    if trio.lowlevel.in_trio_task():
+        return await _sync_to_async(bridge, args, kwargs)
+    return await original(bridge, *args, **kwargs)
 
 
 async def _sync_to_async(bridge: Any, args: Any, kwargs: Any) -> Any:

@@ -146,7 +146,7 @@ class Worker:
                         return
                     # It is leased, perhaps for hours: look less and less often whether
                     # it has come back meanwhile.
-                    idle_seconds = min(max(2 * idle_seconds, 0.1), 3600.0)
+                    idle_seconds = min(max(2 * idle_seconds, 0.1), 3600)
                     continue
                 if isinstance(job, Stop):
                     return
@@ -182,7 +182,7 @@ class WorkerPool:
         on_thread_exit: Callable[[], object] = lambda: None,
     ) -> None:
         self.limiter = trio.CapacityLimiter(threads)
-        self.idle_seconds = idle_seconds
+        self.idle_seconds = min(idle_seconds, threading.TIMEOUT_MAX)
         self.shutdown_seconds = shutdown_seconds
         self.on_thread_exit = on_thread_exit
         #: The workers whose thread has not ended. Each takes itself out.
