@@ -27,6 +27,22 @@ COMPANIONS = {
 }
 
 
+#: What `matrix` runs: Python, Django, companions.
+MATRIX = [
+    (python, django, companions)
+    for python in PYTHONS
+    for django, oldest in DJANGO_PYTHONS.items()
+    for companions in COMPANIONS
+    if int(python.split(".")[1]) >= int(oldest.split(".")[1])
+]
+
+# pyenv keeps several versions of Python, but shows one at a time.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+for python in PYTHONS:
+    for pythons in PYENV.glob(f"versions/{python}.*/bin"):
+        os.environ["PATH"] = f"{pythons}{os.pathsep}{os.environ['PATH']}"
+
+
 def group(name: str) -> list[str]:
     """Return the requirements of a dependency group."""
     return list(nox.project.dependency_groups(PROJECT, name))
@@ -63,20 +79,10 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "report", "--fail-under=95")
 
 
-def _supports(python: str, django: str) -> bool:
-    return tuple(map(int, python.split("."))) >= tuple(
-        map(int, DJANGO_PYTHONS[django].split("."))
-    )
-
-
-@nox.session(python=PYTHONS)
-@nox.parametrize("companions", list(COMPANIONS))
-@nox.parametrize("django", list(DJANGO_PYTHONS))
+@nox.session
+@nox.parametrize("python, django, companions", MATRIX)
 def matrix(session: nox.Session, django: str, companions: str) -> None:
     """Run all tests on every Python here, with each Django that it supports."""
-    assert isinstance(session.python, str)
-    if not _supports(session.python, django):
-        session.skip(f"Django {django} needs Python {DJANGO_PYTHONS[django]}")
     session.install(*group("test"))
     install_wheel(session, "hypercorn", "anycorn")
     session.install(f"Django=={django}.*", *COMPANIONS[companions])
@@ -115,11 +121,6 @@ def demo(session: nox.Session) -> None:
     with session.chdir(SITE):
         session.run("python", "manage.py", "setup_demo")
         session.log("The example site: http://%s", address)
-        session.run("hypercorn", "-k", "trio", "--bind", address, *_demo_application())
-
-
-def _demo_application() -> list[str]:
-    (asgi,) = (
-        SITE.resolve().glob("*/asgi.py") if SITE.exists() else Path().glob("*/asgi.py")
-    )
-    return [f"{asgi.parent.name}.asgi:application"]
+        session.run(
+            "hypercorn", "-k", "trio", "--bind", address, "teahouse.asgi:application"
+        )

@@ -180,8 +180,10 @@ def error_of(fn: Callable[..., object], *args: Any) -> type[BaseException] | Non
 
 def run_script(script: str, *args: str) -> str:
     """Run a script in a Python of its own, and return what it prints."""
+    # Who starts the tests in the background may have had SIGINT ignored.
+    first = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *args],
+        [sys.executable, "-c", first + textwrap.dedent(script), *args],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
