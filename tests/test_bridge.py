@@ -129,7 +129,7 @@ PATCHED = {
     (django.utils.asyncio, "get_running_loop"),
     (
         django.dispatch.dispatcher,
-        "_run_parallel" if django.VERSION >= (6, 0) else "asyncio",
+        "_run_parallel" if django.VERSION >= (6, 1) else "asyncio",
     ),
 }
 
@@ -755,9 +755,9 @@ async def signal_send_error() -> object:
     raise AssertionError
 
 
-@means(("task", "task", "async receiver" if django.VERSION >= (6, 0) else "task"))
+@means(("task", "task", "async receiver" if django.VERSION >= (6, 1) else "task"))
 async def signal_context() -> object:
-    """Receivers see the context; since Django 6.0 they share one with the sender."""
+    """Receivers see the context; since Django 6.1 they share one with the sender."""
     signal = Signal()
     seen: list[str] = []
 
@@ -1322,7 +1322,7 @@ async def test_the_siblings_of_a_failing_receiver_are_cancelled(fails: str) -> N
         await signal.asend("sender")
     if fails == "async":
         assert order == ["waits", "fails", "cancelled"]
-    elif django.VERSION >= (6, 0):
+    elif django.VERSION >= (6, 1):
         # There the sync receivers go first.
         assert order == ["fails"]
     else:

@@ -391,6 +391,25 @@ async def test_a_cancellation_waits_for_the_part_being_made(lease: Lease) -> Non
     await lease.run_sync(parts.close)  # type: ignore[attr-defined] # a generator
 
 
+async def test_a_part_that_does_not_end_can_be_left(lease: Lease) -> None:
+    """A stream whose lease stops waiting ends, and its thread makes no other part."""
+    maker, peer = Maker(), Peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_with, lease, maker.parts(), peer.send)
+        await maker.making.wait()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+            lease.stop_waiting()
+    assert lease.abandoned
+    assert maker.made == 1
+    done = threading.Event()
+    lease.release(last=done.set)
+    maker.go_on.set()
+    assert await trio.to_thread.run_sync(done.wait, SECONDS)
+    assert maker.made == 2
+
+
 async def test_a_cancellation_while_the_client_reads(lease: Lease) -> None:
     """A stream that waits for its client is cancelled at once."""
     peer = Peer(reads=False)

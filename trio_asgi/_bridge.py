@@ -79,7 +79,7 @@ def _patches() -> dict[tuple[Any, str], Callable[[Any], Any]]:
         # What `async_unsafe` asks whether a loop runs in this thread.
         (django.utils.asyncio, "get_running_loop"): _patch_get_running_loop,
     }
-    if hasattr(dispatcher, "_run_parallel"):  # Django 6.0 and later
+    if hasattr(dispatcher, "_run_parallel"):  # Django 6.1 and later
         patches[dispatcher, "_run_parallel"] = _patch_run_parallel
     else:
         patches[dispatcher, "asyncio"] = _patch_asyncio_of_signals

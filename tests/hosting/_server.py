@@ -150,6 +150,10 @@ class Server:
         """Send SIGTERM, as a service manager does."""
         self.process.terminate()
 
+    def terminate_all(self) -> None:
+        """Send SIGTERM to the worker processes too, as systemd does."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+
     def wait_for_end(self) -> int:
         """Wait until the process has ended; return its exit status."""
         try:

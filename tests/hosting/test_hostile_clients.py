@@ -223,4 +223,5 @@ def test_an_exception_in_a_view(server: Server, path: str, error: str) -> None:
     assert entry.startswith(f"ERROR django.request: Internal Server Error: {path}\n")
     assert entry.count("Traceback (most recent call last)") == 1
     assert entry.rstrip().endswith(error)
+    server.wait_for_event("finished", identity)
     assert server.events(identity) == ["started", "finished"]

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import pytest
+
 from ._http2 import Http2Client
-from ._server import serve
+from ._server import Server, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._server import Kind, Server
+    from ._server import Kind
     from ._wire import Connection
 
-LASTING = "hosted.asgi:lasting"
-#: As LASTING, for several workers.
-PATIENT = "hosted.patient:application"
+Terminate = Callable[[Server], None]
 
+LASTING = "hosted.asgi:lasting"
 #: Longer than any test waits, in seconds.
 LONG = 60
 
+to_whom = pytest.mark.parametrize(
+    "terminate", [Server.terminate, Server.terminate_all], ids=["parent", "all"]
+)
 
-def terminate(server: Server, idle: Connection) -> None:
-    """Send SIGTERM, and wait for its first effect: idle connections are closed."""
-    server.terminate()
+
+def wait_for_shutdown(idle: Connection) -> None:
+    """Wait for the first effect of SIGTERM: idle connections are closed."""
     assert idle.read_to_end() == b""
 
 
@@ -34,6 +39,23 @@ def idle_connection(server: Server) -> Connection:
     connection.send_request("/hello/?id=idle")
     assert connection.read_response().body == b"hello idle"
     return connection
+
+
+def occupy_all_workers(
+    server: Server, stack: ExitStack, target: str
+) -> dict[str, Connection]:
+    """Have a request in flight in each worker; return the connections by request."""
+    waiting: dict[str, Connection] = {}
+    # The system chooses the worker of each connection: it will choose all.
+    while (
+        len({entry["pid"] for entry in server.journal_of("entered")}) < server.workers
+    ):
+        assert len(waiting) < 100
+        identity, connection = server.new_id(), stack.enter_context(server.connect())
+        connection.send_request(f"{target}id={identity}")
+        server.wait_for_event("entered", identity)
+        waiting[identity] = connection
+    return waiting
 
 
 def assert_ended_cleanly(server: Server) -> None:
@@ -48,23 +70,29 @@ def assert_ended_cleanly(server: Server) -> None:
     assert all(entry["in_flight"] == [] for entry in shutdowns)
 
 
-def test_a_request_that_ends_in_time_is_answered(kind: Kind, tmp_path: Path) -> None:
-    """A request in flight at SIGTERM has its answer, and the server then ends."""
+@to_whom
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_that_end_in_time_are_answered(
+    kind: Kind, tmp_path: Path, workers: int, terminate: Terminate
+) -> None:
+    """Requests in flight at SIGTERM have their answers, and the server then ends."""
     flag = tmp_path / "flag"
     options = {"graceful-timeout": LONG, "keep-alive": LONG}
     with (
-        serve(kind, tmp_path, application=LASTING, options=options) as server,
-        idle_connection(server) as idle,
-        server.connect() as connection,
+        serve(
+            kind, tmp_path, application=LASTING, workers=workers, options=options
+        ) as server,
+        ExitStack() as stack,
     ):
-        connection.send_request(f"/wait/for/file/?id=wait&path={flag}")
-        server.wait_for_event("entered", "wait")
-        terminate(server, idle)
-        assert server.events("wait") == ["started", "entered"]
+        waiting = occupy_all_workers(server, stack, f"/wait/for/file/?path={flag}&")
+        idle = stack.enter_context(idle_connection(server))
+        terminate(server)
+        wait_for_shutdown(idle)
         flag.touch()
-        assert connection.read_response().body == b"it is there"
+        for identity, connection in waiting.items():
+            assert connection.read_response().body == b"it is there"
+            server.wait_for_event("finished", identity)
         assert_ended_cleanly(server)
-        assert server.events("wait") == ["started", "entered", "finished"]
 
 
 def test_a_stream_of_http2_that_ends_in_time_is_answered(
@@ -81,7 +109,8 @@ def test_a_stream_of_http2_that_ends_in_time_is_answered(
         client = Http2Client(connection)
         stream = client.send_request(f"/wait/for/file/?id=wait&path={flag}")
         server.wait_for_event("entered", "wait")
-        terminate(server, idle)
+        server.terminate()
+        wait_for_shutdown(idle)
         flag.touch()
         assert client.read_body(stream) == b"it is there"
         connection.close()
@@ -136,49 +165,51 @@ def test_requests_that_do_not_end_are_cancelled(kind: Kind, tmp_path: Path) -> N
         assert server.events("upload") == []
 
 
-def occupy_all_workers(server: Server, stack: ExitStack, target: str) -> list[str]:
-    """Have requests in flight in each worker; return their ids."""
-    ids: list[str] = []
-    # The system chooses the worker of each connection: it will choose all.
-    while len({entry["pid"] for entry in server.journal_of("entered")}) < 2:
-        assert len(ids) < 100
-        ids.append(server.new_id())
-        stack.enter_context(server.connect()).send_request(f"{target}id={ids[-1]}")
-        server.wait_for_event("entered", ids[-1])
-    return ids
-
-
-def test_all_workers_answer_in_time(kind: Kind, tmp_path: Path) -> None:
-    """Of two workers, none is ended before its requests, though the other one is."""
-    flag = tmp_path / "flag"
-    options = {"graceful-timeout": LONG, "keep-alive": LONG}
+def test_clients_that_do_not_read(kind: Kind, tmp_path: Path) -> None:
+    """What waits for a client to read, which no server lets us cancel, ends with it."""
+    options = {"graceful-timeout": 1}
     with (
-        serve(
-            kind, tmp_path, application=PATIENT, workers=2, options=options
-        ) as server,
+        serve(kind, tmp_path, application=LASTING, options=options) as server,
         ExitStack() as stack,
     ):
-        ids = occupy_all_workers(server, stack, f"/wait/for/file/?path={flag}&")
-        terminate(server, stack.enter_context(idle_connection(server)))
-        flag.touch()
+        paths = {
+            "view": "/wait/?",
+            "stream": "/flood/?",
+            "sync-stream": "/sync/flood/?",
+            "buffered": "/large/?bytes=50000000&",
+        }
+        connections: list[Connection] = []
+        for identity, path in paths.items():
+            connections.append(stack.enter_context(server.connect()))
+            connections[-1].send_request(f"{path}id={identity}")
+            server.wait_for_event("entered", identity)
+        server.terminate()
+        server.wait_for_event("finished", "view")  # the grace period is over
+        for connection in connections:
+            connection.close()
         assert_ended_cleanly(server)
-        for identity in ids:
-            assert server.events(identity) == ["started", "entered", "finished"]
+        streamed = ["started", "entered", "cleaned up", "finished"]
+        assert server.events("stream") == streamed
+        assert server.events("sync-stream") == streamed
+        assert server.events("buffered") == ["started", "entered", "finished"]
 
 
-def test_all_workers_cancel_the_rest(kind: Kind, tmp_path: Path) -> None:
-    """Of two workers, each lets its requests clean up."""
+@to_whom
+def test_all_workers_cancel_what_does_not_end(
+    kind: Kind, tmp_path: Path, terminate: Terminate
+) -> None:
+    """Of two workers, each lets its requests clean up, whichever ends first."""
     options = {"graceful-timeout": 1}
     with (
         serve(
-            kind, tmp_path, application=PATIENT, workers=2, options=options
+            kind, tmp_path, application=LASTING, workers=2, options=options
         ) as server,
         ExitStack() as stack,
     ):
-        ids = occupy_all_workers(server, stack, "/wait/?")
-        server.terminate()
+        waiting = occupy_all_workers(server, stack, "/wait/?")
+        terminate(server)
         assert_ended_cleanly(server)
-        for identity in ids:
+        for identity in waiting:
             assert server.events(identity)[-2:] == ["cleaned up", "finished"]
 
 

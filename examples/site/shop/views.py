@@ -83,7 +83,7 @@ def market(request: HttpRequest) -> HttpResponse:
 
 
 async def prices(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream while the visitor stays; hold no thread."""
+    """Stream while the visitor stays."""
     return StreamingHttpResponse(
         exchange.watch(),
         content_type="text/event-stream",
