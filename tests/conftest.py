@@ -6,5 +6,9 @@ import os
 
 import django
 
+from thread_support import lease, pool
+
 os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 django.setup()
+
+__all__ = ["lease", "pool"]

@@ -1,0 +1,194 @@
+"""What tests of worker threads share: pools, leases, and code that waits."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_asgi._call import current_loop, run_async
+from trio_asgi._worker import Lease, WorkerPool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+T = TypeVar("T")
+
+#: When a test that waits has failed.
+SECONDS = 10
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar(
+    "variable", default="default"
+)
+
+
+@asynccontextmanager
+async def open_pool(**options: Any) -> AsyncIterator[WorkerPool]:
+    """Open a pool of a test's own; its threads have ended when the block has."""
+    pool = WorkerPool(**options)
+    try:
+        with trio.fail_after(SECONDS):
+            yield pool
+    finally:
+        with trio.CancelScope(shield=True):
+            if pool._program_lease is not None:
+                pool._program_lease.release()
+            await pool.retire_idle()
+    for worker in list(pool.workers):
+        await join(worker.thread)
+    assert pool.workers == set()
+    assert pool.limiter.borrowed_tokens == 0
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[WorkerPool]:
+    """Provide a pool, and cancel a test that takes too long."""
+
+    async def give_up() -> None:
+        await trio.sleep(SECONDS)
+        pytest.fail("this takes too long")
+
+    async with trio.open_nursery() as nursery, open_pool() as pool:
+        nursery.start_soon(give_up)
+        yield pool
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def lease(pool: WorkerPool) -> AsyncIterator[Lease]:
+    """Provide a lease of that pool."""
+    with open_lease(pool) as lease:
+        yield lease
+
+
+@contextmanager
+def open_lease(pool: WorkerPool) -> Iterator[Lease]:
+    """Take out a lease for a block."""
+    lease = Lease(pool)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+class Gate(Generic[T]):
+    """Sync code that says when it runs, waits to be let go, and then does its work."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.entered = trio.Event()
+        #: Where the code runs, or ran.
+        self.thread: threading.Thread
+        self._work = work
+        self._open = threading.Event()
+
+    def __call__(self) -> T:
+        self.thread = threading.current_thread()
+        trio.from_thread.run_sync(self.entered.set)
+        assert self._open.wait(SECONDS)
+        return self._work()
+
+    def open(self) -> None:
+        """Let the code go on."""
+        self._open.set()
+
+
+def nothing() -> None:
+    """Be the work of a gate that has none."""
+
+
+def in_task(afn: Callable[[], Awaitable[T]]) -> T:
+    """Run a coroutine function in the task that waits for this thread."""
+    result, _ = run_async(afn)
+    try:
+        return result.unwrap()
+    finally:
+        # An error's traceback holds this frame: leave no cycle behind.
+        del result
+
+
+async def in_thread(fn: Callable[[], T]) -> T:
+    """Run sync code where the current task's sync code belongs."""
+    loop = current_loop.get()
+    assert loop is not None
+    return await loop.run_sync(fn)
+
+
+async def join(thread: threading.Thread) -> None:
+    """Wait for a thread to end."""
+    await trio.to_thread.run_sync(thread.join, SECONDS)
+    assert not thread.is_alive()
+
+
+async def wait_set(event: threading.Event) -> None:
+    """Wait for what a thread does that no task waits for."""
+    assert await trio.to_thread.run_sync(event.wait, SECONDS)
+
+
+async def leave(lease: Lease, gate: Gate[Any]) -> None:
+    """Have a gate's code started, and leave it when it runs."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease.run_sync, gate)
+        await gate.entered.wait()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+            assert nursery.child_tasks, "the code was left too early"
+            lease.stop_waiting()
+    assert lease.abandoned
+
+
+def worker_threads() -> set[threading.Thread]:
+    """Return the worker threads there are now, of any pool."""
+    return {
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("trio-asgi-worker")
+    }
+
+
+def assert_ending(threads: set[threading.Thread]) -> None:
+    """Check that threads that nobody waited for are at their end, not just idle."""
+    for thread in threads:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+def error_of(fn: Callable[..., object], *args: Any) -> type[BaseException] | None:
+    """Return the type of what a call raises."""
+    try:
+        fn(*args)
+    except BaseException as error:
+        return type(error)
+    return None
+
+
+def run_script(script: str, *args: str) -> str:
+    """Run a script in a Python of its own, and return what it prints."""
+    # Who starts the tests in the background may have had SIGINT ignored.
+    first = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", first + textwrap.dedent(script), *args],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=6 * SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+async def wait_all_tasks_blocked_and(then: Callable[[], object]) -> None:
+    """Do something as soon as everybody waits."""
+    await wait_all_tasks_blocked()
+    then()
