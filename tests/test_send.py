@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from trio_asgi._errors import ASGIOrderError
 from trio_asgi._send import ResponseSender, SendOrder
@@ -94,3 +96,15 @@ async def test_the_sender_keeps_to_the_order() -> None:
         await sender(START)
     assert [sender.complete, await sender(LAST), sender.complete] == [False, None, True]  # type: ignore[func-returns-value]
     assert sent == [START, LAST]
+
+
+async def test_the_last_message_is_a_checkpoint() -> None:
+    """Whatever the server's send does, other tasks run before the response is over."""
+
+    async def send(message: Any) -> None:
+        pass
+
+    sender = ResponseSender(send)
+    await sender(START)
+    with trio.testing.assert_checkpoints():
+        await sender(LAST)

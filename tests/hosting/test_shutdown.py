@@ -223,7 +223,7 @@ def test_a_thread_that_hangs_does_not_keep_the_server(
             tmp_path,
             application=LASTING,
             options={"graceful-timeout": 1},
-            settings={"SHUTDOWN_SECONDS": 1, "CLEANUP_SECONDS": 1},
+            settings={"SHUTDOWN_SECONDS": 0.2, "CLEANUP_SECONDS": 0.2},
         ) as server,
         server.connect() as hanging,
         server.connect() as waiting,
