@@ -539,6 +539,38 @@ async def test_a_sync_view_that_outlasts_the_servers_patience(
     assert len(log.threads) == 1
 
 
+async def test_code_in_any_thread_that_outlasts_the_servers_patience(
+    log: SignalLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Code that is not thread-sensitive is left as well; the request ends at once."""
+    reached, go_on = trio.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+    server = Server()
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        trio.from_thread.run_sync(reached.set)
+        assert go_on.wait(10)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await sync_to_async(work, thread_sensitive=False)()
+        raise AssertionError("not reached")
+
+    with override_settings(TRIO_ASGI={"SHUTDOWN_SECONDS": 0}):
+        app = application(path("", view))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_with, app, server, server.hold_send)
+            await reached.wait()
+            nursery.cancel_scope.cancel()
+    assert log.names == ["started", "finished"]
+    assert "Left sync code running" in caplog.text
+    assert threads[0].is_alive()
+    assert threads[0] not in log.threads
+    go_on.set()
+    await trio.to_thread.run_sync(threads[0].join, 10)
+    assert not threads[0].is_alive()
+
+
 async def test_the_end_cannot_be_cancelled_but_is_bounded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -126,6 +126,23 @@ async def test_a_failure_is_reported_to_the_server(
     assert f"The application's {phase} failed" in caplog.text
 
 
+async def test_the_servers_error_about_a_failure_has_no_context(
+    recording: Recording,
+) -> None:
+    """What a server raises when told of a failure is not mixed up with its cause."""
+    Recording.fail_at = "enter"
+
+    async def receive() -> Any:
+        return STARTUP
+
+    async def send(message: Any) -> None:
+        raise LookupError(message["type"])
+
+    with pytest.raises(LookupError, match=r"lifespan\.startup\.failed") as raised:
+        await recording({"type": "lifespan"}, receive, send)
+    assert raised.value.__context__ is None
+
+
 async def test_a_task_of_a_view_outlives_its_request() -> None:
     """A task started by a view runs on, with a thread of its own, after the answer."""
     go_on = trio.Event()

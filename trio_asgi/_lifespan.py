@@ -85,13 +85,17 @@ class Lifespan:
                 )
             await self._after()
 
+        failure = ""
         try:
             await run_beside(leave_sigterm_to_parent, live)
         except Exception as error:
             logger.exception("The application's %s failed", phase)
-            message = f"{type(error).__name__}: {error}"
-            await send({"type": f"lifespan.{phase}.failed", "message": message})
-        else:
-            await send({"type": "lifespan.shutdown.complete"})
+            failure = f"{type(error).__name__}: {error}"
         finally:
             self._nursery = None
+        # Not sent above: a server raises an error here, which would be logged together
+        # with the one that was being handled.
+        if failure:
+            await send({"type": f"lifespan.{phase}.failed", "message": failure})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})

@@ -67,6 +67,10 @@ class Lease(CallLoop):
         self.impatient = False
         #: Whether a task has left a running call. Then the thread is not used again.
         self.abandoned = False
+        #: Leases of calls that are not thread-sensitive, made under this one.
+        self.others: set[Lease] = set()
+        #: Whether a task has left one of those calls.
+        self.others_abandoned = False
         self._worker: Worker | None = None
 
     @property
@@ -96,6 +100,8 @@ class Lease(CallLoop):
             call = call.inner.running
         if call is not None:
             call.leave_if_cancelled()
+        for other in self.others:
+            other.stop_waiting()
 
     @trio.lowlevel.enable_ki_protection
     def release(self, last: Callable[[], object] | None = None) -> None:
@@ -277,15 +283,24 @@ class WorkerPool:
 
 
 class _OneCallLease(Lease):
-    """A lease that ends with its first call."""
+    """A lease that ends with its first call.
+
+    It is waited for with the patience of the lease that the caller has.
+    """
 
     @trio.lowlevel.enable_ki_protection
     async def run_sync(
         self, fn: Callable[[], T], *, context: contextvars.Context | None = None
     ) -> T:
+        loop = current_loop.get()
+        above = loop.lease if loop is not None and loop.lease.open else Lease(self.pool)
+        above.others.add(self)
+        self.impatient = above.impatient
         try:
             return await super().run_sync(fn, context=context)
         finally:
+            above.others.discard(self)
+            above.others_abandoned |= self.abandoned
             self.release()
 
 

@@ -215,7 +215,7 @@ class ASGIHandler(asgi.ASGIHandler):
                         lease.impatient = True
                         await sync_to_async(end)()
         finally:
-            if lease.abandoned:
+            if lease.abandoned or lease.others_abandoned:
                 logger.error("Left sync code running that does not end: %s", path)
             lease.release(last=end if signals.pending else None)
 
