@@ -9,9 +9,7 @@ import gc
 import inspect
 import os
 import random
-import subprocess
 import sys
-import textwrap
 import threading
 import traceback
 import warnings
@@ -43,6 +41,7 @@ from django.utils import timezone
 from trio.testing import wait_all_tasks_blocked
 
 import trio_asgi
+from thread_support import run_script
 from trio_asgi._call import current_loop
 from trio_asgi._errors import leaves
 from trio_asgi._worker import Lease, current_pool
@@ -86,21 +85,6 @@ def lease() -> Iterator[Lease]:
     finally:
         current_loop.reset(marker)
         lease.release()
-
-
-def run_script(script: str) -> str:
-    """Run a script in a Python of its own, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=6 * SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
 
 
 @pytest.fixture(autouse=True)

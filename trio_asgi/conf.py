@@ -27,7 +27,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_SECONDS: Final = "a number of seconds, 0 or more"
+def _seconds(default: float) -> Key:
+    return Key(
+        default=default,
+        allowed="a number of seconds, 0 or more",
+        is_valid=lambda value: _is_number(value) and value >= 0,
+    )
+
 
 KEYS: Final[Mapping[str, Key]] = {
     "THREADS": Key(
@@ -35,21 +41,9 @@ KEYS: Final[Mapping[str, Key]] = {
         allowed="a whole number of threads, 1 or more",
         is_valid=lambda value: type(value) is int and value >= 1,
     ),
-    "THREAD_IDLE_SECONDS": Key(
-        default=30.0,
-        allowed=_SECONDS,
-        is_valid=lambda value: _is_number(value) and value >= 0,
-    ),
-    "CLEANUP_SECONDS": Key(
-        default=10.0,
-        allowed=_SECONDS,
-        is_valid=lambda value: _is_number(value) and value >= 0,
-    ),
-    "SHUTDOWN_SECONDS": Key(
-        default=10.0,
-        allowed=_SECONDS,
-        is_valid=lambda value: _is_number(value) and value >= 0,
-    ),
+    "THREAD_IDLE_SECONDS": _seconds(30.0),
+    "CLEANUP_SECONDS": _seconds(10.0),
+    "SHUTDOWN_SECONDS": _seconds(10.0),
 }
 
 
