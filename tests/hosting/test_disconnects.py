@@ -199,7 +199,8 @@ def test_many_at_once(server: Server, connect: Connect, leave: Leave) -> None:
             events = server.events(identity)
             assert (events[0], events[-1]) == ("started", "finished")
             assert events.count("started") == events.count("finished") == 1
-    assert workers[1] <= workers[0]
+    # A thread for each, and one for the request that asks whether all are at rest.
+    assert max(workers) <= len(ids) + 1
     assert_healthy(server)
 
 
