@@ -148,7 +148,6 @@ async def test_what_a_receiver_leaves_in_the_context_reaches_the_view() -> None:
 async def test_the_end_comes_even_if_every_token_is_taken() -> None:
     """A request whose end gets no turn in time is ended by its thread all the same."""
     finished = threading.Event()
-    go_on = threading.Event()
     borrower = object()
 
     async def view(request: HttpRequest) -> HttpResponse:
@@ -174,4 +173,3 @@ async def test_the_end_comes_even_if_every_token_is_taken() -> None:
             assert await trio.to_thread.run_sync(finished.wait, 10)
         finally:
             request_finished.disconnect(receiver)
-            go_on.set()
