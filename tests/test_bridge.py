@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import asgiref.local
 import asgiref.sync
 import django
 import django.dispatch.dispatcher
@@ -97,6 +98,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 #: All that could be patched.
 OWNERS: list[Any] = [
+    asgiref.local,
     asgiref.sync,
     SyncToAsync,
     AsyncToSync,
@@ -110,6 +112,9 @@ OWNERS: list[Any] = [
 PATCHED = {
     (SyncToAsync, "__call__"),
     (AsyncToSync, "__call__"),
+    (ThreadSensitiveContext, "__aenter__"),
+    (ThreadSensitiveContext, "__aexit__"),
+    (asgiref.local, "asyncio"),
     (django.utils.asyncio, "get_running_loop"),
     (
         django.dispatch.dispatcher,
@@ -148,7 +153,7 @@ def uninstalled() -> Iterator[None]:
 
 @pytest.mark.usefixtures("uninstalled")
 def test_install_patches_little_and_uninstall_undoes_it() -> None:
-    """Four attributes are exchanged; `uninstall` puts back the same objects."""
+    """Few attributes are exchanged; `uninstall` puts back the same objects."""
     pristine = attributes()
     for (owner, name), value in pristine.items():
         if (owner, name) in PATCHED and inspect.isfunction(value):
@@ -1006,15 +1011,24 @@ async def test_async_to_sync_in_a_thread_of_trios() -> None:
     await trio.to_thread.run_sync(code)
 
 
-async def test_sensitive_code_below_a_thread_of_trios() -> None:
-    """Sensitive code below `trio.to_thread.run_sync` runs in the request's thread."""
+@pytest.mark.parametrize("abandon_on_cancel", [False, True])
+async def test_sensitive_code_below_a_thread_of_trios(abandon_on_cancel: bool) -> None:
+    """Sensitive code below `async_to_sync` runs in the thread that waits there.
+
+    So it is in a thread of `trio.to_thread.run_sync`, as asgiref has it in any thread.
+    """
 
     async def coroutine() -> threading.Thread:
         return await sync_to_async(threading.current_thread)()
 
+    def code() -> tuple[threading.Thread, threading.Thread]:
+        return threading.current_thread(), async_to_sync(coroutine)()
+
     with lease():
-        own = await sync_to_async(threading.current_thread)()
-        assert await trio.to_thread.run_sync(async_to_sync(coroutine)) is own
+        waiting, called = await trio.to_thread.run_sync(
+            code, abandon_on_cancel=abandon_on_cancel
+        )
+    assert waiting is called
 
 
 async def test_a_cancellation_in_a_thread_of_trios() -> None:

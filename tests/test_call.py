@@ -26,7 +26,8 @@ from thread_support import (
     variable,
     wait_all_tasks_blocked_and,
 )
-from trio_asgi._call import current_loop, run_async
+from trio_asgi._call import current_loop
+from trio_asgi._reentry import run_async
 from trio_asgi._worker import Lease, WorkerPool
 
 if TYPE_CHECKING:

@@ -19,12 +19,15 @@ LAYERS = [
     "_types",
     "_errors",
     # Trio only: no Django, no asgiref
-    "_beside _call _receive _send _sigterm _websocket _serve",
-    "_lifespan _worker",
-    "_exchange",
+    "_beside _clock _executor _receive _send _sigterm _trio_thread _websocket _serve",
+    "_call _lifespan",
+    "_reentry _worker",
+    "_exchange _new_run",
     "testing.communicator",
     "testing",
     # Trio and asgiref
+    "_carry",
+    "_async_to_sync _asyncio_calls _sync_to_async",
     "_bridge",
     # Django
     "conf _request _signals _response",
@@ -34,7 +37,7 @@ LAYERS = [
     "staticfiles",
     "__init__",
 ]
-TRIO_ONLY = " ".join(LAYERS[: LAYERS.index("_bridge")]).split()
+TRIO_ONLY = " ".join(LAYERS[: LAYERS.index("_carry")]).split()
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
 
 

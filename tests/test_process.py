@@ -15,7 +15,7 @@ def test_a_forked_child_belongs_to_no_call() -> None:
     output = run_script(
         """
         import os, sys, trio, warnings
-        from trio_asgi._call import calling, in_trio_thread
+        from trio_asgi._trio_thread import calling, in_trio_thread
         from trio_asgi._worker import current_pool
 
         # A process with threads should not be forked, says Python 3.12.
@@ -48,7 +48,7 @@ def test_a_forked_child_belongs_to_no_call() -> None:
 
 INTERRUPTED = """
     import signal, sys, trio
-    from trio_asgi._call import run_async
+    from trio_asgi._reentry import run_async
     from trio_asgi._worker import current_pool
 
     def interrupt():
@@ -95,7 +95,7 @@ def test_an_interrupt_reaches_a_coroutine() -> None:
     output = run_script(
         """
         import signal, trio
-        from trio_asgi._call import run_async
+        from trio_asgi._reentry import run_async
         from trio_asgi._worker import current_pool
 
         async def coroutine():

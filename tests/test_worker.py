@@ -28,7 +28,8 @@ from thread_support import (
     wait_set,
     worker_threads,
 )
-from trio_asgi._call import calling, current_loop
+from trio_asgi._call import current_loop
+from trio_asgi._trio_thread import calling
 from trio_asgi._worker import Lease, WorkerPool, current_pool
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_asgi._call import current_loop, run_async
+from trio_asgi._call import current_loop
+from trio_asgi._reentry import run_async
 from trio_asgi._worker import Lease, WorkerPool
 
 if TYPE_CHECKING:

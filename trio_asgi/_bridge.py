@@ -1,278 +1,177 @@
-"""`sync_to_async` and `async_to_sync` on Trio.
+"""The bridge: what makes asgiref and Django work in Trio tasks, and its undoing.
 
-asgiref's two classes, and the few places where Django itself calls asyncio, start with
-the running asyncio loop. `install` puts a fork in front of each: in a Trio task, or in
-a worker thread that a Trio task waits for, the call goes to `_worker`; everywhere else
-to the original, unchanged. `uninstall` puts the originals back.
-
-What a call on Trio keeps of asgiref's meaning: the context variables go in and the
-changes come back, `Local` included; ``sys.exc_info()`` is the caller's;
-``thread_sensitive`` code runs in the request's thread, or in the thread that waits in
-an `async_to_sync` above, or in one thread per program. What Trio adds: a coroutine run
-by `async_to_sync` belongs to the very task that waits for the thread, and is cancelled
-with it.
+asgiref's two classes, and the few places where Django and asgiref call asyncio, start
+with the running asyncio loop. `install` puts a fork in front of each: in a Trio task,
+or in a thread that a Trio task waits for, the call stays on Trio; everywhere else it
+goes to the original, unchanged. `uninstall` puts the originals back.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import functools
-import inspect
-import sys
+import re
 import threading
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
+import asgiref
+import asgiref.local
 import asgiref.sync
 import django.dispatch.dispatcher
 import django.utils.asyncio
-import outcome
 import trio
-from asgiref.sync import AsyncToSync, SyncToAsync
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
-from . import _call, _worker
-from ._errors import raise_sole_error, reraise
+from . import _async_to_sync, _asyncio_calls, _sync_to_async
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
+#: The oldest versions that this package supports; the newest are all.
+_OLDEST = {asgiref: (3, 9, 2), trio: (0, 31)}
 
 _lock = threading.Lock()
-_originals: dict[tuple[Any, str], Any] = {}
-
-# asgiref's own way to make a context's values the current ones. It also moves the
-# storage of each `Local` to the running thread, and so has no equal elsewhere.
-_restore_context: Final[Callable[[contextvars.Context], None]] = (
-    asgiref.sync._restore_context
-)
+_installed: list[Patch] = []
 
 
-def install() -> None:
-    """Make asgiref and Django work in Trio tasks; a second call does nothing.
+@dataclass
+class Patch:
+    """One attribute, and what takes its place."""
 
-    Needs no configured settings. Any thread may call it.
+    owner: Any
+    name: str
+    #: Takes the original, returns its replacement.
+    make: Callable[[Any], Any]
+    #: Whether a value is what asgiref or Django has put there.
+    is_original: Callable[[Any], bool]
+    original: Any = None
+    replacement: Any = None
+
+    def __str__(self) -> str:
+        return f"{getattr(self.owner, '__qualname__', self.owner.__name__)}.{self.name}"
+
+    @property
+    def current(self) -> Any:
+        """What the attribute is now."""
+        return vars(self.owner)[self.name]
+
+    def check(self) -> None:
+        """Raise RuntimeError if somebody else has replaced the original."""
+        found = self.current
+        if not self.is_original(found):
+            raise RuntimeError(
+                f"trio_asgi.install() found {self} already replaced, by {found!r}. "
+                "Call install() before that, or have that undone first."
+            )
+
+
+def install(*, new_loops: Literal["asyncio", "trio"] | None = None) -> None:
+    """Make asgiref and Django work in Trio tasks.
+
+    Needs no configured settings. Any thread may call it, any number of times.
+
+    Args:
+        new_loops: What `async_to_sync` starts where no loop runs, as in a management
+            command, a synchronous test or the shell. ``"trio"``: a Trio run in a thread
+            of its own, whose thread-sensitive code runs in the calling thread.
+            ``"asyncio"``: as without the bridge. If not given, what an earlier call has
+            chosen stays; without one, asyncio.
+
+    Raises:
+        ValueError: ``new_loops`` is none of these.
+        RuntimeError: asgiref or Trio is too old, or another library has replaced what
+            is to be replaced. Then nothing is installed.
     """
+    if new_loops not in {None, "asyncio", "trio"}:
+        raise ValueError(
+            f"install() was given new_loops={new_loops!r}: it must be 'asyncio' or "
+            "'trio'."
+        )
     with _lock:
-        if _originals:
-            return
-        for (owner, name), make in _patches().items():
-            _originals[owner, name] = original = getattr(owner, name)
-            setattr(owner, name, make(original))
+        if not _installed:
+            _check_versions()
+            patches = _patches()
+            for patch in patches:
+                patch.check()
+            for patch in patches:
+                patch.original = patch.current
+                patch.replacement = patch.make(patch.original)
+            for patch in patches:
+                setattr(patch.owner, patch.name, patch.replacement)
+            _installed.extend(patches)
+        if new_loops is not None:
+            _async_to_sync.new_loops = new_loops
 
 
 def uninstall() -> None:
-    """Undo `install`; without it, do nothing. Any thread may call it."""
+    """Undo `install`; without it, do nothing. Any thread may call it.
+
+    Raises:
+        RuntimeError: another library has replaced what `install` had put there. Then
+            everything stays.
+    """
     with _lock:
-        while _originals:
-            (owner, name), original = _originals.popitem()
-            setattr(owner, name, original)
+        for patch in _installed:
+            if patch.current is not patch.replacement:
+                raise RuntimeError(
+                    f"trio_asgi.uninstall() found {patch} replaced once more, by "
+                    f"{patch.current!r}. Have that undone first."
+                )
+        for patch in _installed:
+            setattr(patch.owner, patch.name, patch.original)
+        _installed.clear()
+        _async_to_sync.new_loops = "asyncio"
 
 
-def _patches() -> dict[tuple[Any, str], Callable[[Any], Any]]:
-    dispatcher = django.dispatch.dispatcher
-    patches: dict[tuple[Any, str], Callable[[Any], Any]] = {
-        (SyncToAsync, "__call__"): _patch_sync_to_async,
-        (AsyncToSync, "__call__"): _patch_async_to_sync,
+def _patches() -> list[Patch]:
+    calls, dispatcher = _asyncio_calls, django.dispatch.dispatcher
+    asgirefs = _defined_in(asgiref.sync)
+    patches = [
+        Patch(SyncToAsync, "__call__", _sync_to_async.patch_call, asgirefs),
+        Patch(AsyncToSync, "__call__", _async_to_sync.patch_call, asgirefs),
+        Patch(ThreadSensitiveContext, "__aenter__", calls.patch_aenter, asgirefs),
+        Patch(ThreadSensitiveContext, "__aexit__", calls.patch_aexit, asgirefs),
+        Patch(asgiref.local, "asyncio", calls.AsyncioForLocal, _is_module),
         # What `async_unsafe` asks whether a loop runs in this thread.
-        (django.utils.asyncio, "get_running_loop"): _patch_get_running_loop,
-    }
+        Patch(
+            django.utils.asyncio,
+            "get_running_loop",
+            calls.patch_get_running_loop,
+            _is_asyncios,
+        ),
+    ]
     if hasattr(dispatcher, "_run_parallel"):  # Django 6.1 and later
-        patches[dispatcher, "_run_parallel"] = _patch_run_parallel
+        make, is_original = calls.patch_run_parallel, _defined_in(dispatcher)
+        patches.append(Patch(dispatcher, "_run_parallel", make, is_original))
     else:
-        patches[dispatcher, "asyncio"] = _patch_asyncio_of_signals
+        make = calls.AsyncioForSignals
+        patches.append(Patch(dispatcher, "asyncio", make, _is_module))
     return patches
 
 
-# Threads
+def _defined_in(module: ModuleType) -> Callable[[Any], bool]:
+    # A wrapper copies names, but not the globals.
+    return lambda value: (
+        type(value) is FunctionType and value.__globals__ is vars(module)
+    )
 
 
-def _patch_sync_to_async(original: Any) -> Any:
-    # Not a coroutine function, for it must not cost a frame outside Trio; but marked as
-    # one, since asgiref asks that of an object's __call__.
-    @asgiref.sync.markcoroutinefunction
-    @functools.wraps(original)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        if trio.lowlevel.in_trio_task():
-            return _sync_to_async(self, args, kwargs)
-        if _call.in_trio_thread():
-            return _when_awaited(original, self, args, kwargs)
-        return original(self, *args, **kwargs)
-
-    return __call__
+def _is_module(value: Any) -> bool:
+    return type(value) is ModuleType
 
 
-async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> Any:
-    """Choose at the await: async_to_sync calls in a thread what a task awaits."""
-    if trio.lowlevel.in_trio_task():
-        return await _sync_to_async(bridge, args, kwargs)
-    return await original(bridge, *args, **kwargs)
+def _is_asyncios(value: Any) -> bool:
+    # trio-asyncio replaces it in asyncio itself; Django may have taken either.
+    modules = ("_asyncio", "asyncio.events", "trio_asyncio._loop")
+    return getattr(value, "__module__", None) in modules
 
 
-async def _sync_to_async(bridge: Any, args: Any, kwargs: Any) -> Any:
-    """Run ``bridge.func`` in the thread that it belongs to. Trio task."""
-    given_context = getattr(bridge, "context", None)  # asgiref 3.9 has none to give
-    context = contextvars.copy_context() if given_context is None else given_context
-    error = sys.exc_info()[1]
-
-    def call() -> Any:
-        _restore_context(context)
-        return _with_current_error(
-            error, functools.partial(bridge.func, *args, **kwargs)
-        )
-
-    try:
-        if bridge._thread_sensitive:
-            return await _worker.sensitive_loop().run_sync(call, context=context)
-        pool = _worker.current_pool()
-        if bridge._executor is not None:
-            # A worker waits for the caller's executor: one thread more, no surprises.
-            submit = bridge._executor.submit
-            return await pool.run_sync(lambda: submit(context.run, call).result())
-        return await pool.run_sync(call, context=context)
-    finally:
-        if given_context is None:
-            _restore_context(context)
-
-
-def _with_current_error(error: BaseException | None, fn: Callable[[], Any]) -> Any:
-    """Call ``fn()``, with ``error`` as the one being handled. Any thread."""
-    if error is None:
-        return fn()
-    traceback = error.__traceback__
-    try:
-        reraise(error)
-    except BaseException:  # noqa: BLE001 - only there to be the current one
-        # This detour is not part of the error's story.
-        error.__traceback__ = traceback
-        return fn()
-
-
-# Coroutines
-
-
-def _patch_async_to_sync(original: Any) -> Any:
-    @functools.wraps(original)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        if trio.lowlevel.in_trio_task():
+def _check_versions() -> None:
+    for module, oldest in _OLDEST.items():
+        numbers = re.findall(r"\d+", module.__version__)
+        if tuple(map(int, numbers[: len(oldest)])) < oldest:
+            name, needed = module.__name__, ".".join(map(str, oldest))
             raise RuntimeError(
-                "You cannot use AsyncToSync in the same thread as an async event "
-                "loop - just await the async function directly."
+                f"trio_asgi needs {name} {needed} or newer, and found "
+                f"{module.__version__}: pip install --upgrade {name}"
             )
-        if self.force_new_loop or asyncio._get_running_loop() is not None:
-            return original(self, *args, **kwargs)
-        if _call.calling() is not None:
-            run = _call.run_async
-        elif _call.in_trio_thread():
-            run = _run_from_trio_thread
-        else:
-            return original(self, *args, **kwargs)
-        awaitable = self.awaitable(*args, **kwargs)
-        try:
-            result, context = run(_carried(awaitable))
-        except BaseException:
-            # Nobody is there to await it any more.
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
-            raise
-        _restore_context(context)
-        try:
-            return result.unwrap()
-        finally:
-            # An error's traceback holds this frame: leave no cycle behind.
-            del result
-
-    return __call__
-
-
-def _carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]]:
-    """Return what awaits this with the current error and context. Worker thread."""
-    error = sys.exc_info()[1]
-
-    async def carried() -> Any:
-        # The task is in the thread's context already, but for each Local's storage.
-        _restore_context(contextvars.copy_context())
-        if error is None:
-            return await awaitable
-        traceback = error.__traceback__
-        try:
-            reraise(error)
-        except BaseException:  # noqa: BLE001 - only there to be the current one
-            error.__traceback__ = traceback
-            return await awaitable
-
-    return carried
-
-
-def _run_from_trio_thread(
-    afn: Callable[[], Awaitable[Any]],
-) -> tuple[outcome.Outcome[Any], contextvars.Context]:
-    """Do as `run_async`, in a thread of `trio.to_thread.run_sync`."""
-
-    async def run() -> tuple[outcome.Outcome[Any], contextvars.Context]:
-        return await outcome.acapture(afn), contextvars.copy_context()
-
-    return trio.from_thread.run(run)
-
-
-# Places where Django calls asyncio
-
-
-def _patch_get_running_loop(original: Any) -> Any:
-    @functools.wraps(original)
-    def get_running_loop() -> Any:
-        if trio.lowlevel.in_trio_task():
-            return trio.lowlevel.current_trio_token()
-        return original()
-
-    return get_running_loop
-
-
-def _patch_run_parallel(original: Any) -> Any:
-    @functools.wraps(original)
-    async def _run_parallel(*coros: Any) -> list[Any]:
-        if trio.lowlevel.in_trio_task():
-            return await _gather(*coros, share_context=True)
-        return await original(*coros)  # type: ignore[no-any-return]
-
-    return _run_parallel
-
-
-def _patch_asyncio_of_signals(original: Any) -> Any:
-    def gather(*awaitables: Any) -> Any:
-        if trio.lowlevel.in_trio_task():
-            return _gather(*awaitables)
-        return original.gather(*awaitables)
-
-    return SimpleNamespace(**{**vars(asyncio), "gather": gather})
-
-
-async def _gather(*awaitables: Any, share_context: bool = False) -> list[Any]:
-    """Await all at the same time, and return their results in order.
-
-    If one fails the others are cancelled, and the error is raised: alone if it is the
-    only one, else all in a group.
-    """
-    results: list[Any] = [None] * len(awaitables)
-    context = contextvars.copy_context()
-
-    async def run(index: int, awaitable: Any) -> None:
-        if share_context:
-            trio.lowlevel.current_task().context = context
-            # A task enters its new context when it is next switched to.
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        results[index] = await awaitable
-
-    try:
-        async with trio.open_nursery() as nursery:
-            for index, awaitable in enumerate(awaitables):
-                nursery.start_soon(run, index, awaitable)
-    except BaseExceptionGroup as group:
-        raise_sole_error(group)
-        raise
-    finally:
-        if share_context:
-            _restore_context(context)
-    return results

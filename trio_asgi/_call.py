@@ -22,22 +22,18 @@ is called in the Trio thread, but for what says "worker thread" or "any thread".
 from __future__ import annotations
 
 import contextvars
-import os
 import threading
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import outcome
 import trio
 
-# The one use of Trio's private names: they are what makes `trio.from_thread` work in a
-# thread that Trio did not start. A thread of Trio's own cache can neither be kept for
-# one request nor tell when it ends, so the threads have to be ours (docs/design).
-from trio._threads import PARENT_TASK_DATA, Run, RunSync
+from ._trio_thread import Run, RunSync, no_call, thread_state, trios_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from ._worker import Lease, WorkerPool
 
@@ -50,12 +46,11 @@ current_loop: contextvars.ContextVar[CallLoop | None] = contextvars.ContextVar(
 )
 
 
-class _ThreadState(threading.local):
-    #: The call that this thread runs, if it is one of the workers.
-    call: Call[Any] | None = None
+class Inbox(Protocol):
+    """Where a thread takes its calls from."""
 
-
-_thread_state = _ThreadState()
+    def put(self, job: Any, /) -> Callable[[], bool] | None:
+        """Hand a call over; return what takes it back if it was not begun yet."""
 
 
 class Call(Generic[T]):
@@ -84,6 +79,12 @@ class Call(Generic[T]):
         self._raise_cancel: list[Callable[[], Any] | None] = [None]
         #: Whether the task is in `host`'s wait, and not at work for the thread.
         self._waiting = False
+        #: What the thread has sent while the task was still at work for it: Ctrl-C has
+        #: driven the thread out of `trio.from_thread.run`.
+        self._early: object = None
+        #: How many nurseries the task had open when it began to run a coroutine of
+        #: `trio.from_thread.run`; None when it runs none.
+        self._outer_nurseries: int | None = None
         #: Whether a message is on its way to the task. Set under the lock.
         self._posted = False
         self._lock = threading.Lock()
@@ -94,19 +95,24 @@ class Call(Generic[T]):
         return self._task[0]
 
     @trio.lowlevel.enable_ki_protection
-    async def host(self, inbox: SimpleQueue[Any]) -> T:
+    async def host(self, inbox: Inbox) -> T:
         """Hand the call to the thread; do what the thread asks for until it ends."""
 
         def abort(raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
             self._raise_cancel[0] = raise_cancel
+            if withdraw is not None and withdraw():
+                return trio.lowlevel.Abort.SUCCEEDED
             if self.loop.lease.impatient and self._leave():
                 return trio.lowlevel.Abort.SUCCEEDED
             return trio.lowlevel.Abort.FAILED
 
-        inbox.put(self)
+        withdraw = inbox.put(self)
         while True:
-            self._waiting = True
-            message = await trio.lowlevel.wait_task_rescheduled(abort)
+            if self._early is None:
+                self._waiting = True
+                message = await trio.lowlevel.wait_task_rescheduled(abort)
+            else:
+                message, self._early = self._early, None
             self._waiting = self._posted = False
             try:
                 if isinstance(message, outcome.Outcome):
@@ -115,11 +121,33 @@ class Call(Generic[T]):
                 if isinstance(message, RunSync):
                     message.run_sync()
                 else:
-                    assert isinstance(message, (Run, Reentry))
+                    if isinstance(message, Run):
+                        task = trio.lowlevel.current_task()
+                        self._outer_nurseries = len(task.child_nurseries)
+                    # Either of Trio's, or a `Reentry`.
                     await message.run()
             finally:
+                self._outer_nurseries = None
                 # An error's traceback holds this frame: leave no cycle behind.
                 del message
+
+    def waits_for(self, task: trio.lowlevel.Task) -> bool:
+        """Whether the call cannot end before this task has.
+
+        So it is for the task that hosts the call, and for the children of the nurseries
+        that a coroutine of `trio.from_thread.run` has opened in it. Not below
+        `run_async`: there sync code has a loop of its own.
+        """
+        host = self.task
+        if host is None or task is host:
+            return task is host
+        if self._outer_nurseries is None:
+            return False
+        inner = host.child_nurseries[self._outer_nurseries :]
+        nursery = task.parent_nursery
+        while nursery is not None and nursery not in inner:
+            nursery = nursery.parent_task.parent_nursery
+        return nursery is not None
 
     def leave_if_cancelled(self) -> None:
         """Let the task go on at once if it was cancelled while it waits here."""
@@ -159,22 +187,21 @@ class Call(Generic[T]):
     def _wake(self, message: object) -> None:
         task = self._task[0]
         assert task is not None
-        trio.lowlevel.reschedule(task, outcome.Value(message))
+        if self._waiting:
+            trio.lowlevel.reschedule(task, outcome.Value(message))
+        else:
+            self._early = message
 
     def run(self) -> None:
         """Run the call and tell the task. Worker thread."""
         fn, self._fn = self._fn, None
         assert fn is not None
-        outer, _thread_state.call = _thread_state.call, self
-        self._point_trio_here()
-        result = outcome.capture(self._context.run, fn)
-        _thread_state.call = outer
-        if outer is None:
-            vars(PARENT_TASK_DATA).clear()
-        else:
-            outer._point_trio_here()
+        with no_call():
+            thread_state.call = self
+            self._point_trio_here()
+            result = outcome.capture(self._context.run, _run_sync_code, fn)
         # What the call refers to must be gone before the task goes on.
-        del fn, outer
+        del fn
         try:
             self.tell(result)
         except trio.RunFinishedError:
@@ -185,10 +212,19 @@ class Call(Generic[T]):
 
     def _point_trio_here(self) -> None:
         """Let `trio.from_thread` act on this call's task. Worker thread."""
-        PARENT_TASK_DATA.token = cast("trio.lowlevel.TrioToken", _TokenOfCall(self))
-        PARENT_TASK_DATA.abandon_on_cancel = False
-        PARENT_TASK_DATA.cancel_register = self._raise_cancel
-        PARENT_TASK_DATA.task_register = self._task
+        trios_notes.token = cast("trio.lowlevel.TrioToken", _TokenOfCall(self))
+        trios_notes.abandon_on_cancel = False
+        trios_notes.cancel_register = self._raise_cancel
+        trios_notes.task_register = self._task
+
+
+def _run_sync_code(fn: Callable[[], T]) -> T:
+    """Call ``fn()``, and say so. Within what catches its errors, Ctrl-C included."""
+    thread_state.in_sync_code = True
+    try:
+        return fn()
+    finally:
+        thread_state.in_sync_code = False
 
 
 class _TokenOfCall:
@@ -220,7 +256,7 @@ class CallLoop:
 
     def __init__(self, pool: WorkerPool, parent: CallLoop | None) -> None:
         self.pool = pool
-        #: Where calls go once this loop is closed; None: to the program's thread.
+        #: Where calls go once this loop is closed; None if it is a lease.
         self.parent = parent
         #: Whose thread this is.
         self.lease: Lease = parent.lease if parent else cast("Lease", self)
@@ -255,8 +291,7 @@ class CallLoop:
             context = contextvars.copy_context()
         call = Call(self, context, fn)
         if not (self.open and await self._begin(call)):
-            elsewhere = self.parent or self.pool.program_lease()
-            return await elsewhere.run_sync(fn, context=context)
+            return await self._outer_loop().run_sync(fn, context=context)
         try:
             return await call.host(self._thread_inbox())
         finally:
@@ -290,14 +325,19 @@ class CallLoop:
         # The task that the thread waits for must not wait for the thread in turn.
         # Below async_to_sync it does not: there a loop further in is the current one.
         call = self.running
-        if call is not None and call.task is trio.lowlevel.current_task():
+        if call is not None and call.waits_for(trio.lowlevel.current_task()):
             raise RuntimeError(
                 "This sync call would wait for ever for a thread that waits for this "
                 "very task. In code run by trio.from_thread.run(), sync code of the "
                 "same request cannot be called: use asgiref.sync.async_to_sync()."
             )
 
-    def _thread_inbox(self) -> SimpleQueue[Any]:
+    def _outer_loop(self) -> CallLoop:
+        """Return where calls go once this loop is closed."""
+        assert self.parent is not None, "a lease has its own answer"
+        return self.parent
+
+    def _thread_inbox(self) -> Inbox:
         return self._inbox
 
     async def close(self) -> None:
@@ -312,93 +352,18 @@ class CallLoop:
 
     def serve(self) -> outcome.Outcome[Any]:
         """Run the calls that come until the loop ends. Worker thread."""
-        while True:
-            job = self._inbox.get()
-            if isinstance(job, Ended):
-                try:
-                    return job.result
-                finally:
-                    # An error's traceback holds this frame: leave no cycle behind.
-                    del job
-            job.run()
-            del job
+        return serve(self._inbox)
 
 
-class Reentry:
-    """`run_async`'s message: run this coroutine, and say when it has ended.
-
-    Made by the worker thread, run by the task that waits for the thread's call.
-    """
-
-    def __init__(self, call: Call[Any], afn: Callable[[], Awaitable[Any]]) -> None:
-        self.call = call
-        self.loop = CallLoop(call.loop.pool, parent=call.loop)
-        self.context = contextvars.copy_context()
-        self._afn = afn
-
-    async def run(self) -> None:
-        """Run the coroutine in the waiting task, in the context of the sync code."""
-        pool = self.loop.pool
-        self.call.inner = self.loop
-        # The thread only waits now, and must not keep others from running.
-        pool.release_token(self.call)
-        task = trio.lowlevel.current_task()
-        outer, task.context = task.context, self.context
-        # A task enters its new context when it is next switched to.
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        marker = current_loop.set(self.loop)
-        result = await outcome.acapture(self._unprotected)
-        current_loop.reset(marker)
-        task.context = outer
-        with trio.CancelScope(shield=True):
-            # In this order: who has the turn in the loop may wait for a token.
-            await self.loop.close()
-            await pool.acquire_token(self.call)
-        self.call.inner = None
-        self.loop.end(result)
-        del result
-
-    @trio.lowlevel.disable_ki_protection
-    async def _unprotected(self) -> Any:
-        return await self._afn()
-
-
-def run_async(
-    afn: Callable[[], Awaitable[T]],
-) -> tuple[outcome.Outcome[T], contextvars.Context]:
-    """Run ``afn()`` in the task that waits for this thread's call. Worker thread.
-
-    The thread waits, and runs the sync code that ``afn`` calls. A cancellation of the
-    task reaches ``afn``, whose outcome is `trio.Cancelled` then.
-
-    Returns:
-        The outcome, and the context that ``afn`` ran in, with its changes.
-
-    Raises:
-        trio.RunFinishedError: nobody waits for this thread any more.
-    """
-    call = calling()
-    assert call is not None, "run_async() outside a worker's call"
-    reentry = Reentry(call, afn)
-    call.tell(reentry)
-    return reentry.loop.serve(), reentry.context
-
-
-def calling() -> Call[Any] | None:
-    """Return the call that this thread runs; None outside the workers. Any thread."""
-    return _thread_state.call
-
-
-def in_trio_thread() -> bool:
-    """Whether `trio.from_thread` works in this thread. Any thread."""
-    return hasattr(PARENT_TASK_DATA, "token")
-
-
-def _forget_trio() -> None:
-    """In a forked child, no task waits for the thread that was copied."""
-    vars(PARENT_TASK_DATA).clear()
-    _thread_state.call = None
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_trio)
+def serve(inbox: SimpleQueue[Any]) -> outcome.Outcome[Any]:
+    """Run the calls that come in, until one says that it was the last. Any thread."""
+    while True:
+        job = inbox.get()
+        if isinstance(job, Ended):
+            try:
+                return job.result
+            finally:
+                # An error's traceback holds this frame: leave no cycle behind.
+                del job
+        job.run()
+        del job

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import math
 import threading
 from dataclasses import dataclass
 from itertools import count
@@ -23,9 +22,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from ._call import Call, CallLoop, current_loop
+from ._clock import HeldClock
+from ._executor import ExecutorInbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from ._call import Inbox
 
 T = TypeVar("T")
 
@@ -61,8 +65,18 @@ class Lease(CallLoop):
     that outlives its request can still call sync code.
     """
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, inbox: Inbox | None = None) -> None:
+        """Take nothing yet.
+
+        Args:
+            pool: Where the thread is taken from, and what limits the running calls.
+            inbox: Leads to a thread that is not the pool's: nothing is taken then.
+        """
         super().__init__(pool, parent=None)
+        self._borrowed = inbox
+        #: What is raised by calls after the release; None: they go to the program's
+        #: thread.
+        self.closed_error: str | None = None
         #: Whether a cancelled task leaves a running call instead of waiting for it.
         self.impatient = False
         #: Whether a task has left a running call. Then the thread is not used again.
@@ -72,13 +86,21 @@ class Lease(CallLoop):
         #: Whether a task has left one of those calls.
         self.others_abandoned = False
         self._worker: Worker | None = None
+        self._retire = False
 
     @property
     def has_thread(self) -> bool:
         """Whether a thread is held."""
         return self._worker is not None
 
-    def _thread_inbox(self) -> SimpleQueue[Any]:
+    def _outer_loop(self) -> CallLoop:
+        if self.closed_error is not None:
+            raise RuntimeError(self.closed_error)
+        return self.pool.program_lease()
+
+    def _thread_inbox(self) -> Inbox:
+        if self._borrowed is not None:
+            return self._borrowed
         if self._worker is None:
             self._worker = self.pool.take()
         return self._worker.inbox
@@ -104,14 +126,19 @@ class Lease(CallLoop):
             other.stop_waiting()
 
     @trio.lowlevel.enable_ki_protection
-    def release(self, last: Callable[[], object] | None = None) -> None:
+    def release(
+        self, last: Callable[[], object] | None = None, *, retire: bool = False
+    ) -> None:
         """Give the thread back, when it has finished what it is running.
 
         Args:
             last: Called in the thread before, without being waited for. Errors are
                 logged.
+            retire: Whether the thread shall end, so that nobody else gets what was left
+                in it.
         """
         self.open = False
+        self._retire = retire
         if last is not None:
             job = Detached(contextvars.copy_context(), last)
             self._thread_inbox().put(job)
@@ -122,7 +149,7 @@ class Lease(CallLoop):
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        if self.abandoned or self.pool.closed:
+        if self.abandoned or self._retire or self.pool.closed:
             worker.inbox.put(Stop())
         else:
             self.pool.give_back(worker)
@@ -199,7 +226,8 @@ class WorkerPool:
         # gives up waiting, cannot both get the same worker.
         self._idle: dict[Worker, None] = {}
         self._program_lease: Lease | None = None
-        self._clock = _HeldClock()
+        self._caller_lease: Lease | None = None
+        self._clock = HeldClock()
 
     def take(self) -> Worker:
         """Return an idle worker, or a new one."""
@@ -237,8 +265,14 @@ class WorkerPool:
         self.limiter.release_on_behalf_of(call)
         self._clock.let_go()
 
+    def work_for(self, inbox: Inbox) -> None:
+        """Have sensitive code that belongs to no request run in a given thread."""
+        self._caller_lease = Lease(self, inbox)
+
     def program_lease(self) -> CallLoop:
         """Return where sensitive code goes that belongs to no request."""
+        if self._caller_lease is not None:
+            return self._caller_lease
         if self.closed:
             return _OneCallLease(self)
         if self._program_lease is None:
@@ -246,10 +280,18 @@ class WorkerPool:
         return self._program_lease
 
     async def run_sync(
-        self, fn: Callable[[], T], *, context: contextvars.Context | None = None
+        self,
+        fn: Callable[[], T],
+        *,
+        context: contextvars.Context | None = None,
+        executor: Executor | None = None,
     ) -> T:
-        """Run ``fn()`` in any worker thread, as `CallLoop.run_sync` does."""
-        return await _OneCallLease(self).run_sync(fn, context=context)
+        """Run ``fn()`` in any worker thread, as `CallLoop.run_sync` does.
+
+        If an executor is given, in one of its threads.
+        """
+        inbox = None if executor is None else ExecutorInbox(executor)
+        return await _OneCallLease(self, inbox).run_sync(fn, context=context)
 
     async def retire_idle(self) -> None:
         """End the idle threads, and wait for that up to ``shutdown_seconds``."""
@@ -304,37 +346,6 @@ class _OneCallLease(Lease):
             self.release()
 
 
-class _HeldClock:
-    """Keeps the clock of a test from jumping while sync code runs.
-
-    `trio.testing.MockClock` can jump to the next deadline when all tasks wait. It does
-    not see that one waits for a thread, and would jump over every time-out meanwhile.
-    """
-
-    def __init__(self) -> None:
-        clock: Any = trio.lowlevel.current_clock()
-        self._clock = clock if hasattr(clock, "autojump_threshold") else None
-        self._holders = 0
-        self._threshold = math.inf
-
-    def hold(self) -> None:
-        """Do not jump until `let_go` was called as often."""
-        if self._clock is None:
-            return
-        if self._holders == 0:
-            self._threshold = self._clock.autojump_threshold
-            self._clock.autojump_threshold = math.inf
-        self._holders += 1
-
-    def let_go(self) -> None:
-        """Jump again if nobody else holds the clock."""
-        if self._clock is None:
-            return
-        self._holders -= 1
-        if self._holders == 0:
-            self._clock.autojump_threshold = self._threshold
-
-
 _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")
 
 #: What the pool of the next Trio run is made with: the arguments of `WorkerPool`.
@@ -363,3 +374,9 @@ def sensitive_loop() -> CallLoop:
         # None, or inherited by a Trio run that sync code of another run has started.
         return pool.program_lease()
     return loop
+
+
+def has_own_thread() -> bool:
+    """Whether a request or the like has a thread for the running task's code."""
+    loop = current_loop.get()
+    return loop is not None and loop.pool is current_pool()

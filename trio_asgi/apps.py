@@ -18,6 +18,8 @@ class TrioAsgiConfig(AppConfig):
     def ready(self) -> None:
         """Install the bridge; wrong settings are left to the system check."""
         register(check_settings)
-        _bridge.install()
-        if not any(conf.problems()):
+        if any(conf.problems()):
+            _bridge.install()
+        else:
+            _bridge.install(new_loops=conf.get("NEW_LOOPS"))
             conf.configure()

@@ -42,6 +42,11 @@ KEYS: Final[Mapping[str, Key]] = {
         is_valid=lambda value: type(value) is int and value >= 1,
     ),
     "THREAD_IDLE_SECONDS": _seconds(30.0),
+    "NEW_LOOPS": Key(
+        default=None,
+        allowed="'asyncio' or 'trio', or None for what install() was given",
+        is_valid=lambda value: value is None or value in ("asyncio", "trio"),
+    ),
     "CLEANUP_SECONDS": _seconds(10.0),
     "SHUTDOWN_SECONDS": _seconds(10.0),
 }

@@ -74,7 +74,7 @@ class ASGIHandler(asgi.ASGIHandler):
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
         conf.configure()
-        _bridge.install()
+        _bridge.install(new_loops=conf.get("NEW_LOOPS"))
         super().__init__()
         self._lifespan = Lifespan(
             self.lifespan,

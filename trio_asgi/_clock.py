@@ -1,0 +1,39 @@
+"""The clock of a test, while sync code runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import trio
+
+
+class HeldClock:
+    """Keeps the clock of a test from jumping while sync code runs.
+
+    `trio.testing.MockClock` can jump to the next deadline when all tasks wait. It does
+    not see that one waits for a thread, and would jump over every time-out meanwhile.
+    """
+
+    def __init__(self) -> None:
+        clock: Any = trio.lowlevel.current_clock()
+        self._clock = clock if hasattr(clock, "autojump_threshold") else None
+        self._holders = 0
+        self._threshold = math.inf
+
+    def hold(self) -> None:
+        """Do not jump until `let_go` was called as often."""
+        if self._clock is None:
+            return
+        if self._holders == 0:
+            self._threshold = self._clock.autojump_threshold
+            self._clock.autojump_threshold = math.inf
+        self._holders += 1
+
+    def let_go(self) -> None:
+        """Jump again if nobody else holds the clock."""
+        if self._clock is None:
+            return
+        self._holders -= 1
+        if self._holders == 0:
+            self._clock.autojump_threshold = self._threshold

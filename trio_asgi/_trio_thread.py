@@ -1,0 +1,95 @@
+"""What a thread knows of the task that waits for it.
+
+The one use of Trio's private names: they are what makes `trio.from_thread` work in a
+thread that Trio did not start. A thread of Trio's own cache can neither be kept for one
+request nor tell when it ends, so the threads have to be ours (docs/design).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sniffio
+import trio
+from trio._threads import PARENT_TASK_DATA, Run, RunSync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._call import Call
+
+__all__ = [
+    "Run",
+    "RunSync",
+    "calling",
+    "in_trio_task",
+    "in_trio_thread",
+    "no_call",
+    "thread_state",
+    "trios_notes",
+]
+
+
+#: What Trio itself knows of the task.
+trios_notes = PARENT_TASK_DATA
+
+
+class _ThreadState(threading.local):
+    #: The call that this thread runs, if one of ours.
+    call: Call[Any] | None = None
+    #: Whether the call's own code runs, rather than what surrounds it here.
+    in_sync_code = False
+
+
+thread_state = _ThreadState()
+
+
+def calling() -> Call[Any] | None:
+    """Return the call that this thread runs; None if none of ours. Any thread."""
+    return thread_state.call
+
+
+def in_trio_thread() -> bool:
+    """Whether `trio.from_thread` works in this thread. Any thread."""
+    return hasattr(trios_notes, "token")
+
+
+def in_trio_task() -> bool:
+    """Whether the running code is Trio's. Any thread.
+
+    Code of asyncio on a loop of trio-asyncio runs in a task of Trio, but is none.
+    """
+    return trio.lowlevel.in_trio_task() and sniffio.thread_local.name != "asyncio"
+
+
+@contextmanager
+def no_call() -> Iterator[None]:
+    """Let this thread know nothing of the task that waits for it. Any thread.
+
+    What waits for the thread inside of this is something else: another task, or an
+    asyncio loop. Afterwards everything is as it was.
+    """
+    notes = vars(trios_notes)
+    outer, outer_notes = dict(vars(thread_state)), dict(notes)
+    vars(thread_state).clear()
+    notes.clear()
+    try:
+        yield
+    finally:
+        vars(thread_state).clear()
+        vars(thread_state).update(outer)
+        notes.clear()
+        notes.update(outer_notes)
+
+
+def _forget_trio() -> None:
+    """In a forked child, no task waits for the thread that was copied."""
+    vars(trios_notes).clear()
+    vars(thread_state).clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_trio)
