@@ -120,6 +120,10 @@ PATCHED = {
         django.dispatch.dispatcher,
         "_run_parallel" if django.VERSION >= (6, 1) else "asyncio",
     ),
+    # Only for a better error in Trio tasks.
+    (asyncio, "current_task"),
+    (asyncio, "get_event_loop"),
+    (asyncio, "get_running_loop"),
 }
 
 
@@ -194,17 +198,22 @@ def test_install_from_many_threads() -> None:
 
 def test_outside_trio_the_original_is_called_directly() -> None:
     """On asyncio, a call is the original's coroutine; the bridge adds no frame."""
-    coroutine = sync_to_async(nothing)()
+
+    async def make() -> Any:
+        return sync_to_async(nothing)()
+
+    coroutine = asyncio.run(make())
     trio_asgi.uninstall()
     try:
-        original = sync_to_async(nothing)()
+        original = asyncio.run(make())
     finally:
         trio_asgi.install()
     assert inspect.iscoroutine(coroutine)
     assert inspect.iscoroutine(original)
-    assert coroutine.cr_code is original.cr_code
+    code = coroutine.cr_code, original.cr_code
     coroutine.close()
     original.close()
+    assert code[0] is code[1]
 
 
 def test_wrapped_functions_look_as_before() -> None:

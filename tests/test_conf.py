@@ -17,7 +17,7 @@ WRONG: list[tuple[Any, str, str]] = [
         {"TREADS": 1},
         "E002",
         "TRIO_ASGI has no key 'TREADS'. Known keys: THREADS, THREAD_IDLE_SECONDS, "
-        "NEW_LOOPS, CLEANUP_SECONDS, SHUTDOWN_SECONDS.",
+        "ASYNCIO_VIEWS, NEW_LOOPS, CLEANUP_SECONDS, SHUTDOWN_SECONDS.",
     ),
     (
         {"THREADS": 0},

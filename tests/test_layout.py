@@ -20,13 +20,14 @@ LAYERS = [
     "_errors",
     # Trio only: no Django, no asgiref
     "_beside _clock _executor _receive _send _sigterm _trio_thread _websocket _serve",
-    "_call _lifespan",
+    "_call _lifespan _native_calls",
     "_reentry _worker",
     "_exchange _new_run",
     "testing.communicator",
     "testing",
     # Trio and asgiref
     "_carry",
+    "_islands",
     "_async_to_sync _asyncio_calls _sync_to_async",
     "_bridge",
     # Django
@@ -139,7 +140,7 @@ print(settings.configured, *sorted(trio_asgi.__all__))
 """
     assert run_python(code) == (
         "False ASGIHandler ASGIRequest ASGIStaticFilesHandler __version__ "
-        "get_asgi_application install serve uninstall"
+        "asyncio_island get_asgi_application install serve trio_island uninstall"
     )
 
 

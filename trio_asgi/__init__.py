@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._bridge import install as install, uninstall as uninstall
+    from ._islands import asyncio_island as asyncio_island, trio_island as trio_island
     from ._request import ASGIRequest as ASGIRequest
     from ._serve import serve as serve
     from .handler import (
@@ -30,9 +31,11 @@ _MODULES = {
     "ASGIHandler": "handler",
     "ASGIRequest": "_request",
     "ASGIStaticFilesHandler": "staticfiles",
+    "asyncio_island": "_islands",
     "get_asgi_application": "handler",
     "install": "_bridge",
     "serve": "_serve",
+    "trio_island": "_islands",
     "uninstall": "_bridge",
 }
 

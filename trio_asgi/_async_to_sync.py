@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import AsyncToSync, SyncToAsync
 
 from ._carry import carried, restore_context
+from ._islands import asyncio_island, below_asyncio
 from ._new_run import run_in_new_run
 from ._reentry import run_async, run_async_from_trio_thread
 from ._trio_thread import calling, in_trio_task, in_trio_thread, no_call
@@ -69,8 +70,12 @@ def _find_run(bridge: AsyncToSync[..., Any]) -> Callable[..., Any] | None:
 
 
 def _run_on_trio(awaitable: Awaitable[Any], run: Callable[..., Any]) -> Any:
+    afn: Callable[[], Awaitable[Any]] = carried(awaitable)
+    if below_asyncio.get():
+        # Code of asyncio has called the sync code, and wants its like.
+        afn = asyncio_island(afn)
     try:
-        result, context = run(carried(awaitable))
+        result, context = run(afn)
     except BaseException:
         # Nobody is there to await it any more.
         if inspect.iscoroutine(awaitable):

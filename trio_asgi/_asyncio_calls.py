@@ -159,7 +159,7 @@ def _enter(context: Any) -> None:
     elif has_own_thread():
         return
     else:
-        lease = Lease(current_pool())
+        lease = current_pool().lease()
     context.token = SyncToAsync.thread_sensitive_context.set(context)
     context._trio_asgi_lease = lease, current_loop.set(lease)
 

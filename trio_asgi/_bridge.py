@@ -22,7 +22,7 @@ import django.utils.asyncio
 import trio
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
-from . import _async_to_sync, _asyncio_calls, _sync_to_async
+from . import _async_to_sync, _asyncio_calls, _native_calls, _sync_to_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +99,7 @@ def install(*, new_loops: Literal["asyncio", "trio"] | None = None) -> None:
             for patch in patches:
                 setattr(patch.owner, patch.name, patch.replacement)
             _installed.extend(patches)
+            _native_calls.install()
         if new_loops is not None:
             _async_to_sync.new_loops = new_loops
 
@@ -120,6 +121,7 @@ def uninstall() -> None:
         for patch in _installed:
             setattr(patch.owner, patch.name, patch.original)
         _installed.clear()
+        _native_calls.uninstall()
         _async_to_sync.new_loops = "asyncio"
 
 

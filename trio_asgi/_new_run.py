@@ -23,7 +23,7 @@ from ._trio_thread import no_call, thread_state
 from ._worker import current_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from types import FrameType
 
 T = TypeVar("T")
@@ -39,8 +39,11 @@ class NewRun:
     the run without the thread that it waits for.
     """
 
-    def __init__(self, afn: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(
+        self, afn: Callable[[], Awaitable[Any]], trio_options: Mapping[str, Any]
+    ) -> None:
         self._afn = afn
+        self._trio_options = trio_options
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None

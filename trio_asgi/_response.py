@@ -12,6 +12,7 @@ import trio
 
 from . import _worker
 from ._beside import run_beside
+from ._islands import IslandStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -35,6 +36,13 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
         for cookie in response.cookies.values()
     )
     return headers
+
+
+def iterate_in_island(response: HttpResponseBase) -> None:
+    """Have an async iterator that is asyncio's iterated, and closed, by asyncio."""
+    if getattr(response, "is_async", False):
+        iterator = response._iterator  # type: ignore[attr-defined]
+        response._iterator = IslandStream(iterator)  # type: ignore[attr-defined]
 
 
 async def send_parts(

@@ -227,6 +227,8 @@ class WorkerPool:
         self._idle: dict[Worker, None] = {}
         self._program_lease: Lease | None = None
         self._caller_lease: Lease | None = None
+        self._caller_inbox: Inbox | None = None
+        self._requests_inbox: Inbox | None = None
         self._clock = HeldClock()
 
     def take(self) -> Worker:
@@ -267,7 +269,19 @@ class WorkerPool:
 
     def work_for(self, inbox: Inbox) -> None:
         """Have sensitive code that belongs to no request run in a given thread."""
+        self._caller_inbox = inbox
         self._caller_lease = Lease(self, inbox)
+
+    def lend_to_requests(self) -> None:
+        """Have requests' code run in the thread of `work_for` too, if there is one.
+
+        A test has its transaction there.
+        """
+        self._requests_inbox = self._caller_inbox
+
+    def lease(self) -> Lease:
+        """Return a lease for a request or the like."""
+        return Lease(self, self._requests_inbox)
 
     def program_lease(self) -> CallLoop:
         """Return where sensitive code goes that belongs to no request."""

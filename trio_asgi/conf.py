@@ -42,6 +42,11 @@ KEYS: Final[Mapping[str, Key]] = {
         is_valid=lambda value: type(value) is int and value >= 1,
     ),
     "THREAD_IDLE_SECONDS": _seconds(30.0),
+    "ASYNCIO_VIEWS": Key(
+        default=False,
+        allowed="True or False",
+        is_valid=lambda value: isinstance(value, bool),
+    ),
     "NEW_LOOPS": Key(
         default=None,
         allowed="'asyncio' or 'trio', or None for what install() was given",

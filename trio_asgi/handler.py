@@ -5,6 +5,7 @@ Read `ASGIHandler.handle`, which tells it from the first byte to the last.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
@@ -28,10 +29,11 @@ from django.urls import set_script_prefix
 from . import _bridge, _call, _worker, conf
 from ._errors import ClientDisconnected, leaves, raise_sole_error, reraise
 from ._exchange import Exchange
+from ._islands import asyncio_island, close_loop, is_asyncio_island, is_trio_island
 from ._lifespan import Lifespan
 from ._receive import read_body, wait_disconnect
 from ._request import ASGIRequest
-from ._response import close_stream, encode_headers, send_parts
+from ._response import close_stream, encode_headers, iterate_in_island, send_parts
 from ._send import ResponseSender
 from ._signals import RequestSignals
 from ._websocket import refuse
@@ -79,7 +81,7 @@ class ASGIHandler(asgi.ASGIHandler):
         self._lifespan = Lifespan(
             self.lifespan,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
-            after=_retire_threads,
+            after=_end_islands_and_threads,
         )
 
     # For users
@@ -155,7 +157,7 @@ class ASGIHandler(asgi.ASGIHandler):
             body_file = await self.read_body(receive)
         except RequestAborted:
             return
-        lease = _worker.Lease(_worker.current_pool())
+        lease = _worker.current_pool().lease()
         outer_loop = _call.current_loop.set(lease)
         signals = RequestSignals(type(self))
         request: ASGIRequest | None = None
@@ -170,6 +172,8 @@ class ASGIHandler(asgi.ASGIHandler):
                 request, response = self.create_request(scope, body_file)  # type: ignore[assignment]
                 if request is not None:
                     response = await self.run_get_response(request)
+                    if request.in_island:
+                        iterate_in_island(response)
             except Exception as error:  # noqa: BLE001 - answered, and logged
                 response = _server_error(error, scope["path"], request)
             assert response is not None
@@ -257,15 +261,29 @@ class ASGIHandler(asgi.ASGIHandler):
 
         Besides Django's transaction, this adds what views on Trio need: an error out of
         the view's own nursery counts as the error itself, and neither the response nor
-        an error is lost if the request is cancelled meanwhile.
+        an error is lost if the request is cancelled meanwhile. With ``ASYNCIO_VIEWS``,
+        an async view becomes an island, unless it says that it is Trio's.
         """
         view = super().make_view_atomic(view)
-        call = view if iscoroutinefunction(view) else sync_to_async(view)
+        call: Callable[..., Awaitable[Any]]
+        if not iscoroutinefunction(view):
+            call = sync_to_async(view)
+        elif conf.get("ASYNCIO_VIEWS") and not is_trio_island(view):
+            call = asyncio_island(view)
+        else:
+            call = view
 
         async def wrapped(request: ASGIRequest, *args: Any, **kwargs: Any) -> Any:
             __traceback_hide__ = True
+            request.in_island = is_asyncio_island(call)
             try:
                 request.view_response = response = await call(request, *args, **kwargs)
+            except asyncio.CancelledError as error:
+                # Nothing of Trio's was cancelled, and no server knows this error.
+                raise RuntimeError(
+                    f"The asyncio code of {request.path} was cancelled by other code "
+                    "of asyncio."
+                ) from error
             except BaseExceptionGroup as group:
                 _raise_from_group(group, request.path)
             except Exception as error:
@@ -307,7 +325,8 @@ class ASGIHandler(asgi.ASGIHandler):
         await send({"type": "http.response.body"})
 
 
-async def _retire_threads() -> None:
+async def _end_islands_and_threads() -> None:
+    await close_loop()
     await _worker.current_pool().retire_idle()
 
 
@@ -315,7 +334,7 @@ async def _run_in_background(
     async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
 ) -> None:
     """Run a task of `ASGIHandler.start_soon`, with a thread of its own."""
-    lease = _worker.Lease(_worker.current_pool())
+    lease = _worker.current_pool().lease()
     _call.current_loop.set(lease)
     try:
         await async_fn(*args)
