@@ -17,7 +17,6 @@ import asyncio
 import contextvars
 import functools
 import logging
-import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -25,11 +24,13 @@ import outcome
 import trio
 
 from ._carry import restore_context
+from ._errors import leaves
 from ._native_calls import import_trio_asyncio
 from ._trio_thread import in_trio_task
+from ._worker import current_pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from trio_asyncio import TrioEventLoop
 
@@ -44,7 +45,9 @@ below_asyncio: contextvars.ContextVar[bool] = contextvars.ContextVar(
 )
 
 
-def asyncio_island(afn: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def asyncio_island(
+    afn: Callable[P, Awaitable[T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """Make a function that is written for asyncio callable from Trio.
 
     As a decorator, of a view for example, or in place:
@@ -86,7 +89,9 @@ def asyncio_island(afn: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     return island
 
 
-def trio_island(afn: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def trio_island(
+    afn: Callable[P, Awaitable[T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """Make a function that is written for Trio callable from an `asyncio_island`.
 
     As a decorator, or in place: ``await trio_island(trio.sleep)(1)``. Under
@@ -146,51 +151,79 @@ def _name(fn: object) -> str:
 
 async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
     """Run ``afn()`` in an asyncio task. Trio task."""
-    loop = await _open_loop()
-    context: contextvars.Context | None = None
 
-    async def run() -> outcome.Outcome[T]:
-        nonlocal context
+    async def run() -> T:
         marker = below_asyncio.set(True)
         try:
-            return outcome.Value(await afn())
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit would end the loop
-            return outcome.Error(error)
+            return await afn()
         finally:
             below_asyncio.reset(marker)
-            context = contextvars.copy_context()
 
+    loop = await _open_loop()
+    errand = _Errand(run, asyncio.CancelledError)
     try:
-        result = await loop.run_aio_coroutine(run())
+        await loop.run_aio_coroutine(errand.run())
     finally:
-        if context is not None:
-            restore_context(context)
-    try:
-        return result.unwrap()  # type: ignore[no-any-return]
-    finally:
-        # An error's traceback holds this frame: leave no cycle behind.
-        del result
+        errand.restore_context()
+    return errand.take_result()  # type: ignore[no-any-return]
 
 
 async def run_on_trio(afn: Callable[[], Awaitable[T]]) -> T:
     """Run ``afn()`` in a Trio task. Code of asyncio on a loop of trio-asyncio."""
     loop: Any = asyncio.get_running_loop()
-    context: contextvars.Context | None = None
-
-    async def run() -> T:
-        nonlocal context
-        try:
-            return await afn()
-        finally:
-            context = contextvars.copy_context()
-
+    errand = _Errand(afn, trio.Cancelled)
     try:
-        return await loop.trio_as_future(run)  # type: ignore[no-any-return]
+        await loop.trio_as_future(errand.run)
     finally:
+        errand.restore_context()
+    return errand.take_result()  # type: ignore[no-any-return]
+
+
+class _Errand:
+    """A function to run on the other side, then what has become of it.
+
+    trio-asyncio keeps an errand and its future in a cycle, and asyncio ends its loop
+    for some errors. So what users have a hold of, and what they raise, goes this way.
+    """
+
+    def __init__(
+        self, afn: Callable[[], Awaitable[Any]], cancelled: type[BaseException]
+    ) -> None:
+        self._afn: Callable[[], Awaitable[Any]] | None = afn
+        #: What the other side raises for a cancellation: trio-asyncio has to see it.
+        self._cancelled = cancelled
+        self._result: outcome.Outcome[Any] | None = None
+        self._context: contextvars.Context | None = None
+
+    async def run(self) -> None:
+        """Be the task of the other side."""
+        afn, self._afn = self._afn, None
+        assert afn is not None
+        try:
+            self._result = outcome.Value(await afn())
+        except BaseException as error:
+            if any(isinstance(leaf, self._cancelled) for leaf in leaves(error)):
+                raise
+            self._result = outcome.Error(error)
+        finally:
+            self._context = contextvars.copy_context()
+            del afn
+
+    def restore_context(self) -> None:
+        """Have the function's context variables; none if it was never begun."""
+        context, self._context = self._context, None
         if context is not None:
             restore_context(context)
+
+    def take_result(self) -> Any:
+        """Return the function's result, or raise its error."""
+        result, self._result = self._result, None
+        assert result is not None
+        try:
+            return result.unwrap()
+        finally:
+            # An error's traceback holds this frame: leave no cycle behind.
+            del result
 
 
 # The loop
@@ -214,11 +247,20 @@ class _Loop:
             async with trio_asyncio.open_loop() as loop:
                 # trio-asyncio's own would end the loop, and with it the run.
                 loop.set_exception_handler(_log_error)
+                _let_nothing_end(loop)
+                await loop.synchronize()
                 self.loop = loop
                 self.is_open.set()
-                await self.shall_close.wait()
-        except (Exception, SystemExit, KeyboardInterrupt):
-            # What asyncio lets through, from a task that nobody awaits.
+                try:
+                    await self.shall_close.wait()
+                finally:
+                    # trio-asyncio would cancel these too, but also the Trio tasks that
+                    # their cleaning up may need.
+                    seconds = current_pool().shutdown_seconds
+                    with trio.move_on_after(seconds, shield=True):
+                        await loop.run_aio_coroutine(_cancel_other_tasks())
+        except Exception:
+            # A system task that fails would end the run.
             logger.exception("The loop of the asyncio islands has ended")
         finally:
             self.loop = None
@@ -233,10 +275,7 @@ _loop: trio.lowlevel.RunVar[_Loop | None] = trio.lowlevel.RunVar(
 
 async def _open_loop() -> TrioEventLoop:
     """Return the loop that the program has opened around the task, or else ours."""
-    with warnings.catch_warnings():
-        # It still asks for what Python 3.12 has deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import_trio_asyncio()
+    import_trio_asyncio()
     import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
 
     loop: TrioEventLoop | None = trio_asyncio.current_loop.get()
@@ -259,6 +298,15 @@ async def _open_loop() -> TrioEventLoop:
     return holder.loop
 
 
+async def _cancel_other_tasks() -> None:
+    """Cancel all tasks of this loop, and wait for them. An asyncio task."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
 async def close_loop() -> None:
     """Close the loop, if one was opened: cancel what runs in it, and wait for that."""
     holder = _loop.get(None)
@@ -270,6 +318,26 @@ async def close_loop() -> None:
 def _log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Handle an error as asyncio's own loops do."""
     asyncio.BaseEventLoop.default_exception_handler(loop, context)  # type: ignore[arg-type]
+
+
+def _let_nothing_end(loop: Any) -> None:
+    """Log what asyncio lets through, from a task that nobody awaits.
+
+    On a loop that has ended, all other islands would wait for ever.
+    """
+    from trio_asyncio._base import TrioAsyncioExit  # noqa: PLC0415 - see above
+
+    main_loop_one = loop._main_loop_one
+
+    async def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            await main_loop_one(*args, **kwargs)
+        except TrioAsyncioExit:  # its own way to stop
+            raise
+        except (SystemExit, KeyboardInterrupt):
+            logger.exception("A task of asyncio would have ended its loop")
+
+    loop._main_loop_one = guarded
 
 
 # Streams

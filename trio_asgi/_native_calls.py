@@ -10,7 +10,10 @@ import asyncio
 import functools
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
+
+import trio
 
 from ._trio_thread import in_trio_task
 
@@ -43,16 +46,32 @@ def uninstall() -> None:
 
 
 def import_trio_asyncio() -> None:
-    """Import trio-asyncio, which replaces much the same: it goes below, we on top."""
+    """Import trio-asyncio, and keep what it does to asyncio within Trio tasks.
+
+    It replaces much the same functions: it goes below, we on top. It also would have
+    `asyncio.run` use loops of its own, in which `sync_to_async` does not work.
+    """
     if "trio_asyncio" in sys.modules:
         return
     was_installed = bool(_replaced)
     uninstall()
     try:
-        import trio_asyncio  # noqa: F401, PLC0415 - costly, and few need it
+        with warnings.catch_warnings():
+            # It still asks for what Python 3.12 has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from trio_asyncio import _loop as theirs  # noqa: PLC0415 - few need it
     finally:
         if was_installed:
             install()
+    in_trio = theirs._trio_policy.new_event_loop
+    elsewhere = theirs._original_policy.new_event_loop
+
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop
+        loop = in_trio() if trio.lowlevel.in_trio_task() else elsewhere()
+        return loop
+
+    theirs._trio_policy.new_event_loop = new_event_loop
 
 
 def _places() -> Iterator[tuple[Any, str]]:

@@ -1,0 +1,847 @@
+"""Islands: code of asyncio in a Trio program, and of Trio in such code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from asgiref.local import Local
+from asgiref.sync import async_to_sync, sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connection
+from django.utils.asyncio import async_unsafe
+
+from thread_support import SECONDS, Gate, nothing, open_lease, run_script
+from trio_asgi import asyncio_island, trio_island
+from trio_asgi._call import current_loop
+from trio_asgi._islands import IslandStream, close_loop
+from trio_asgi._worker import current_pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_asgi._worker import Lease
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar(
+    "variable", default="default"
+)
+
+
+@pytest.fixture
+async def lease() -> AsyncIterator[Lease]:
+    """Have a thread for the sync code, as a request has."""
+    with open_lease(current_pool()) as lease:
+        yield lease
+
+
+async def asyncio_only(value: object) -> object:
+    """Use much of what only asyncio can do, and return the value."""
+    loop = asyncio.get_running_loop()
+    assert asyncio.current_task() in asyncio.all_tasks(loop)
+    queue: asyncio.Queue[object] = asyncio.Queue()
+    task = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    await asyncio.gather(queue.put(value), asyncio.sleep(0.001))
+    return await asyncio.wait_for(task, SECONDS)
+
+
+async def in_trio() -> bool:
+    """Return whether Trio's functions work here."""
+    await trio.lowlevel.checkpoint()
+    return True
+
+
+# There and back
+
+
+async def test_code_of_asyncio_runs_in_a_trio_task() -> None:
+    """An island is awaited like any function, with its arguments and its result."""
+
+    @asyncio_island
+    async def decorated(one: int, *, two: int) -> tuple[object, int]:
+        """Be documented."""
+        return await asyncio_only(one), two
+
+    assert await decorated(1, two=2) == (1, 2)
+    assert await asyncio_island(asyncio_only)("in place") == "in place"
+    assert (decorated.__name__, decorated.__doc__) == ("decorated", "Be documented.")
+
+
+async def test_a_function_that_returns_an_awaitable_can_be_an_island() -> None:
+    """It is called in the loop, where `asyncio.gather` for example finds it."""
+    gathered: Any = await asyncio_island(lambda: asyncio.gather(asyncio_only(1)))()
+    assert gathered == [1]
+
+
+async def test_an_error_crosses() -> None:
+    """What the code raises is raised where it is awaited, with its traceback."""
+    error = LookupError("in asyncio")
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    with pytest.raises(LookupError) as caught:
+        await asyncio_island(fail)()
+    assert caught.value is error
+    assert caught.traceback[-1].name == "fail"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_an_exit_does_not_end_the_loop(error: BaseException) -> None:
+    """What ends a loop of asyncio is an error of the one island here."""
+
+    async def leave() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        await asyncio_island(leave)()
+    assert await asyncio_island(asyncio_only)(1) == 1
+
+
+async def test_trio_in_an_island() -> None:
+    """`trio_island` runs Trio's code for code of asyncio, to any depth."""
+
+    @trio_island
+    async def with_deadline(value: object) -> object:
+        with trio.fail_after(SECONDS):
+            assert await in_trio()
+        return await asyncio_island(asyncio_only)(value)
+
+    @asyncio_island
+    async def main() -> object:
+        await asyncio.sleep(0)
+        return await asyncio.gather(with_deadline(1), trio_island(in_trio)())
+
+    assert await main() == [1, True]
+
+
+async def test_an_error_of_trio_crosses() -> None:
+    """What Trio's code raises is raised in asyncio's."""
+
+    @trio_island
+    async def fail() -> None:
+        await in_trio()
+        raise LookupError("in Trio")
+
+    @asyncio_island
+    async def main() -> str:
+        try:
+            await fail()
+        except LookupError as error:
+            return str(error)
+        raise AssertionError
+
+    assert await main() == "in Trio"
+
+
+async def test_a_function_on_its_own_side_is_called_as_it_is() -> None:
+    """Islands cost nothing where they are not needed."""
+
+    async def task() -> object:
+        if asyncio._get_running_loop() is not None:
+            return asyncio.current_task()
+        return trio.lowlevel.current_task()
+
+    async def main() -> bool:
+        return await asyncio_island(task)() is asyncio.current_task()
+
+    assert await asyncio_island(main)()
+    assert await trio_island(task)() is trio.lowlevel.current_task()
+
+
+def test_an_island_under_asyncio_is_the_function() -> None:
+    """A decorated view works under asyncio too, so that it can be decorated first."""
+
+    async def main() -> object:
+        return await asyncio_island(asyncio_only)("asyncio")
+
+    assert asyncio.run(main()) == "asyncio"
+
+
+def test_context_variables_cross() -> None:
+    """Values go in with the call, and changes come back, in both directions."""
+    local = Local()
+
+    @trio_island
+    async def innermost() -> None:
+        assert (variable.get(), local.value) == ("asyncio", "asyncio")
+        variable.set("trio")
+        local.value = "trio"
+
+    @asyncio_island
+    async def main() -> None:
+        assert (variable.get(), local.value) == ("main", "main")
+        await asyncio.sleep(0)
+        variable.set("asyncio")
+        local.value = "asyncio"
+        await innermost()
+        assert (variable.get(), local.value) == ("trio", "trio")
+        variable.set("changed")
+        raise LookupError
+
+    async def run() -> None:
+        variable.set("main")
+        local.value = "main"
+        with pytest.raises(LookupError):
+            await main()
+        assert (variable.get(), local.value) == ("changed", "trio")
+
+    trio.run(run)
+
+
+# Sync code
+
+
+async def test_sync_code_of_an_island_runs_in_the_requests_thread(lease: Lease) -> None:
+    """Whatever is in between, thread-sensitive code has one thread."""
+    marker = current_loop.set(lease)
+    own = await sync_to_async(threading.current_thread)()
+
+    async def main() -> set[threading.Thread]:
+        here = sync_to_async(threading.current_thread)
+        return {await here(), *await asyncio.gather(here(), here())}
+
+    assert await asyncio_island(main)() == {own}
+    current_loop.reset(marker)
+
+
+async def test_sync_code_of_an_island_calls_asyncio_back(lease: Lease) -> None:
+    """`async_to_sync` runs a coroutine as the kind that has called the sync code."""
+    marker = current_loop.set(lease)
+    calls: list[tuple[str, threading.Thread]] = []
+
+    def note(name: str) -> None:
+        calls.append((name, threading.current_thread()))
+
+    async def of_asyncio(name: str) -> None:
+        await asyncio_only(name)
+        await sync_to_async(note)(name)
+
+    async def of_trio(name: str) -> None:
+        await in_trio()
+        await sync_to_async(note)(name)
+        await sync_to_async(async_to_sync(of_trio_again))()
+
+    async def of_trio_again() -> None:
+        await in_trio()
+
+    def code() -> None:
+        note("code")
+        async_to_sync(of_asyncio)("asyncio")
+        async_to_sync(trio_island(of_trio))("trio")
+
+    async def main() -> None:
+        await sync_to_async(code)()
+        # Trio's code in an island calls Trio back.
+        await trio_island(sync_to_async(async_to_sync(of_trio)))("below trio_island")
+
+    await asyncio_island(main)()
+    # After the island, Trio is what sync code calls.
+    await sync_to_async(async_to_sync(of_trio))("after")
+    assert [name for name, _ in calls] == [
+        "code",
+        "asyncio",
+        "trio",
+        "below trio_island",
+        "after",
+    ]
+    assert len({thread for _, thread in calls}) == 1
+    current_loop.reset(marker)
+
+
+async def test_the_current_error_goes_into_the_thread() -> None:
+    """``sys.exc_info()`` of sync code that an island calls is the caller's."""
+
+    async def main() -> list[BaseException | None]:
+        found: list[BaseException | None] = []
+        try:
+            raise caught
+        except LookupError:
+            found.append(await sync_to_async(lambda: sys.exc_info()[1])())
+        found.append(await sync_to_async(lambda: sys.exc_info()[1])())
+        return found
+
+    caught = LookupError()
+    assert await asyncio_island(main)() == [caught, None]
+
+
+async def test_the_guard_of_the_orm_works_in_an_island() -> None:
+    """What would block the loop raises, and is called through sync_to_async."""
+
+    async def main() -> None:
+        with pytest.raises(SynchronousOnlyOperation):
+            connection.cursor()
+        with pytest.raises(RuntimeError, match="just await the async function"):
+            async_to_sync(asyncio_only)(1)
+        assert await sync_to_async(async_unsafe(lambda: "called"))() == "called"
+
+    await asyncio_island(main)()
+
+
+# Cancellation
+
+
+async def test_a_cancellation_of_trio_is_asyncios_inside() -> None:
+    """The code gets one CancelledError, and is waited for while it cleans up."""
+    order: list[str] = []
+
+    @asyncio_island
+    async def main() -> None:
+        try:
+            scope.cancel()
+            await asyncio.sleep(SECONDS)
+        except asyncio.CancelledError:
+            order.append("cancelled")
+            await asyncio.sleep(0.001)
+            order.append("cleaned up")
+            raise
+
+    with trio.CancelScope() as scope:
+        await main()
+    assert scope.cancelled_caught
+    assert order == ["cancelled", "cleaned up"]
+
+
+async def test_code_that_ignores_its_cancellation_returns() -> None:
+    """What the code returns instead is kept; Trio's next checkpoint is cancelled."""
+
+    @asyncio_island
+    async def main() -> str:
+        try:
+            scope.cancel()
+            await asyncio.sleep(SECONDS)
+        except asyncio.CancelledError:
+            return "ignored"
+        raise AssertionError
+
+    with trio.CancelScope() as scope:
+        assert await main() == "ignored"
+        await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+
+
+async def test_a_cancelled_scope_starts_no_island() -> None:
+    """The first await of the code is cancelled at the latest."""
+    reached: list[str] = []
+
+    @asyncio_island
+    async def main() -> None:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        reached.append("too far")
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await main()
+    assert scope.cancelled_caught
+    assert reached == []
+
+
+async def test_a_cancellation_of_asyncio_is_trios_inside() -> None:
+    """A cancelled asyncio task cancels the Trio code that it waits for."""
+    order: list[str] = []
+
+    @trio_island
+    async def forever() -> None:
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            order.append("cancelled")
+
+    @asyncio_island
+    async def main() -> None:
+        task = asyncio.create_task(forever())
+        await trio_island(started.wait)()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        order.append("awaited")
+
+    started = trio.Event()
+    await main()
+    assert order == ["cancelled", "awaited"]
+
+
+async def test_a_cancellation_passes_through_all() -> None:
+    """Trio, asyncio, Trio, thread, asyncio: the innermost is cancelled first."""
+    order: list[str] = []
+
+    def noting(
+        name: str, afn: Callable[[], Awaitable[object]]
+    ) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            try:
+                await afn()
+            finally:
+                order.append(name)
+
+        return run
+
+    async def innermost() -> None:
+        scope.cancel()
+        await asyncio.sleep(SECONDS)
+
+    thread = sync_to_async(async_to_sync(noting("asyncio", innermost)))
+    below = asyncio_island(noting("below", thread))
+    outer = asyncio_island(noting("outer", trio_island(noting("trio", below))))
+    with trio.CancelScope() as scope:
+        await outer()
+    assert scope.cancelled_caught
+    assert order == ["asyncio", "below", "trio", "outer"]
+
+
+async def test_a_cancelled_island_waits_for_its_thread() -> None:
+    """Sync code that runs is waited for; its thread is not used meanwhile."""
+    gate = Gate(nothing)
+
+    async def main() -> None:
+        await sync_to_async(gate)()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asyncio_island(main))
+        await gate.entered.wait()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            gate.open()
+
+
+async def test_asyncio_cancels_itself() -> None:
+    """A CancelledError that no scope of Trio has caused is passed on."""
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(SECONDS)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio_island(main)()
+
+
+# The loop
+
+
+async def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that runs this."""
+    return asyncio.get_running_loop()
+
+
+def test_the_islands_of_a_run_share_a_loop() -> None:
+    """One loop serves all; the next run has its own, and the old one is closed."""
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def one() -> None:
+        loops.append(await asyncio_island(running_loop)())
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(one)
+        assert loops[-1].is_running()
+
+    trio.run(main)
+    trio.run(main)
+    assert all(loop.is_closed() for loop in loops)
+    assert len({id(loop) for loop in loops}) == 2
+    assert loops[0] is loops[2]
+
+
+def test_what_is_left_at_the_end_is_cancelled() -> None:
+    """A task of asyncio that nobody waits for ends with the run, orderly."""
+    order: list[str] = []
+
+    async def forever() -> None:
+        try:
+            await asyncio.sleep(SECONDS)
+        finally:
+            await asyncio.sleep(0)
+            order.append("cleaned up")
+
+    async def main() -> None:
+        await asyncio_island(start)()
+        order.append("main ended")
+
+    async def start() -> None:
+        tasks.append(asyncio.create_task(forever()))
+        await asyncio.sleep(0)
+
+    tasks: list[asyncio.Task[None]] = []
+    trio.run(main)
+    assert order == ["main ended", "cleaned up"]
+
+
+async def test_a_loop_that_was_closed_is_replaced() -> None:
+    """After a server's shutdown, an island opens a new loop."""
+    await close_loop()
+    first = await asyncio_island(running_loop)()
+    await close_loop()
+    assert first.is_closed()
+    second = await asyncio_island(running_loop)()
+    assert second.is_running()
+    assert second is not first
+
+
+async def test_a_task_that_nobody_awaits_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its error is logged, as asyncio logs it, and harms nobody."""
+
+    async def fail() -> None:
+        raise LookupError("nobody awaits this")
+
+    async def main() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+
+    await asyncio_island(main)()
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("asyncio", logging.ERROR)
+    assert "nobody awaits this" in str(record.exc_info)
+    assert await asyncio_island(asyncio_only)(1) == 1
+
+
+async def test_a_task_that_nobody_awaits_exits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What ends a loop of asyncio is logged here, and harms nobody."""
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        task = asyncio.create_task(leave())
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), SystemExit)
+
+    await asyncio_island(main)()
+    (record,) = caplog.records
+    assert record.name == "trio_asgi"
+    assert record.message == "A task of asyncio would have ended its loop"
+    assert await asyncio_island(asyncio_only)(1) == 1
+
+
+def test_no_island_at_the_end_of_the_run() -> None:
+    """Where no loop can be opened any more, the error says so."""
+    errors: list[str] = []
+
+    async def generator() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            try:
+                await asyncio_island(asyncio_only)(1)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    async def main() -> None:
+        kept.append(generator())
+        await kept[0].__anext__()
+
+    kept: list[Any] = []
+    trio.run(main)
+    (text,) = errors
+    assert "at the end of the Trio run" in text
+
+
+async def test_the_programs_own_loop_is_used() -> None:
+    """A program that has opened a loop of trio-asyncio keeps its islands there."""
+    await asyncio_island(asyncio_only)(1)  # imports trio-asyncio
+    import trio_asyncio  # noqa: PLC0415 - replaces much of asyncio
+
+    async with trio_asyncio.open_loop() as loop:
+        assert await asyncio_island(running_loop)() is loop
+        assert asyncio.get_running_loop() is loop
+
+
+async def test_a_call_leaves_nothing_in_memory() -> None:
+    """Neither arguments nor results nor errors are kept by cycles."""
+
+    class Big:
+        """Something that a cycle would keep."""
+
+    async def echo(big: Big) -> Big:
+        return await trio_island(echo_on_trio)(big)
+
+    async def echo_on_trio(big: Big) -> Big:
+        return await sync_to_async(lambda: big)()
+
+    async def call() -> weakref.ref[Big]:
+        return weakref.ref(await asyncio_island(echo)(Big()))
+
+    async def fail(big: Big) -> None:
+        await echo(big)
+        raise LookupError
+
+    async def failing_call() -> weakref.ref[Big]:
+        big = Big()
+        ref = weakref.ref(big)
+        try:
+            await asyncio_island(fail)(big)
+        except LookupError:
+            del big
+        return ref
+
+    await call()  # opens the loop
+    gc.collect()
+    gc.disable()
+    try:
+        refs = [await call(), await failing_call()]
+        # The loop and Trio may have a hold of what they have run last.
+        await trio.testing.wait_all_tasks_blocked()
+        assert [ref() for ref in refs] == [None, None]
+    finally:
+        gc.enable()
+
+
+# Outside
+
+
+def test_an_island_where_no_loop_runs() -> None:
+    """The error names the function, and what to do."""
+    coroutine: Any = asyncio_island(asyncio_only)(1)
+    expected = "asyncio island asyncio_only was called where no event loop runs"
+    with pytest.raises(RuntimeError, match=expected):
+        coroutine.send(None)
+
+
+def test_a_trio_island_outside_trio() -> None:
+    """On asyncio alone there is no Trio to go to, and the error says so."""
+    with pytest.raises(RuntimeError, match="in_trio was called outside Trio"):
+        asyncio.run(trio_island(in_trio)())
+
+
+NATIVE_CALLS: list[Callable[[], Awaitable[object]]] = [
+    lambda: asyncio.sleep(1),
+    lambda: asyncio.sleep(0),
+    lambda: asyncio.wait_for(asyncio.Event().wait(), 1),
+    lambda: asyncio.gather(asyncio.Event().wait()),
+    lambda: asyncio.Event().wait(),
+    lambda: asyncio.Queue[int]().get(),
+    lambda: asyncio.to_thread(nothing),
+    lambda: asyncio.open_connection("127.0.0.1", 9),
+    lambda: asyncio.create_task(asyncio.Event().wait()),
+]
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("call", NATIVE_CALLS)
+@pytest.mark.parametrize("imported", [False, True])
+async def test_asyncio_outside_an_island(
+    call: Callable[[], Awaitable[object]], imported: bool
+) -> None:
+    """The error names the function to use, whether trio-asyncio is loaded or not."""
+    if imported:
+        await asyncio_island(asyncio_only)(1)
+    with pytest.raises(RuntimeError, match=r"trio_asgi\.asyncio_island\(\)"):
+        await call()
+    gc.collect()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
+async def test_timeouts_and_groups_outside_an_island() -> None:
+    """What asks for the current task of asyncio names the function to use too."""
+    for make in (lambda: asyncio.timeout(1), asyncio.TaskGroup):
+        with pytest.raises(RuntimeError, match=r"trio_asgi\.asyncio_island\(\)"):
+            await make().__aenter__()
+
+
+def test_asyncio_is_as_before_outside_trio() -> None:
+    """Where asyncio runs, or nothing does, it says what it always says."""
+    with pytest.raises(RuntimeError, match=r"^no running event loop$"):
+        asyncio.get_running_loop()
+    assert asyncio.run(asyncio_only(1)) == 1
+
+
+@pytest.mark.parametrize("first", ["trio_asyncio", "trio_asgi"])
+def test_trio_asyncio_in_any_order(first: str) -> None:
+    """Whoever loads trio-asyncio, and when: islands work, and everything is undone."""
+    output = run_script(
+        """
+        import asyncio, sys, warnings
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pristine = dict(vars(asyncio))
+        if sys.argv[1] == "trio_asyncio":
+            import trio_asyncio
+            pristine = dict(vars(asyncio))
+        import trio, trio_asgi
+
+        async def main():
+            if sys.argv[1] == "trio_asgi":
+                try:
+                    await asyncio.sleep(1)
+                except RuntimeError as error:
+                    print("asyncio_island" in str(error))
+                import trio_asyncio
+            await trio_asgi.asyncio_island(asyncio.sleep)(0.001)
+            print(await trio_asgi.asyncio_island(asyncio.sleep)(0, "slept"))
+
+        trio_asgi.install()
+        trio.run(main)
+        trio_asgi.uninstall()
+        if sys.argv[1] == "trio_asyncio":
+            print(all(vars(asyncio)[name] is pristine[name] for name in pristine))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            print(error)
+        """,
+        first,
+    )
+    first_line = "" if first == "trio_asyncio" else "True\n"
+    last_line = "True\n" if first == "trio_asyncio" else ""
+    assert output == f"{first_line}slept\n{last_line}no running event loop\n"
+
+
+def test_the_package_does_not_load_trio_asyncio() -> None:
+    """Who has no islands keeps asyncio as it was made."""
+    output = run_script(
+        """
+        import sys, trio, trio_asgi
+        from asgiref.sync import sync_to_async
+
+        trio_asgi.install()
+        trio.run(sync_to_async(print), "called")
+        print("trio_asyncio" in sys.modules)
+        """
+    )
+    assert output == "called\nFalse\n"
+
+
+# Streams
+
+
+async def test_a_stream_is_iterated_in_one_task() -> None:
+    """A timeout of asyncio may be open from one item to the next."""
+    tasks: set[object] = set()
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            for number in range(3):
+                tasks.add(asyncio.current_task())
+                await asyncio.sleep(0.001)
+                yield number
+        finally:
+            tasks.add(asyncio.current_task())
+            await asyncio.sleep(0)
+
+    stream = IslandStream(items())
+    assert [number async for number in stream] == [0, 1, 2]
+    await stream.aclose()
+    await stream.aclose()
+    assert len(tasks) == 1
+
+
+async def test_a_stream_does_not_run_ahead() -> None:
+    """An item is made when it is asked for."""
+    made: list[int] = []
+
+    async def items() -> AsyncIterator[int]:
+        for number in range(3):
+            made.append(number)
+            yield number
+
+    stream = IslandStream(items())
+    assert await stream.__anext__() == 0
+    await trio.testing.wait_all_tasks_blocked()
+    assert made == [0]
+    await stream.aclose()
+
+
+async def test_a_stream_that_was_not_begun_is_closed() -> None:
+    """Closing it runs in asyncio as well."""
+    closed: list[object] = []
+
+    class Items:
+        def __aiter__(self) -> Items:
+            return self
+
+        async def __anext__(self) -> int:
+            raise AssertionError
+
+        async def aclose(self) -> None:
+            closed.append(await asyncio_only("closed"))
+
+    await IslandStream(Items()).aclose()
+    assert closed == ["closed"]
+
+
+async def test_a_stream_without_aclose() -> None:
+    """An iterator need not be a generator."""
+
+    class Items:
+        def __aiter__(self) -> Items:
+            return self
+
+        async def __anext__(self) -> int:
+            raise StopAsyncIteration
+
+    stream = IslandStream(Items())
+    assert [item async for item in stream] == []
+    await stream.aclose()
+
+
+async def test_a_failing_stream() -> None:
+    """The error is raised where the item was asked for."""
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise LookupError("in the stream")
+
+    stream = IslandStream(items())
+    with pytest.raises(LookupError, match="in the stream"):
+        [item async for item in stream]
+    await stream.aclose()
+
+
+async def test_a_stream_that_fails_in_its_closing() -> None:
+    """The error is raised by `aclose`, where it belongs."""
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            raise LookupError("in the closing")
+
+    stream = IslandStream(items())
+    assert await stream.__anext__() == 1
+    with pytest.raises(LookupError, match="in the closing"):
+        await stream.aclose()
+
+
+async def test_a_cancelled_stream() -> None:
+    """The code that makes an item is cancelled when the stream is closed."""
+    order: list[str] = []
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+            scope.cancel()
+            await asyncio.sleep(SECONDS)
+        finally:
+            await asyncio.sleep(0)
+            order.append("closed")
+
+    stream = IslandStream(items())
+    with trio.CancelScope() as scope:
+        async for _ in stream:
+            pass
+    assert scope.cancelled_caught
+    assert order == []
+    await stream.aclose()
+    assert order == ["closed"]
