@@ -7,7 +7,6 @@ belongs to the page itself. The examples meet the package as a project's own cod
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import sys
@@ -25,6 +24,7 @@ from django.test import override_settings
 from django.urls import path
 
 import trio_asgi
+from project_support import counts, run_pytest, run_python
 from support import application, http_scope, request
 from trio_asgi import conf
 from trio_asgi.testing import ApplicationCommunicator
@@ -39,6 +39,7 @@ WITH_CODE = {
     "docs/tutorial.md",
     "docs/howto/deployment.md",
     "docs/howto/from-asyncio.md",
+    "docs/howto/islands.md",
     "docs/howto/testing.md",
     "docs/howto/trio-program.md",
 }
@@ -216,30 +217,53 @@ async def test_trio_program(execute: Callable[[str], Site]) -> None:
             stop.set()
 
 
-def functions_of(site: Site, *, on_mock_clock: bool) -> list[Any]:
-    """Return the test functions of a page, those with the clock or the others."""
-    tests = [value for name, value in site.items() if name.startswith("test_")]
-    return [
-        test
-        for test in tests
-        if ("autojump_clock" in inspect.signature(test).parameters) == on_mock_clock
-    ]
+@pytest.fixture
+def testing_project(tmp_path: Path) -> Path:
+    """Make the project that the page on testing shows, file by file."""
+    captioned = re.compile(
+        r"^```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)^```$",
+        re.MULTILINE | re.DOTALL,
+    )
+    text = (ROOT / "docs/howto/testing.md").read_text(encoding="utf-8")
+    files = dict(captioned.findall(text))
+    # What startproject and startapp make, and the page leaves out.
+    files["mysite/settings.py"] += """
+SECRET_KEY = "for the tests alone"
+ROOT_URLCONF = "mysite.urls"
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+"""
+    files["books/models.py"] = """
+from django.db import models
 
 
-async def test_testing(execute: Callable[[str], Site]) -> None:
-    """Testing: the test functions of the page pass."""
-    tests = functions_of(execute("docs/howto/testing.md"), on_mock_clock=False)
-    assert len(tests) == 3
-    for test in tests:
-        await test()
+class Book(models.Model):
+    title = models.CharField(max_length=50)
+"""
+    for package in ("mysite", "books"):
+        files[f"{package}/__init__.py"] = ""
+    for name, code in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code, encoding="utf-8")
+    return tmp_path
 
 
-async def test_testing_on_mock_clock(
-    execute: Callable[[str], Site], autojump_clock: trio.abc.Clock
-) -> None:
-    """Testing: the one about time passes on the clock that jumps."""
-    (test,) = functions_of(execute("docs/howto/testing.md"), on_mock_clock=True)
-    await test(autojump_clock)
+def test_testing_by_pytest(testing_project: Path) -> None:
+    """Testing: all tests of the page pass by pytest."""
+    pytest.importorskip("hypercorn")
+    done = run_pytest(testing_project, "-W", "error")
+    assert counts(done) == {"passed": 10}, done.stdout + done.stderr
+
+
+def test_testing_by_django(testing_project: Path) -> None:
+    """Testing: the test case of the page passes by Django's runner."""
+    options = ("--settings", "mysite.settings")
+    done = run_python(
+        testing_project, "-W", "error", "-m", "django", "test", "books", *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Ran 2 tests" in done.stderr
 
 
 async def test_from_asyncio(
@@ -258,3 +282,21 @@ async def test_from_asyncio(
         await communicator.send_input({"type": "http.disconnect"})
         await communicator.wait()
     assert site["released"] == ["lock"]
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_islands(execute: Callable[[str], Site]) -> None:
+    """Islands: the views of the page, one by one and as a whole project."""
+    execute("docs/howto/islands.md")
+    app = trio_asgi.get_asgi_application()
+    assert (await request(app, "/both/")).body == b"one and two"
+    assert (await request(app, "/single/")).body == b"one"
+    assert (await request(app, "/back/")).body == b"0.01"
+    assert (await request(app, "/moved/")).body == b"on Trio"
+    assert (await request(app, "/not-yet/")).status == 500
+    with override_settings(TRIO_ASGI={"ASYNCIO_VIEWS": True}):
+        app = trio_asgi.get_asgi_application()
+        assert (await request(app, "/both/")).body == b"one and two"
+        assert (await request(app, "/moved/")).body == b"on Trio"
+        assert (await request(app, "/not-yet/")).body == b"on asyncio"
+        assert (await request(app, "/streaming/")).body == b"0 1 2 "
