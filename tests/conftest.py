@@ -12,3 +12,6 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 django.setup()
 
 __all__ = ["lease", "pool"]
+
+#: A project of its own, with tests that test_user_testing.py runs.
+collect_ignore = ["user_project"]

@@ -23,12 +23,13 @@ LAYERS = [
     "_call _lifespan _native_calls",
     "_reentry _worker",
     "_exchange _new_run",
-    "testing.communicator",
-    "testing",
+    "testing.communicator testing.scopes",
     # Trio and asgiref
     "_carry",
     "_islands",
     "_async_to_sync _asyncio_calls _sync_to_async",
+    "testing.threads",
+    "testing",
     "_bridge",
     # Django
     "conf _request _signals _response",
@@ -36,6 +37,7 @@ LAYERS = [
     "apps",
     "handler",
     "staticfiles",
+    "testing.pytest_plugin",
     "__init__",
 ]
 TRIO_ONLY = " ".join(LAYERS[: LAYERS.index("_carry")]).split()

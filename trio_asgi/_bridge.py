@@ -8,10 +8,11 @@ goes to the original, unchanged. `uninstall` puts the originals back.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
 import asgiref
@@ -26,6 +27,7 @@ from . import _async_to_sync, _asyncio_calls, _native_calls, _sync_to_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
 #: The oldest versions that this package supports; the newest are all.
 _OLDEST = {asgiref: (3, 9, 2), trio: (0, 31)}
@@ -52,8 +54,8 @@ class Patch:
 
     @property
     def current(self) -> Any:
-        """What the attribute is now."""
-        return vars(self.owner)[self.name]
+        """What the attribute is now; None if it is not there."""
+        return vars(self.owner).get(self.name)
 
     def check(self) -> None:
         """Raise RuntimeError if somebody else has replaced the original."""
@@ -82,7 +84,7 @@ def install(*, new_loops: Literal["asyncio", "trio"] | None = None) -> None:
         RuntimeError: asgiref or Trio is too old, or another library has replaced what
             is to be replaced. Then nothing is installed.
     """
-    if new_loops not in {None, "asyncio", "trio"}:
+    if new_loops not in (None, "asyncio", "trio"):
         raise ValueError(
             f"install() was given new_loops={new_loops!r}: it must be 'asyncio' or "
             "'trio'."
@@ -133,7 +135,7 @@ def _patches() -> list[Patch]:
         Patch(AsyncToSync, "__call__", _async_to_sync.patch_call, asgirefs),
         Patch(ThreadSensitiveContext, "__aenter__", calls.patch_aenter, asgirefs),
         Patch(ThreadSensitiveContext, "__aexit__", calls.patch_aexit, asgirefs),
-        Patch(asgiref.local, "asyncio", calls.AsyncioForLocal, _is_module),
+        Patch(asgiref.local, "asyncio", calls.AsyncioForLocal, _is_asyncio),
         # What `async_unsafe` asks whether a loop runs in this thread.
         Patch(
             django.utils.asyncio,
@@ -147,7 +149,7 @@ def _patches() -> list[Patch]:
         patches.append(Patch(dispatcher, "_run_parallel", make, is_original))
     else:
         make = calls.AsyncioForSignals
-        patches.append(Patch(dispatcher, "asyncio", make, _is_module))
+        patches.append(Patch(dispatcher, "asyncio", make, _is_asyncio))
     return patches
 
 
@@ -158,14 +160,20 @@ def _defined_in(module: ModuleType) -> Callable[[Any], bool]:
     )
 
 
-def _is_module(value: Any) -> bool:
-    return type(value) is ModuleType
+def _is_asyncio(value: Any) -> bool:
+    return value is asyncio
 
 
 def _is_asyncios(value: Any) -> bool:
-    # trio-asyncio replaces it in asyncio itself; Django may have taken either.
-    modules = ("_asyncio", "asyncio.events", "trio_asyncio._loop")
-    return getattr(value, "__module__", None) in modules
+    # asyncio has it in C and in Python. trio-asyncio replaces it in asyncio itself;
+    # Django may have taken any of these.
+    if type(value) is BuiltinFunctionType:
+        return value.__module__ == "_asyncio"
+    return type(value) is FunctionType and value.__globals__["__name__"] in (
+        "asyncio.events",
+        "trio_asyncio._loop",
+        "asyncio.fake.trio_asyncio._loop",  # what trio-asyncio 0.16 calls it
+    )
 
 
 def _check_versions() -> None:

@@ -22,15 +22,25 @@ is called in the Trio thread, but for what says "worker thread" or "any thread".
 from __future__ import annotations
 
 import contextvars
+import functools
 import threading
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import outcome
 import trio
 
-from ._trio_thread import Run, RunSync, no_call, thread_state, trios_notes
+from ._trio_thread import (
+    Run,
+    RunSync,
+    interrupts,
+    no_call,
+    thread_state,
+    trios_notes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +48,9 @@ if TYPE_CHECKING:
     from ._worker import Lease, WorkerPool
 
 T = TypeVar("T")
+
+#: How long a signal may wait for its handler, at most.
+_SIGNAL_SECONDS = 0.2
 
 #: Where thread-sensitive code goes from here: the innermost loop above the running
 #: task. Set by whoever opens a lease, and by `run_async` around its coroutine.
@@ -79,20 +92,27 @@ class Call(Generic[T]):
         self._raise_cancel: list[Callable[[], Any] | None] = [None]
         #: Whether the task is in `host`'s wait, and not at work for the thread.
         self._waiting = False
-        #: What the thread has sent while the task was still at work for it: Ctrl-C has
-        #: driven the thread out of `trio.from_thread.run`.
-        self._early: object = None
+        #: What the task does for the thread just now.
+        self._work: trio.CancelScope | None = None
+        #: What the thread has sent while the task was still at work for it: an error of
+        #: a signal handler, as Ctrl-C, has driven it out of `trio.from_thread.run`.
+        self._early: deque[Callable[[], object]] = deque()
         #: How many nurseries the task had open when it began to run a coroutine of
         #: `trio.from_thread.run`; None when it runs none.
         self._outer_nurseries: int | None = None
-        #: Whether a message is on its way to the task. Set under the lock.
-        self._posted = False
+        #: How many messages are on their way to the task. Changes under the lock.
+        self._posted = 0
         self._lock = threading.Lock()
 
     @property
     def task(self) -> trio.lowlevel.Task | None:
         """The task that waits for the call, until it leaves it."""
         return self._task[0]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a thread has begun to run the call. Any thread."""
+        return self._fn is None
 
     @trio.lowlevel.enable_ki_protection
     async def host(self, inbox: Inbox) -> T:
@@ -108,12 +128,12 @@ class Call(Generic[T]):
 
         withdraw = inbox.put(self)
         while True:
-            if self._early is None:
-                self._waiting = True
-                message = await trio.lowlevel.wait_task_rescheduled(abort)
-            else:
-                message, self._early = self._early, None
-            self._waiting = self._posted = False
+            self._waiting = True
+            if self._early:
+                self._token.run_sync_soon(self._deliver, self._early.popleft())
+            message = await trio.lowlevel.wait_task_rescheduled(abort)
+            with self._lock:
+                self._posted -= 1
             try:
                 if isinstance(message, outcome.Outcome):
                     result: T = message.unwrap()
@@ -124,10 +144,13 @@ class Call(Generic[T]):
                     if isinstance(message, Run):
                         task = trio.lowlevel.current_task()
                         self._outer_nurseries = len(task.child_nurseries)
-                    # Either of Trio's, or a `Reentry`.
-                    await message.run()
+                    with trio.CancelScope() as self._work:
+                        if self._early:
+                            self._work.cancel()
+                        # Either of Trio's, or a `Reentry`.
+                        await message.run()
             finally:
-                self._outer_nurseries = None
+                self._outer_nurseries = self._work = None
                 # An error's traceback holds this frame: leave no cycle behind.
                 del message
 
@@ -168,8 +191,8 @@ class Call(Generic[T]):
         self.loop.lease.abandoned = True
         return True
 
-    def post(self, deliver: Callable[..., object], *args: object) -> None:
-        """Have ``deliver`` called in the Trio thread, to wake the task. Worker thread.
+    def post(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called in the Trio thread, when the task waits. Worker thread.
 
         Raises:
             trio.RunFinishedError: nobody waits for this call any more.
@@ -177,20 +200,27 @@ class Call(Generic[T]):
         with self._lock:
             if self._task[0] is None:
                 raise trio.RunFinishedError("nobody waits for this thread any more")
-            self._posted = True
-            self._token.run_sync_soon(deliver, *args)
+            self._posted += 1
+            self._token.run_sync_soon(self._deliver, wake)
 
     def tell(self, message: object) -> None:
         """Wake the task with a message. Worker thread; raises what `post` raises."""
-        self.post(self._wake, message)
+        self.post(functools.partial(self._wake, message))
 
     def _wake(self, message: object) -> None:
         task = self._task[0]
         assert task is not None
+        trio.lowlevel.reschedule(task, outcome.Value(message))
+
+    def _deliver(self, wake: Callable[[], object]) -> None:
         if self._waiting:
-            trio.lowlevel.reschedule(task, outcome.Value(message))
-        else:
-            self._early = message
+            self._waiting = False
+            wake()
+            return
+        self._early.append(wake)
+        # The thread does not wait for what the task is doing any more.
+        if self._work is not None:
+            self._work.cancel()
 
     def run(self) -> None:
         """Run the call and tell the task. Worker thread."""
@@ -220,11 +250,14 @@ class Call(Generic[T]):
 
 def _run_sync_code(fn: Callable[[], T]) -> T:
     """Call ``fn()``, and say so. Within what catches its errors, Ctrl-C included."""
-    thread_state.in_sync_code = True
+    note = interrupts.note_sync_code
+    if note is None:
+        return fn()
     try:
+        note(True)  # noqa: FBT003 - it is told what begins, or ends
         return fn()
     finally:
-        thread_state.in_sync_code = False
+        note(False)  # noqa: FBT003
 
 
 class _TokenOfCall:
@@ -358,7 +391,7 @@ class CallLoop:
 def serve(inbox: SimpleQueue[Any]) -> outcome.Outcome[Any]:
     """Run the calls that come in, until one says that it was the last. Any thread."""
     while True:
-        job = inbox.get()
+        job = _next_job(inbox)
         if isinstance(job, Ended):
             try:
                 return job.result
@@ -367,3 +400,13 @@ def serve(inbox: SimpleQueue[Any]) -> outcome.Outcome[Any]:
                 del job
         job.run()
         del job
+
+
+def _next_job(inbox: SimpleQueue[Any]) -> Any:
+    if threading.current_thread() is not threading.main_thread():
+        return inbox.get()
+    # Handlers of signals run in the main thread. A signal that comes just before the
+    # thread blocks does not wake it; on Windows, none does.
+    while True:
+        with suppress(Empty):
+            return inbox.get(timeout=_SIGNAL_SECONDS)

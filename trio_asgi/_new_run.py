@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import outcome
 import trio
 
-from ._call import Ended, serve
-from ._trio_thread import no_call, thread_state
+from ._call import Ended, current_loop, serve
+from ._trio_thread import interrupts, no_call
 from ._worker import current_pool
 
 if TYPE_CHECKING:
@@ -33,16 +33,20 @@ class NewRun:
     """One coroutine in a Trio run of its own. Made and used in the calling thread.
 
     Guarantees: the calling thread goes on when the run and all that it has started have
-    ended. Ctrl-C in the main thread is a `KeyboardInterrupt` in the sync code that runs
-    there, or cancels the coroutine, and is raised when that has ended; a second one is
-    raised at once. It never comes between two steps of this class, which would leave
+    ended. While the main thread runs sync code, Ctrl-C is what it was before: a
+    `KeyboardInterrupt` in that code, or whatever the code makes of it. While the thread
+    waits, Ctrl-C cancels the coroutine, and is raised when that has ended; a second one
+    is raised at once. It never comes between two steps of this class, which would leave
     the run without the thread that it waits for.
     """
 
     def __init__(
         self, afn: Callable[[], Awaitable[Any]], trio_options: Mapping[str, Any]
     ) -> None:
-        self._afn = afn
+        # Lists, out of which the one who goes on takes what nobody else shall keep.
+        self._afn = [afn]
+        self._context = contextvars.copy_context()
+        self._result: list[outcome.Outcome[Any]] = []
         self._trio_options = trio_options
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._scope = trio.CancelScope()
@@ -60,51 +64,79 @@ class NewRun:
         Returns:
             The outcome, and the context that the coroutine ran in, with its changes.
         """
-        context = contextvars.copy_context()
 
         def run() -> None:
-            run = functools.partial(context.run, trio.run, self._main)
-            self._inbox.put(Ended(outcome.capture(run)))
+            # What Trio's run knows lives on until the next garbage collection. So it
+            # is given neither the context nor the result.
+            run = functools.partial(trio.run, self._main, **self._trio_options)
+            self._inbox.put(Ended(outcome.capture(contextvars.Context().run, run)))
 
         # The task that waits for this thread, if any, is not the one that runs here.
-        with no_call(), self._handle_interrupts():
+        with self._handle_interrupts(), no_call():
             start_thread(run)
-            ended = serve(self._inbox)
+            try:
+                ended = serve(self._inbox)
+            except BaseException:
+                # Of a signal handler, a test's time-out for example: nobody serves the
+                # run any more.
+                self._cancel()
+                raise
         if self._interrupts:
             raise KeyboardInterrupt
-        return ended.unwrap()  # type: ignore[no-any-return]
+        ended.unwrap()
+        return self._result.pop(), self._context
 
-    async def _main(self) -> tuple[outcome.Outcome[Any], contextvars.Context]:
+    async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         if self._interrupts:
             self._scope.cancel()
-        current_pool().work_for(self._inbox)
+        pool = current_pool()
+        pool.work_for(self._inbox)
+        task = trio.lowlevel.current_task()
+        outer, task.context = task.context, self._context
+        # A task enters its new context when it is next switched to.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        # Here code has a thread already: that of the caller.
+        marker = current_loop.set(pool.program_lease())
         with self._scope:
-            result = await outcome.acapture(self._afn)
-        return result, contextvars.copy_context()
+            self._result.append(await outcome.acapture(self._afn.pop()))
+        current_loop.reset(marker)
+        task.context = outer
 
     @contextmanager
     def _handle_interrupts(self) -> Iterator[None]:
         """Take the place of Python's own handler of Ctrl-C, if it is there."""
-        outer: Any = None
-        if threading.current_thread() is threading.main_thread():
-            outer = signal.getsignal(signal.SIGINT)
-        is_ours = isinstance(getattr(outer, "__self__", None), NewRun)
-        if outer is not signal.default_int_handler and not is_ours:
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        ):
             yield
             return
-        signal.signal(signal.SIGINT, self._interrupted)
+        outer, interrupts.note_sync_code = (
+            interrupts.note_sync_code,
+            self._note_sync_code,
+        )
         try:
+            self._note_sync_code(begins=False)
             yield
         finally:
-            signal.signal(signal.SIGINT, outer)
+            self._note_sync_code(begins=True)
+            interrupts.note_sync_code = outer
+
+    def _note_sync_code(self, begins: bool) -> None:  # noqa: FBT001 - see `interrupts`
+        """Change the handler of Ctrl-C, but for one that sync code has set itself."""
+        default, own = signal.default_int_handler, self._interrupted
+        current, new = (own, default) if begins else (default, own)
+        if signal.getsignal(signal.SIGINT) == current:
+            signal.signal(signal.SIGINT, new)
 
     def _interrupted(self, _signum: int, _frame: FrameType | None) -> None:
-        if thread_state.in_sync_code:
-            raise KeyboardInterrupt
         self._interrupts += 1
         if self._interrupts > 1:
             raise KeyboardInterrupt
+        self._cancel()
+
+    def _cancel(self) -> None:
         if self._token is not None:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._scope.cancel)
@@ -113,13 +145,19 @@ class NewRun:
 def run_in_new_run(
     afn: Callable[[], Awaitable[T]],
     start_thread: Callable[[Callable[[], None]], object] | None = None,
+    **trio_options: Any,
 ) -> tuple[outcome.Outcome[T], contextvars.Context]:
     """Do as `run_async`, in a Trio run of its own. Any thread without a running loop.
+
+    Args:
+        afn: An async function without arguments.
+        start_thread: Calls a function in another thread; one of Trio's if None.
+        trio_options: Given to `trio.run`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; the coroutine was cancelled first.
     """
-    return NewRun(afn).run(start_thread or _start_thread)
+    return NewRun(afn, trio_options).run(start_thread or _start_thread)
 
 
 def _start_thread(fn: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ import outcome
 import trio
 
 from ._call import CallLoop, Ended, current_loop, serve
-from ._trio_thread import Run, calling, thread_state, trios_notes
+from ._trio_thread import Run, calling, interrupts, trios_notes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,12 +41,15 @@ def run_async(
     call = calling()
     assert call is not None, "run_async() outside a worker's call"
     reentry = Reentry(call, afn)
-    thread_state.in_sync_code = False
+    note = interrupts.note_sync_code
+    if note is not None:
+        note(False)  # noqa: FBT003 - it is told what begins, or ends
     try:
         call.tell(reentry)
         return reentry.loop.serve(), reentry.context
     finally:
-        thread_state.in_sync_code = True
+        if note is not None:
+            note(True)  # noqa: FBT003
 
 
 class Reentry:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from django.core import signals
+from django.db import connections
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from django.http import HttpResponseBase
 
     from ._types import Scope
@@ -15,9 +19,16 @@ if TYPE_CHECKING:
 class RequestSignals:
     """The two signals of one request. Used in the request's worker thread."""
 
-    def __init__(self, sender: type[Any]) -> None:
-        """Take the handler's class, which is the sender of both."""
+    def __init__(self, sender: type[Any], *, keep_connections: bool = False) -> None:
+        """Send nothing yet.
+
+        Args:
+            sender: The handler's class, which is the sender of both.
+            keep_connections: Whether the thread and its connections are a test's: then
+                Django's receiver of both signals must not close them.
+        """
         self._sender = sender
+        self._around = _keep_connections if keep_connections else nullcontext
         #: Whether the request has started, and its end is still to be signalled.
         self.pending = False
 
@@ -26,7 +37,8 @@ class RequestSignals:
         # Noted first: even if a receiver fails, others may have been called, and want
         # to hear of the end.
         self.pending = True
-        signals.request_started.send(sender=self._sender, scope=scope)
+        with self._around():
+            signals.request_started.send(sender=self._sender, scope=scope)
 
     def send_finished(self, response: HttpResponseBase | None) -> None:
         """Close the response, if there is one, and send ``request_finished`` once.
@@ -36,9 +48,27 @@ class RequestSignals:
         if not self.pending:
             return
         self.pending = False
-        if response is None:
-            signals.request_finished.send(sender=self._sender)
-        else:
-            # Django sends the signal from there.
-            response._handler_class = self._sender  # type: ignore[attr-defined]
-            response.close()
+        with self._around():
+            if response is None:
+                signals.request_finished.send(sender=self._sender)
+            else:
+                # Django sends the signal from there.
+                response._handler_class = self._sender  # type: ignore[attr-defined]
+                response.close()
+
+
+@contextmanager
+def _keep_connections() -> Iterator[None]:
+    """Have Django close no connection of this thread as old or unusable. Any thread.
+
+    In a transaction it takes each for unusable. Its test client disconnects the
+    receiver meanwhile, but that is for all threads.
+    """
+    kept = [vars(connection) for connection in connections.all(initialized_only=True)]
+    for attributes in kept:
+        attributes["close_if_unusable_or_obsolete"] = lambda: None
+    try:
+        yield
+    finally:
+        for attributes in kept:
+            del attributes["close_if_unusable_or_obsolete"]

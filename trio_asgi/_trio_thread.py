@@ -17,7 +17,7 @@ import trio
 from trio._threads import PARENT_TASK_DATA, Run, RunSync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ._call import Call
 
@@ -25,8 +25,10 @@ __all__ = [
     "Run",
     "RunSync",
     "calling",
+    "in_trio_run",
     "in_trio_task",
     "in_trio_thread",
+    "interrupts",
     "no_call",
     "thread_state",
     "trios_notes",
@@ -40,11 +42,18 @@ trios_notes = PARENT_TASK_DATA
 class _ThreadState(threading.local):
     #: The call that this thread runs, if one of ours.
     call: Call[Any] | None = None
-    #: Whether the call's own code runs, rather than what surrounds it here.
-    in_sync_code = False
 
 
 thread_state = _ThreadState()
+
+
+class _Interrupts(threading.local):
+    #: Told True when the own code of a call begins to run, and False when it ends or
+    #: waits for a coroutine. Set in the main thread, where Ctrl-C arrives.
+    note_sync_code: Callable[[bool], object] | None = None
+
+
+interrupts = _Interrupts()
 
 
 def calling() -> Call[Any] | None:
@@ -54,7 +63,7 @@ def calling() -> Call[Any] | None:
 
 def in_trio_thread() -> bool:
     """Whether `trio.from_thread` works in this thread. Any thread."""
-    return hasattr(trios_notes, "token")
+    return "token" in vars(trios_notes)  # hasattr() takes long to say no
 
 
 def in_trio_task() -> bool:
@@ -62,7 +71,13 @@ def in_trio_task() -> bool:
 
     Code of asyncio on a loop of trio-asyncio runs in a task of Trio, but is none.
     """
-    return trio.lowlevel.in_trio_task() and sniffio.thread_local.name != "asyncio"
+    # Trio has long to say no, too: under asyncio, the first answer is enough.
+    return sniffio.thread_local.name == "trio" and trio.lowlevel.in_trio_task()
+
+
+def in_trio_run() -> bool:
+    """Whether a task of Trio runs here, be its code Trio's or an island's. Any thread."""
+    return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
 
 
 @contextmanager

@@ -90,8 +90,13 @@ class Lease(CallLoop):
 
     @property
     def has_thread(self) -> bool:
-        """Whether a thread is held."""
+        """Whether a thread of the pool is held."""
         return self._worker is not None
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether the thread is not the pool's."""
+        return self._borrowed is not None
 
     def _outer_loop(self) -> CallLoop:
         if self.closed_error is not None:

@@ -159,7 +159,7 @@ class ASGIHandler(asgi.ASGIHandler):
             return
         lease = _worker.current_pool().lease()
         outer_loop = _call.current_loop.set(lease)
-        signals = RequestSignals(type(self))
+        signals = RequestSignals(type(self), keep_connections=lease.borrowed)
         request: ASGIRequest | None = None
         response: HttpResponseBase | None = None
         sender = ResponseSender(send)

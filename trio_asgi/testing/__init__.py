@@ -1,7 +1,9 @@
-"""Tools for testing ASGI applications on Trio."""
+"""Tools for testing Django projects and other ASGI applications on Trio."""
 
 from __future__ import annotations
 
 from .communicator import ApplicationCommunicator
+from .scopes import http_scope
+from .threads import run, sync_context
 
-__all__ = ["ApplicationCommunicator"]
+__all__ = ["ApplicationCommunicator", "http_scope", "run", "sync_context"]

@@ -1,0 +1,140 @@
+"""Django's own test cases."""
+
+from __future__ import annotations
+
+import threading
+from urllib.request import urlopen
+
+import trio
+from asgiref.sync import sync_to_async
+from django.db import connection, transaction
+from django.test import (
+    LiveServerTestCase,
+    SimpleTestCase,
+    TestCase,
+    TransactionTestCase,
+)
+
+from books.models import Book
+from trio_asgi import ASGIHandler
+from trio_asgi.testing import ApplicationCommunicator, http_scope, sync_context
+
+
+class InTransactionTests(TestCase):
+    """Tests of one transaction each, inside the class's."""
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.book = Book.objects.create(title="of the class")
+
+    def setUp(self) -> None:
+        Book.objects.create(title="of setUp")
+
+    async def all_titles(self) -> list[str]:
+        return [book.title async for book in Book.objects.order_by("title")]
+
+    async def test_views_see_the_rows(self) -> None:
+        """Test, async view, sync view and sync middleware share one transaction."""
+        self.assertTrue(trio.lowlevel.in_trio_task())
+        self.assertTrue(await sync_to_async(lambda: connection.in_atomic_block)())
+        response = await self.async_client.post("/books/")
+        titles = ["of setUp", "of the class", "posted"]
+        self.assertEqual(response.json(), {"titles": titles})
+        self.assertEqual(response["X-Books"], "2")
+        response = await self.async_client.get("/sync/")
+        self.assertEqual(response.json(), {"titles": titles})
+
+    async def test_once_more(self) -> None:
+        """What that test has written is gone."""
+        self.assertEqual(await self.all_titles(), ["of setUp", "of the class"])
+        await self.book.adelete()
+
+    async def test_and_again(self) -> None:
+        """What that test has deleted is back."""
+        self.assertEqual(await self.all_titles(), ["of setUp", "of the class"])
+        await self.book.arefresh_from_db()
+
+    async def test_thread(self) -> None:
+        """Sync code runs in the thread of setUp."""
+        thread = await sync_to_async(threading.current_thread)()
+        self.assertIs(thread, threading.main_thread())
+
+    def test_sync_client(self) -> None:
+        """The sync client calls async views on Trio."""
+        response = self.client.get("/books/")
+        self.assertEqual(response.json(), {"titles": ["of setUp", "of the class"]})
+
+    async def test_queries(self) -> None:
+        """Queries of async code are counted."""
+        async with sync_context(self.assertNumQueries, 2):
+            await self.async_client.get("/books/")
+        with self.assertRaisesMessage(AssertionError, "1 queries executed, 5 expected"):
+            async with sync_context(self.assertNumQueries, 5):
+                await Book.objects.acount()
+
+    async def test_on_commit(self) -> None:
+        """What waits for the commit is captured and run."""
+        called = []
+        async with sync_context(self.captureOnCommitCallbacks, execute=True):
+            await sync_to_async(transaction.on_commit)(lambda: called.append(1))
+            self.assertEqual(called, [])
+        self.assertEqual(called, [1])
+
+    async def test_communicator(self) -> None:
+        """The ASGI handler's requests are in the transaction."""
+        scope = http_scope("/books/")
+        async with ApplicationCommunicator(ASGIHandler(), scope) as communicator:
+            await communicator.send_input({"type": "http.request"})
+            await communicator.receive_output()
+            answer = await communicator.receive_output()
+        self.assertIn(b"of setUp", answer["body"])
+
+    async def test_errors(self) -> None:
+        """A view's error comes out of the client."""
+        with self.assertRaisesMessage(ValueError, "the view failed"):
+            await self.async_client.get("/fails/")
+
+
+class TransactionalTests(TransactionTestCase):
+    """Tests without a transaction."""
+
+    async def test_rows(self) -> None:
+        """The view sees the rows."""
+        self.assertFalse(await sync_to_async(lambda: connection.in_atomic_block)())
+        await Book.objects.acreate(title="by the test")
+        response = await self.async_client.post("/books/")
+        self.assertEqual(response.json(), {"titles": ["by the test", "posted"]})
+
+    async def test_once_more(self) -> None:
+        """Either of the two finds an empty table."""
+        self.assertEqual(await Book.objects.acount(), 0)
+        await Book.objects.acreate(title="by the test")
+
+
+class SimpleTests(SimpleTestCase):
+    """Tests without a database."""
+
+    async def test_view(self) -> None:
+        """Test and view run on Trio."""
+        self.assertTrue(trio.lowlevel.in_trio_task())
+        response = await self.async_client.get("/nothing/")
+        self.assertEqual(response.content, b"nothing")
+
+
+class ServerTests(LiveServerTestCase):
+    """Tests with Django's server."""
+
+    def read(self) -> bytes:
+        with urlopen(f"{self.live_server_url}/books/", timeout=30) as response:
+            body: bytes = response.read()
+        return body
+
+    def test_sync(self) -> None:
+        """The server runs async views on Trio, and has the rows."""
+        Book.objects.create(title="by the test")
+        self.assertIn(b"by the test", self.read())
+
+    async def test_async(self) -> None:
+        """So it is for a test on Trio."""
+        await Book.objects.acreate(title="by the test")
+        self.assertIn(b"by the test", await trio.to_thread.run_sync(self.read))

@@ -1,0 +1,70 @@
+"""Views on Trio, and one that is sync."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.urls import path
+
+from books.models import Book
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from django.http import HttpRequest
+
+
+async def books(request: HttpRequest) -> JsonResponse:
+    """Add a book for a POST; return the titles of all."""
+    assert trio.lowlevel.in_trio_task()
+    await trio.lowlevel.checkpoint()
+    if request.method == "POST":
+        await Book.objects.acreate(title="posted")
+    titles = [book.title async for book in Book.objects.order_by("title")]
+    return JsonResponse({"titles": titles})
+
+
+def sync_books(request: HttpRequest) -> JsonResponse:
+    """Return all titles."""
+    titles = Book.objects.order_by("title").values_list("title", flat=True)
+    return JsonResponse({"titles": list(titles)})
+
+
+async def stream(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream the titles."""
+
+    async def titles() -> AsyncIterator[str]:
+        async for book in Book.objects.order_by("title"):
+            await trio.sleep(60)
+            yield book.title
+
+    return StreamingHttpResponse(titles())
+
+
+async def me(request: HttpRequest) -> HttpResponse:
+    """Return who is signed in."""
+    return HttpResponse((await request.auser()).username)
+
+
+async def nothing(request: HttpRequest) -> HttpResponse:
+    """Use no database."""
+    await trio.lowlevel.checkpoint()
+    return HttpResponse("nothing")
+
+
+async def fails(request: HttpRequest) -> HttpResponse:
+    """Fail."""
+    await Book.objects.acreate(title="of a view that fails")
+    raise ValueError("the view failed")
+
+
+urlpatterns = [
+    path("books/", books),
+    path("sync/", sync_books),
+    path("stream/", stream),
+    path("me/", me),
+    path("nothing/", nothing),
+    path("fails/", fails),
+]

@@ -1,0 +1,113 @@
+"""A plugin for pytest with pytest-trio and pytest-django.
+
+Switched on in the project's outermost ``conftest.py``::
+
+    pytest_plugins = ["trio_asgi.testing.pytest_plugin"]
+
+Tests on Trio that use the database run by `trio_asgi.testing.run`, in which their sync
+code runs in pytest's own thread: there pytest-django has opened the test's transaction.
+Other tests run as without the plugin.
+"""
+
+from __future__ import annotations
+
+import math
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from trio_asgi import ASGIHandler, install, serve
+
+from .communicator import ApplicationCommunicator
+from .threads import run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_asgi._types import ASGIApplication
+
+#: By these pytest-django knows that a test uses the database, besides its marker.
+_DATABASE_FIXTURES = {"db", "transactional_db", "live_server"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the bridge; which loops it starts is said by the settings.
+
+    Raises:
+        pytest.UsageError: pytest-trio is not there.
+    """
+    if not config.pluginmanager.hasplugin("trio"):
+        raise pytest.UsageError(
+            f"{__name__} found no pytest-trio: pip install pytest-trio, and do not "
+            "disable it."
+        )
+    install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Have pytest-trio use `run` for tests on Trio that use the database.
+
+    Before pytest-trio does the like: the first marker that names a runner wins.
+    """
+    if config.getini("trio_run") != "trio":
+        return  # qtrio needs the main thread
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and _is_on_trio(item)
+            and _uses_database(item)
+            and not any("run" in mark.kwargs for mark in item.iter_markers("trio"))
+        ):
+            item.add_marker(pytest.mark.trio(run=run))
+
+
+def _is_on_trio(item: pytest.Function) -> bool:
+    if item.config.getini("trio_mode") and iscoroutinefunction(item.obj):
+        return True
+    return item.get_closest_marker("trio") is not None
+
+
+def _uses_database(item: pytest.Function) -> bool:
+    if item.get_closest_marker("django_db") is not None:
+        return True
+    return not _DATABASE_FIXTURES.isdisjoint(item.fixturenames)
+
+
+@pytest.fixture
+def asgi_application() -> ASGIHandler:
+    """The application under test: the project's views and middleware, on Trio.
+
+    Override it in ``conftest.py`` for an application of your own.
+    """
+    return ASGIHandler()
+
+
+@pytest.fixture
+async def asgi_lifespan(asgi_application: ASGIApplication) -> AsyncIterator[None]:
+    """The application's lifespan around the test, for ``start_soon`` and the like.
+
+    The test fails if start-up or shutdown fails.
+    """
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    async with ApplicationCommunicator(asgi_application, scope) as server:
+        for phase in ("startup", "shutdown"):
+            await server.send_input({"type": f"lifespan.{phase}"})
+            answer = await server.receive_output(timeout=math.inf)
+            if answer["type"] != f"lifespan.{phase}.complete":
+                pytest.fail(f"The {phase} failed: {answer.get('message')}")
+            if phase == "startup":
+                yield
+
+
+@pytest.fixture
+async def asgi_server(asgi_application: ASGIApplication) -> AsyncIterator[str]:
+    """A real server, hypercorn, on a free port: its URL, without a slash at the end."""
+    async with trio.open_nursery() as nursery:
+        (url,) = await nursery.start(serve, asgi_application, "127.0.0.1:0")
+        yield url
+        nursery.cancel_scope.cancel()
