@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.signals import request_finished, request_started
+from django.db import connection, transaction
 from django.http import HttpResponse
 from django.urls import path
 from trio.testing import MockClock
@@ -103,15 +104,36 @@ async def test_requests_have_threads_of_their_own_elsewhere() -> None:
     assert {*threads.of_code}.isdisjoint({program, current_thread()})
 
 
-def test_communicator_in_a_sync_test() -> None:
-    """Below `async_to_sync` the communicator's requests run in the calling thread."""
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_requests_below_async_to_sync(in_transaction: bool) -> None:
+    """They run in the calling thread if that is in a transaction, as `TestCase` is."""
     threads = Threads()
     trio_asgi.install(new_loops="trio")
     try:
-        async_to_sync(request)(threads.app)
+        with transaction.atomic() if in_transaction else nullcontext():
+            async_to_sync(request)(threads.app)
     finally:
         trio_asgi.install(new_loops="asyncio")
-    assert threads.of_code == [current_thread()]
+        connection.close()
+    assert (threads.of_code == [current_thread()]) is in_transaction
+    assert (current_thread() in threads.of_code) is in_transaction
+
+
+def test_a_request_does_not_wait_for_the_code_that_waits_for_it() -> None:
+    """Where the calling thread is busy, requests have threads of their own."""
+    threads = Threads()
+
+    async def main() -> None:
+        await sync_to_async(async_to_sync(request))(threads.app)
+
+    trio_asgi.install(new_loops="trio")
+    try:
+        with transaction.atomic():
+            async_to_sync(main)()
+    finally:
+        trio_asgi.install(new_loops="asyncio")
+        connection.close()
+    assert current_thread() not in threads.of_code
 
 
 def test_run_takes_trios_options() -> None:

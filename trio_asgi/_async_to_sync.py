@@ -44,6 +44,9 @@ def patch_call(original: Any) -> Any:
                 f"- this is a Trio task: just await {self.awaitable!r} directly, or "
                 "run the sync code that calls it in a thread, with sync_to_async()."
             )
+        if new_loops == "asyncio" and not in_trio_thread():
+            # Nothing of Trio's is near: at no cost.
+            return original(self, *args, **kwargs)
         if asyncio._get_running_loop() is not None:
             return original(self, *args, **kwargs)
         run = _find_run(self)
@@ -77,8 +80,11 @@ def _run_on_trio(awaitable: Awaitable[Any], run: Callable[..., Any]) -> Any:
     try:
         result, context = run(afn)
     except BaseException:
-        # Nobody is there to await it any more.
-        if inspect.iscoroutine(awaitable):
+        # Nobody is there to await it any more; if it has begun, its task closes it.
+        if (
+            inspect.iscoroutine(awaitable)
+            and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED
+        ):
             awaitable.close()
         raise
     restore_context(context)
@@ -106,7 +112,8 @@ def _asyncio_waits() -> bool:
 
 def _single_thread(bridge: AsyncToSync[..., Any]) -> Callable[..., object] | None:
     """Return what starts the thread of an `AsyncSingleThreadContext`, if in one."""
-    context = bridge.async_single_thread_context.get(None)
+    current = getattr(bridge, "async_single_thread_context", None)  # asgiref 3.10
+    context = None if current is None else current.get(None)
     if context is None:
         return None
     # The context shuts it down when it is left.

@@ -14,11 +14,13 @@ from ._call import current_loop
 from ._carry import restore_context
 from ._errors import raise_sole_error
 from ._executor import ExecutorInbox
-from ._trio_thread import in_trio_task
+from ._trio_thread import in_trio_run, in_trio_task
 from ._worker import Lease, current_pool, has_own_thread
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from ._call import CallLoop
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -29,7 +31,7 @@ def patch_get_running_loop(original: Any) -> Any:
 
     @functools.wraps(original)
     def get_running_loop() -> Any:
-        if trio.lowlevel.in_trio_task():
+        if in_trio_run():
             return trio.lowlevel.current_trio_token()
         return original()
 
@@ -115,7 +117,7 @@ def patch_aenter(original: Any) -> Any:
 
     @functools.wraps(original)
     async def __aenter__(self: Any) -> Any:  # noqa: N807
-        if trio.lowlevel.in_trio_task():
+        if in_trio_run():
             _enter(self)
             return self
         return await original(self)
@@ -128,11 +130,11 @@ def patch_aexit(original: Any) -> Any:
 
     @functools.wraps(original)
     async def __aexit__(self: Any, *exc_info: Any) -> None:  # noqa: N807
-        lease = vars(self).pop("_trio_asgi_lease", None)
-        if lease is None:
+        entered = vars(self).pop("_trio_asgi_entered", None)
+        if entered is None:
             await original(self, *exc_info)
         else:
-            _exit(self, lease)
+            _exit(self, *entered)
 
     return __aexit__
 
@@ -144,6 +146,7 @@ def _enter(context: Any) -> None:
     only an executor of the caller's makes a difference.
     """
     executor = getattr(context, "_executor", None)  # new in asgiref 3.13
+    lease = marker = None
     if executor is not None:
         if context.token is not None:
             raise RuntimeError("ThreadSensitiveContext is already entered")
@@ -156,19 +159,26 @@ def _enter(context: Any) -> None:
             "ThreadSensitiveContext has exited. Tasks created inside a context with an "
             "executor must finish before it exits."
         )
-    elif has_own_thread():
-        return
-    else:
+    elif not has_own_thread():
         lease = current_pool().lease()
+    elif SyncToAsync.thread_sensitive_context.get(None) is not None:
+        return
     context.token = SyncToAsync.thread_sensitive_context.set(context)
-    context._trio_asgi_lease = lease, current_loop.set(lease)
+    if lease is not None:
+        marker = current_loop.set(lease)
+    context._trio_asgi_entered = lease, marker
 
 
-def _exit(context: Any, entered: tuple[Lease, contextvars.Token[Any]]) -> None:
+def _exit(
+    context: Any,
+    lease: Lease | None,
+    marker: contextvars.Token[CallLoop | None] | None,
+) -> None:
     """End the thread, or leave the executor to the caller, whose it is."""
-    lease, marker = entered
-    current_loop.reset(marker)
     SyncToAsync.thread_sensitive_context.reset(context.token)
     context.token = None
+    if lease is None or marker is None:
+        return
+    current_loop.reset(marker)
     context._exited = lease.closed_error is not None
     lease.release(retire=True)

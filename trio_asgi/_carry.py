@@ -20,17 +20,19 @@ restore_context: Final[Callable[[contextvars.Context], None]] = (
 )
 
 
-def with_current_error(error: BaseException | None, fn: Callable[[], Any]) -> Any:
-    """Call ``fn()``, with ``error`` as the one being handled. Any thread."""
+def restorer(error: BaseException | None) -> Callable[[], None]:
+    """Return what takes a later ``raise`` off an error again. Any thread.
+
+    An error is raised to be the current one elsewhere. That is no part of its story.
+    """
     if error is None:
-        return fn()
-    traceback = error.__traceback__
-    try:
-        reraise(error)
-    except BaseException:  # noqa: BLE001 - only there to be the current one
-        # This detour is not part of the error's story.
-        error.__traceback__ = traceback
-        return fn()
+        return lambda: None
+    traceback, context = error.__traceback__, error.__context__
+
+    def restore() -> None:
+        error.__traceback__, error.__context__ = traceback, context
+
+    return restore
 
 
 def carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]]:

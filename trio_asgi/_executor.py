@@ -28,20 +28,39 @@ class ExecutorInbox:
         Raises:
             RuntimeError: the executor was shut down.
         """
-        withdrawn = False
+        #: Taken by whoever ends the call without its having begun: the task, which
+        #: leaves it, or the executor, which has dropped it.
+        claims = [None]
+
+        def claim() -> bool:
+            try:
+                claims.pop()
+            except IndexError:
+                return False
+            return True
 
         def withdraw() -> bool:
-            nonlocal withdrawn
-            # Noted first, for the callback runs at once.
-            withdrawn = True
-            withdrawn = future.cancel()
-            return withdrawn
+            # Claimed first, for the callback runs at once.
+            if not claim():
+                return False
+            if future.cancel():
+                return True
+            claims.append(None)
+            if future.done():
+                # The callback may have come in vain.
+                tell_if_dropped(future)
+            return False
 
         def tell_if_dropped(future: Future[None]) -> None:
-            if future.cancelled() and not withdrawn:
-                # If nobody waits for the call any more, nobody misses it.
-                with suppress(trio.RunFinishedError):
-                    call.tell(outcome.Error(CancelledError()))
+            if call.begun or not claim():
+                return
+            error: BaseException = CancelledError()
+            if not future.cancelled():
+                # It could not even run: an executor that is broken, or of processes.
+                error = future.exception() or error
+            # If nobody waits for the call any more, nobody misses it.
+            with suppress(trio.RunFinishedError):
+                call.tell(outcome.Error(error))
 
         future = self._executor.submit(call.run)
         future.add_done_callback(tell_if_dropped)

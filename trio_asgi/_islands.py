@@ -26,7 +26,7 @@ import trio
 from ._carry import restore_context
 from ._errors import leaves
 from ._native_calls import import_trio_asyncio
-from ._trio_thread import in_trio_task
+from ._trio_thread import in_trio_run, in_trio_task
 from ._worker import current_pool
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def trio_island(
     async def island(*args: P.args, **kwargs: P.kwargs) -> T:
         if in_trio_task():
             return await afn(*args, **kwargs)
-        if not trio.lowlevel.in_trio_task():
+        if not in_trio_run():
             raise RuntimeError(
                 f"The Trio island {_name(afn)} was called outside Trio. It can be "
                 "awaited in a Trio task, and in an asyncio_island() in one."

@@ -11,6 +11,7 @@ import functools
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -18,7 +19,7 @@ import trio
 from ._trio_thread import in_trio_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _lock = threading.Lock()
 #: What was replaced: owner and name, the original, the replacement.
@@ -29,9 +30,9 @@ def install() -> None:
     """Replace what asyncio's functions ask for the running loop or task."""
     with _lock:
         if not _replaced:
-            for owner, name in _places():
+            for owner, name, wrap in _places():
                 original = vars(owner)[name]
-                replacement = _name_the_island(original)
+                replacement = wrap(original)
                 _replaced.append((owner, name, original, replacement))
                 setattr(owner, name, replacement)
 
@@ -74,32 +75,56 @@ def import_trio_asyncio() -> None:
     theirs._trio_policy.new_event_loop = new_event_loop
 
 
-def _places() -> Iterator[tuple[Any, str]]:
-    for module, name in (
-        (asyncio.events, "get_running_loop"),
-        (asyncio.events, "get_event_loop"),
-        (asyncio.events, "_get_event_loop"),  # what gather() asks up to Python 3.11
-        (asyncio.tasks, "current_task"),
-        (asyncio.tasks, "__sleep0"),  # sleep(0) asks for no loop
+_Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _places() -> Iterator[tuple[Any, str, _Wrap]]:
+    for module, name, wrap in (
+        (asyncio.events, "get_running_loop", _explain),
+        (asyncio.tasks, "current_task", _explain),
+        (asyncio.events, "get_event_loop", _refuse),
+        (asyncio.events, "_get_event_loop", _refuse),  # gather(), up to Python 3.11
+        (asyncio.tasks, "__sleep0", _refuse),  # sleep(0) asks for no loop
     ):
         for owner in (module, asyncio):
             if name in vars(owner):
-                yield owner, name
+                yield owner, name, wrap
     # What locks, events and queues ask when they have to wait.
-    yield asyncio.mixins._LoopBoundMixin, "_get_loop"
+    yield asyncio.mixins._LoopBoundMixin, "_get_loop", _refuse
 
 
-def _name_the_island(original: Callable[..., Any]) -> Callable[..., Any]:
+def _explain(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Call the original; if it raises for want of a loop, say what to do."""
+
     @functools.wraps(original)
     def ask(*args: Any, **kwargs: Any) -> Any:
-        if in_trio_task() and not _in_loop_of_trio_asyncio():
-            raise RuntimeError(
-                "no running event loop: asyncio was called in a Trio task. Call it in "
-                "trio_asgi.asyncio_island(), or use what Trio has for the same."
-            )
+        try:
+            return original(*args, **kwargs)
+        except RuntimeError:
+            _check()
+            raise
+
+    return ask
+
+
+def _refuse(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Do not call the original, which would make a loop, or let others fail."""
+
+    @functools.wraps(original)
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        _check()
         return original(*args, **kwargs)
 
     return ask
+
+
+def _check() -> None:
+    """Raise RuntimeError if this is a Trio task, outside all loops of trio-asyncio."""
+    if in_trio_task() and not _in_loop_of_trio_asyncio():
+        raise RuntimeError(
+            "no running event loop: asyncio was called in a Trio task. Call it in "
+            "trio_asgi.asyncio_island(), or use what Trio has for the same."
+        )
 
 
 def _in_loop_of_trio_asyncio() -> bool:

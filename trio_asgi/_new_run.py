@@ -52,6 +52,7 @@ class NewRun:
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
         self._interrupts = 0
+        self._cancelled = False
 
     def run(
         self, start_thread: Callable[[Callable[[], None]], object]
@@ -73,8 +74,8 @@ class NewRun:
 
         # The task that waits for this thread, if any, is not the one that runs here.
         with self._handle_interrupts(), no_call():
-            start_thread(run)
             try:
+                start_thread(run)
                 ended = serve(self._inbox)
             except BaseException:
                 # Of a signal handler, a test's time-out for example: nobody serves the
@@ -88,7 +89,7 @@ class NewRun:
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        if self._interrupts:
+        if self._cancelled:
             self._scope.cancel()
         pool = current_pool()
         pool.work_for(self._inbox)
@@ -137,6 +138,8 @@ class NewRun:
         self._cancel()
 
     def _cancel(self) -> None:
+        # Noted first, for the run may just begin.
+        self._cancelled = True
         if self._token is not None:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._scope.cancel)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from django.core import signals
 from django.db import connections
 
+from ._worker import current_pool
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -55,6 +57,22 @@ class RequestSignals:
                 # Django sends the signal from there.
                 response._handler_class = self._sender  # type: ignore[attr-defined]
                 response.close()
+
+
+async def join_transaction() -> None:
+    """Have requests run in the thread of a test's transaction, if there is one.
+
+    `TestCase` holds it in the thread that waits in `async_to_sync`. If that thread is
+    busy, it is not asked: it may wait for this very request.
+    """
+    pool = current_pool()
+    if pool.caller_is_free and await pool.program_lease().run_sync(_in_transaction):
+        pool.lend_to_requests()
+
+
+def _in_transaction() -> bool:
+    used = connections.all(initialized_only=True)
+    return any(connection.in_atomic_block for connection in used)
 
 
 @contextmanager

@@ -12,15 +12,25 @@ import asyncio
 import contextvars
 import functools
 import sys
-from typing import Any
+import weakref
+from typing import TYPE_CHECKING, Any
 
-import trio
-from asgiref.sync import markcoroutinefunction
+from asgiref.sync import SyncToAsync, markcoroutinefunction
 
-from ._carry import restore_context, with_current_error
+from ._carry import restore_context, restorer
 from ._islands import run_on_trio
-from ._trio_thread import in_trio_task
+from ._trio_thread import calling, in_trio_run, in_trio_task
 from ._worker import current_pool, sensitive_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._call import Call, CallLoop
+
+#: The call whose sync code has started this, directly or in between; None if none has.
+_call_above: contextvars.ContextVar[Callable[[], Call[Any] | None]] = (
+    contextvars.ContextVar("trio_asgi.call_above", default=lambda: None)
+)
 
 
 def patch_call(original: Any) -> Any:
@@ -31,7 +41,7 @@ def patch_call(original: Any) -> Any:
     @markcoroutinefunction
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        if trio.lowlevel.in_trio_task():
+        if in_trio_run():
             return _call_on_trio(self, args, kwargs)
         if asyncio._get_running_loop() is None:
             return _when_awaited(original, self, args, kwargs)
@@ -42,7 +52,7 @@ def patch_call(original: Any) -> Any:
 
 async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> Any:
     """Choose at the await: async_to_sync calls in a thread what a loop awaits."""
-    if trio.lowlevel.in_trio_task():
+    if in_trio_run():
         return await _call_on_trio(bridge, args, kwargs)
     return await original(bridge, *args, **kwargs)
 
@@ -59,19 +69,71 @@ async def _sync_to_async(
     """Run ``bridge.func`` in the thread that it belongs to. Trio task."""
     given_context = getattr(bridge, "context", None)  # asgiref 3.9 has none to give
     context = contextvars.copy_context() if given_context is None else given_context
-
-    def call() -> Any:
-        restore_context(context)
-        return with_current_error(
-            error, functools.partial(bridge.func, *args, **kwargs)
-        )
-
+    call = functools.partial(_call, bridge, args, kwargs, context, error)
     try:
         if bridge._thread_sensitive:
-            return await sensitive_loop().run_sync(call, context=context)
+            loop = sensitive_loop()
+            _check_deadlock(loop)
+            return await loop.run_sync(call, context=context)
         return await current_pool().run_sync(
             call, context=context, executor=bridge._executor
         )
     finally:
         if given_context is None:
             restore_context(context)
+
+
+def _check_deadlock(loop: CallLoop) -> None:
+    """Raise RuntimeError where asgiref does, which is in the program's one thread.
+
+    A task that sync code has started may have that code wait for it. If it then waits
+    for the thread in turn, neither goes on.
+    """
+    call = _call_above.get()()
+    is_programs = loop is current_pool()._program_lease
+    if is_programs and call is not None and loop.running is call:
+        raise RuntimeError(
+            "Single thread executor already being used, would deadlock: the sync code "
+            "that has started this still runs in the program's one thread. Let it use "
+            "async_to_sync() for that, or call sync_to_async() after it has ended, or "
+            "with thread_sensitive=False."
+        )
+
+
+def _call(
+    bridge: Any,
+    args: Any,
+    kwargs: Any,
+    context: contextvars.Context,
+    error: BaseException | None,
+) -> Any:
+    """Call ``bridge.func`` by way of its ``thread_handler``. Worker thread.
+
+    Subclasses override that method to do something before and after, and tools that
+    measure wrap it. As asgiref does, give it the call as a `functools.partial`, whose
+    keywords they may change.
+    """
+    child = functools.partial(bridge.func, *args, **kwargs)
+    exc_info = (type(error), error, error.__traceback__) if error else (None,) * 3
+    restore_error = restorer(error)
+
+    def in_context(child: Any) -> Any:
+        restore_error()
+        restore_context(context)
+        running = calling()
+        assert running is not None
+        marker = _call_above.set(weakref.ref(running))
+        try:
+            return child()
+        finally:
+            _call_above.reset(marker)
+
+    # asgiref's own method raises the error around the call, and notes which asyncio
+    # loop waits for this thread: none. One further up must be found again afterwards.
+    notes = vars(SyncToAsync.threadlocal)
+    outer = dict(notes)
+    try:
+        return bridge.thread_handler(None, exc_info, [], in_context, child)
+    finally:
+        notes.clear()
+        notes.update(outer)

@@ -76,7 +76,7 @@ def in_trio_task() -> bool:
 
 
 def in_trio_run() -> bool:
-    """Whether a task of Trio runs here, be its code Trio's or an island's. Any thread."""
+    """Whether a task of Trio runs here, be it Trio's code or an island's. Any thread."""
     return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
 
 

@@ -277,6 +277,16 @@ class WorkerPool:
         self._caller_inbox = inbox
         self._caller_lease = Lease(self, inbox)
 
+    @property
+    def caller_is_free(self) -> bool:
+        """Whether there is a thread of `work_for` that runs nothing, nor is lent."""
+        lease = self._caller_lease
+        return (
+            lease is not None
+            and lease.running is None
+            and self._requests_inbox is not self._caller_inbox
+        )
+
     def lend_to_requests(self) -> None:
         """Have requests' code run in the thread of `work_for` too, if there is one.
 

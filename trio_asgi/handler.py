@@ -35,7 +35,7 @@ from ._receive import read_body, wait_disconnect
 from ._request import ASGIRequest
 from ._response import close_stream, encode_headers, iterate_in_island, send_parts
 from ._send import ResponseSender
-from ._signals import RequestSignals
+from ._signals import RequestSignals, join_transaction
 from ._websocket import refuse
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class ASGIHandler(asgi.ASGIHandler):
             trio.Cancelled: the server has cancelled the request.
             Exception: a stream failed, or a receiver of ``request_finished``.
         """
+        await join_transaction()
         try:
             body_file = await self.read_body(receive)
         except RequestAborted:
@@ -172,7 +173,7 @@ class ASGIHandler(asgi.ASGIHandler):
                 request, response = self.create_request(scope, body_file)  # type: ignore[assignment]
                 if request is not None:
                     response = await self.run_get_response(request)
-                    if request.in_island:
+                    if getattr(request, "in_island", False):
                         iterate_in_island(response)
             except Exception as error:  # noqa: BLE001 - answered, and logged
                 response = _server_error(error, scope["path"], request)
@@ -193,7 +194,8 @@ class ASGIHandler(asgi.ASGIHandler):
                 _raise_to_server(group, scope["path"])
             finally:
                 if response is None and request is not None:
-                    response = request.view_response
+                    # A request of Django's own class has none until the view returns.
+                    response = getattr(request, "view_response", None)
                 await self._end(scope["path"], response, signals, lease)
                 _call.current_loop.reset(outer_loop)
 
@@ -334,6 +336,7 @@ async def _run_in_background(
     async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
 ) -> None:
     """Run a task of `ASGIHandler.start_soon`, with a thread of its own."""
+    await join_transaction()
     lease = _worker.current_pool().lease()
     _call.current_loop.set(lease)
     try:

@@ -11,7 +11,6 @@ import trio
 
 from trio_asgi._errors import OutputTimeoutError
 from trio_asgi._send import SendOrder
-from trio_asgi._worker import current_pool
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -149,7 +148,6 @@ class ApplicationCommunicator:
     def _start(self) -> None:
         if not self._started:
             self._started = True
-            current_pool().lend_to_requests()
             # A system task, for this class can be used without a block. It raises
             # nothing, and ends at the latest with the run.
             trio.lowlevel.spawn_system_task(

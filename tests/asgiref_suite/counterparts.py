@@ -1,0 +1,106 @@
+"""What asgiref's test modules get on Trio in place of what they import.
+
+Each module is given its counterparts right after its import, in whatever process it is
+imported: some tests start others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import asgiref.current_thread_executor
+import asgiref.sync
+import asgiref.testing
+import asgiref.timeout
+import pytest
+
+import trio_asgi.testing
+from trio_asgi._call import CallLoop, current_loop
+from trio_asgi._trio_thread import calling, in_trio_task
+from trio_asgi._worker import current_pool
+
+from . import asyncio_on_trio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class _Executors:
+    """``AsyncToSync.executors``: which thread waits for the code that asks."""
+
+    @property
+    def current(self) -> CallLoop | None:
+        """The thread in which an `async_to_sync` above waits; None if there is none."""
+        call = calling()
+        pool = current_pool() if in_trio_task() else call.loop.pool if call else None
+        loop = current_loop.get()
+        if pool is None:
+            return None
+        if loop is None or loop.pool is not pool:
+            return None
+        waits = loop.parent is not None or loop is pool._caller_lease
+        return loop if waits else None
+
+
+def counterparts() -> list[tuple[object, object]]:
+    """Return the originals, each with what stands for it."""
+    return [
+        (asyncio, asyncio_on_trio),
+        (asgiref.timeout.timeout, asyncio_on_trio.timeout),
+        (
+            asgiref.testing.ApplicationCommunicator,
+            trio_asgi.testing.ApplicationCommunicator,
+        ),
+        # The tests ask only this of the class, and not asgiref's own code.
+        (asgiref.sync.AsyncToSync, SimpleNamespace(executors=_Executors())),
+        (asgiref.current_thread_executor.CurrentThreadExecutor, CallLoop),
+    ]
+
+
+def install(tests: Path) -> None:
+    """Hand out the counterparts to all modules that are imported from ``tests``."""
+    # Only needed for what is excluded, but which has to be imported all the same.
+    stub: Any = ModuleType("pytest_asyncio")
+    stub.fixture = pytest.fixture
+    sys.modules["pytest_asyncio"] = stub
+    sys.meta_path.insert(0, _Finder(tests))
+
+
+class _Finder(MetaPathFinder):
+    """Finds asgiref's test modules, and nothing else."""
+
+    def __init__(self, tests: Path) -> None:
+        self._tests = tests
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target)
+        if (
+            spec is None
+            or type(spec.loader) is not SourceFileLoader
+            or Path(spec.loader.path).parent != self._tests
+        ):
+            return None
+        spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module, and then gives it the counterparts."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        for name, value in list(vars(module).items()):
+            for original, counterpart in counterparts():
+                if value is original:
+                    setattr(module, name, counterpart)

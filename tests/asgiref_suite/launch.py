@@ -1,0 +1,35 @@
+"""Starts pytest with asgiref's tests on Trio. Called by `run`.
+
+What a test of these starts with `multiprocessing` imports this module too, as its main
+one, and gets the same preparation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+import trio_asgi
+from django_suite.journal import Journal
+
+from . import counterparts
+from .plugin import Plugin
+from .recorder import Recorder
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--tests", type=Path, required=True)
+parser.add_argument("--journal", type=Path, required=True)
+options, arguments = parser.parse_known_args()
+
+trio_asgi.install(new_loops="trio")
+counterparts.install(options.tests)
+recorder = Recorder(Journal(options.journal))
+recorder.install()
+
+if __name__ == "__main__":
+    # Its way to import test modules would pass by the counterparts.
+    plain = ["--assert=plain", "-p", "no:cacheprovider"]
+    sys.exit(pytest.main([*plain, *arguments, str(options.tests)], [Plugin(recorder)]))

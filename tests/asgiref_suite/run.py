@@ -1,0 +1,135 @@
+"""Run asgiref's own tests on Trio, and tell how many of them really ran there.
+
+    python -m asgiref_suite.run
+    python -m asgiref_suite.run -k executor     # further arguments are pytest's
+
+It is the installed asgiref whose tests are fetched. The exit status is 0 if all tests
+passed, and all that run a coroutine ran it on Trio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import asgiref
+
+from django_suite.journal import Journal, Test
+
+from .excluded import reason
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / ".nox" / ".cache" / "asgiref"
+
+#: When the tests have failed; they take half a minute.
+SECONDS = 600
+
+
+class Verdict:
+    """Whether every test passed, with its coroutines on Trio."""
+
+    def __init__(self, tests: dict[str, Test]) -> None:
+        self.excluded = [t for t in tests.values() if "excluded" in t.outcomes]
+        rest = [t for t in tests.values() if "excluded" not in t.outcomes]
+        self.skipped = [t for t in rest if t.outcome == "skipped"]
+        ran = [t for t in rest if t.outcome != "skipped"]
+        self.failed = [t for t in ran if t.outcome != "passed"]
+        #: The tests that run a coroutine, be they async themselves or not.
+        self.coroutines = [t for t in ran if t.is_async or t.ran_on]
+        self.on_asyncio = [t for t in self.coroutines if t.ran_on != {"trio"}]
+        self.passed_on_trio = [
+            t for t in self.coroutines if t.outcome == "passed" and t.ran_on == {"trio"}
+        ]
+        self.others = len(ran) - len(self.coroutines)
+
+    @property
+    def good(self) -> bool:
+        """Whether this proves what it is to prove; no test at all proves nothing."""
+        return bool(self.passed_on_trio) and not (self.failed or self.on_asyncio)
+
+    def __str__(self) -> str:
+        return (
+            f"asgiref {asgiref.__version__}: {len(self.passed_on_trio)} of "
+            f"{len(self.coroutines)} passed on Trio, {len(self.failed)} failed, "
+            f"{len(self.on_asyncio)} on asyncio, {len(self.excluded)} excluded "
+            f"({self.others} run no coroutine, {len(self.skipped)} were skipped)"
+        )
+
+    def details(self) -> list[str]:
+        """Return a line for each test that is not as it should be, or is left out."""
+        return [
+            *(f"EXCLUDED    {t.name}: {_reason(t)}" for t in self.excluded),
+            *(f"FAILED      {t.name}" for t in self.failed),
+            *(
+                f"NOT ON TRIO {t.name} ({', '.join(sorted(t.ran_on)) or 'unknown'})"
+                for t in self.on_asyncio
+            ),
+        ]
+
+
+def _reason(test: Test) -> str | None:
+    path, _, name = test.name.partition("::")
+    return reason(Path(path).name, name)
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    options, arguments = parse_arguments()
+    tests = fetch_tests(options.sources.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder, "journal"))
+        journal.path.touch()
+        command = [
+            *(sys.executable, "-m", "asgiref_suite.launch"),
+            *("--tests", str(tests), "--journal", str(journal.path)),
+            *("-p", "pytest_timeout", "--timeout=60", "--timeout-method=thread"),
+            *("-q", *arguments),
+        ]
+        # What else is installed for pytest has no business here.
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(
+            command, cwd=HERE.parent, env=environment, timeout=SECONDS, check=False
+        )
+        verdict = Verdict(journal.read())
+    sys.stdout.write("\n".join([*verdict.details(), f"{verdict}\n"]))
+    sys.exit(bool(done.returncode) or not verdict.good)
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of the command line, and what is left for pytest."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asgiref_suite.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--sources", type=Path, default=SOURCES, help="where downloads are kept"
+    )
+    return parser.parse_known_args()
+
+
+def fetch_tests(sources: Path) -> Path:
+    """Return the ``tests`` folder of the installed asgiref, downloading it once."""
+    version = asgiref.__version__
+    folder = sources / f"asgiref-{version}"
+    if not folder.exists():
+        sources.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=sources) as temporary:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            only_source = ["--no-binary", ":all:"]
+            target = ["-d", temporary, f"asgiref=={version}"]
+            subprocess.run([*pip, *only_source, *target], check=True)
+            (archive,) = Path(temporary).glob("*.tar.gz")
+            shutil.unpack_archive(archive, temporary, filter="data")
+            (unpacked,) = (path for path in Path(temporary).iterdir() if path.is_dir())
+            unpacked.rename(folder)
+    return folder / "tests"
+
+
+if __name__ == "__main__":
+    main()
