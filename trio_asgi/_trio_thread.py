@@ -76,7 +76,7 @@ def in_trio_task() -> bool:
 
 
 def in_trio_run() -> bool:
-    """Whether a task of Trio runs here, be it Trio's code or an island's. Any thread."""
+    """Whether a task of Trio runs here, for Trio or for an island. Any thread."""
     return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
 
 
