@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import pytest
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
 from django.test import override_settings
@@ -120,6 +122,13 @@ async def request(
         answer = await receive_answer(communicator)
         await communicator.wait()
     return answer
+
+
+def skip_without_server(reason: str) -> NoReturn:
+    """Skip a test whose server is not there; fail, where all servers have to be."""
+    if os.environ.get("TRIO_ASGI_SERVICES") == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @dataclass

@@ -8,6 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
+import redis.asyncio
 import trio
 from asgiref.sync import sync_to_async
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -17,7 +19,13 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.cache import never_cache
 
-from support import application, http_scope, request, signal_log
+from support import (
+    application,
+    http_scope,
+    request,
+    signal_log,
+    skip_without_server,
+)
 from trio_asgi import asyncio_island, trio_island
 from trio_asgi.testing import ApplicationCommunicator
 
@@ -322,13 +330,12 @@ async def test_the_loop_ends_with_the_server() -> None:
 
 async def test_a_client_of_asyncio_in_a_view() -> None:
     """The asyncio client of Redis works in views, with one pool for all requests."""
-    redis = pytest.importorskip("redis", reason="the package redis is not installed")
     url = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
     try:
         redis.Redis.from_url(url).ping()
     except redis.ConnectionError:
-        pytest.skip(f"no Redis answers at {url}")
-    client = redis.asyncio.Redis.from_url(url)
+        skip_without_server(f"no Redis answers at {url}")
+    client: Any = redis.asyncio.Redis.from_url(url)
     key = f"trio_asgi:{os.getpid()}"
 
     @asyncio_island

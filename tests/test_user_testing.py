@@ -19,6 +19,7 @@ import pytest
 from psycopg import sql
 
 from project_support import counts, run_pytest, run_python
+from support import skip_without_server
 
 if TYPE_CHECKING:
     import subprocess
@@ -72,7 +73,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
     try:
         server.connect().close()
     except psycopg.OperationalError as error:
-        pytest.skip(f"no PostgreSQL server answers: {error}")
+        skip_without_server(f"no PostgreSQL server answers: {error}")
     yield server.env
     assert not server.drop()
 
