@@ -408,6 +408,171 @@ async def test_a_scope_in_the_coroutine_catches_its_own_cancellation(
     await lease.run_sync(trio.from_thread.check_cancelled)
 
 
+# What would wait for itself
+
+
+def never() -> None:
+    """Be sync code that must not run."""
+    pytest.fail("this was called")
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Expect a call to be refused that would wait for its own thread."""
+    with pytest.raises(RuntimeError, match=r"would wait for ever .*async_to_sync"):
+        yield
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+async def test_tasks_below_from_thread_run_are_refused(
+    lease: Lease, depth: int
+) -> None:
+    """What a coroutine of `trio.from_thread.run` waits for cannot want its thread.
+
+    Be it the coroutine, or a task of a nursery in it, or of a nursery in that task.
+    """
+    seen: list[int] = []
+
+    async def descend(remaining: int) -> None:
+        if remaining == 0:
+            with refused():
+                await lease.run_sync(never)
+            seen.append(depth)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(descend, remaining - 1)
+
+    with trio.fail_after(SECONDS):
+        await lease.run_sync(lambda: trio.from_thread.run(descend, depth))
+    assert seen == [depth]
+    assert await lease.run_sync(lambda: "usable") == "usable"
+
+
+async def test_tasks_of_the_same_nursery_are_not_refused(lease: Lease) -> None:
+    """A task that the coroutine starts outside of itself waits for its turn."""
+    order: list[str] = []
+
+    async def sibling() -> None:
+        await lease.run_sync(lambda: order.append("sibling"))
+
+    async def coroutine() -> None:
+        # Opened before the call, and so nothing that the coroutine waits for.
+        outside.start_soon(sibling)
+        await wait_all_tasks_blocked()
+        order.append("coroutine")
+
+    async with trio.open_nursery() as outside:
+        await lease.run_sync(lambda: trio.from_thread.run(coroutine))
+        order.append("call")
+    assert order == ["coroutine", "call", "sibling"]
+
+
+async def test_children_of_the_task_itself_are_not_refused(lease: Lease) -> None:
+    """A child that runs beside the call waits for its turn, though its parent hosts.
+
+    So it does while `trio.from_thread.run` works in the parent.
+    """
+    order: list[str] = []
+    go_on = trio.Event()
+
+    async def child() -> None:
+        await go_on.wait()
+        await lease.run_sync(lambda: order.append("child"))
+
+    async def coroutine() -> None:
+        async with trio.open_nursery():
+            go_on.set()
+            await wait_all_tasks_blocked()
+        order.append("coroutine")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child)
+        await lease.run_sync(lambda: trio.from_thread.run(coroutine))
+    assert order == ["coroutine", "child"]
+
+
+async def test_the_coroutine_forgets_its_nurseries(lease: Lease) -> None:
+    """Nurseries that are opened after `trio.from_thread.run` refuse nobody."""
+    order: list[str] = []
+
+    async def child() -> None:
+        await lease.run_sync(lambda: order.append("child"))
+
+    async def coroutine() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.checkpoint)
+
+    async def below() -> None:
+        # Not in a coroutine of from_thread.run: here the thread serves.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, lambda: order.append("in its loop"))
+
+    def code() -> None:
+        trio.from_thread.run(coroutine)
+        in_task(below)
+        trio.from_thread.run(coroutine)
+
+    async with trio.open_nursery() as nursery:
+        await lease.run_sync(code)
+        nursery.start_soon(child)
+    assert order == ["in its loop", "child"]
+
+
+async def test_tasks_below_an_inner_loop_are_refused(lease: Lease) -> None:
+    """The same holds for the loop of a coroutine: its thread waits there."""
+    seen: list[str] = []
+
+    async def child() -> None:
+        with refused():
+            await in_thread(never)
+        seen.append("child")
+
+    async def inner() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+
+    async def outer() -> None:
+        await in_thread(lambda: trio.from_thread.run(inner))
+
+    with trio.fail_after(SECONDS):
+        await lease.run_sync(lambda: in_task(outer))
+    assert seen == ["child"]
+
+
+async def test_code_of_other_threads_below_from_thread_run_is_refused(
+    pool: WorkerPool, lease: Lease
+) -> None:
+    """A detour over another thread changes nothing: the first one is waited for."""
+    seen: list[str] = []
+
+    async def wants_lease() -> None:
+        with refused():
+            await lease.run_sync(never)
+        seen.append("refused")
+
+    async def coroutine() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run_sync, lambda: trio.from_thread.run(wants_lease))
+
+    with trio.fail_after(SECONDS):
+        await lease.run_sync(lambda: trio.from_thread.run(coroutine))
+    assert seen == ["refused"]
+
+
+async def test_a_limit_is_no_deadlock() -> None:
+    """Who is refused holds nothing: neither a turn nor a token."""
+
+    async def coroutine() -> None:
+        with refused():
+            await lease.run_sync(never)
+
+    async with open_pool(threads=1) as pool:
+        with open_lease(pool) as lease:
+            await lease.run_sync(lambda: trio.from_thread.run(coroutine))
+            assert pool.limiter.borrowed_tokens == 0
+            assert lease.running is None
+
+
 # Errors
 
 

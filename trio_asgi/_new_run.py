@@ -13,7 +13,7 @@ import signal
 import threading
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import outcome
 import trio
@@ -83,9 +83,20 @@ class NewRun:
                 self._cancel()
                 raise
         if self._interrupts:
-            raise KeyboardInterrupt
+            self._raise_interrupt()
         ended.unwrap()
         return self._result.pop(), self._context
+
+    def _raise_interrupt(self) -> NoReturn:
+        """Raise KeyboardInterrupt; in the context of what the coroutine has raised."""
+        try:
+            for result in self._result:
+                result.unwrap()
+        except trio.Cancelled:
+            pass
+        except BaseException as error:
+            raise KeyboardInterrupt from error
+        raise KeyboardInterrupt
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()

@@ -1,0 +1,658 @@
+"""`install` and `uninstall`: what they replace, put back, and refuse to replace."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import pkgutil
+import random
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import asgiref
+import asgiref.local
+import asgiref.sync
+import django.core.handlers
+import django.db.models
+import django.dispatch.dispatcher
+import django.test
+import django.utils.asyncio
+import pytest
+import trio
+from asgiref.sync import (
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveContext,
+    async_to_sync,
+    sync_to_async,
+)
+
+import trio_asgi
+from thread_support import run_script
+from trio_asgi import _async_to_sync, _bridge, conf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+dispatcher: Any = django.dispatch.dispatcher
+
+
+@pytest.fixture(autouse=True)
+def uninstalled() -> Iterator[None]:
+    """Begin without the bridge, and end with what the other tests have."""
+    trio_asgi.uninstall()
+    yield
+    trio_asgi.uninstall()
+    trio_asgi.install()
+
+
+# All that is asgiref's and Django's
+
+
+def load_everything() -> None:
+    """Import all of asgiref, and what of Django calls asgiref or asyncio."""
+    for package in (asgiref, django.core.handlers, django.test, django.db.models):
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(found.name)
+
+
+#: Where the replaced attributes are, among many others.
+NEAR = ("asgiref.", "django.utils.asyncio.", "django.dispatch.")
+
+
+def owners(prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield the modules that are loaded of these packages, and their classes."""
+    for name, module in sorted(sys.modules.items()):
+        if f"{name}.".startswith(prefixes) and module is not None:
+            yield name, module
+            for cls in list(vars(module).values()):
+                if isinstance(cls, type) and cls.__module__ == name:
+                    yield f"{name}.{cls.__qualname__}", cls
+
+
+def inside(value: Any) -> object:
+    """Return what a function is made of; of other objects, only which one it is."""
+    # Not by isinstance() or getattr(), which would load what is lazy.
+    function = value.__func__ if type(value) in (classmethod, staticmethod) else value
+    if type(function) is not FunctionType:
+        return id(value)
+    return (
+        id(value),
+        id(function.__code__),
+        function.__code__,
+        id(function.__globals__),
+        id(function.__defaults__),
+        id(function.__kwdefaults__),
+        [id(cell) for cell in function.__closure__ or ()],
+        {key: id(each) for key, each in vars(function).items()},
+        function.__name__,
+        function.__qualname__,
+        function.__module__,
+        function.__doc__,
+    )
+
+
+def snapshot(
+    prefixes: tuple[str, ...] = NEAR,
+) -> dict[str, tuple[object, object]]:
+    """Return every attribute there is, as it is now, with its inside."""
+    return {
+        f"{path}:{name}": (value, inside(value))
+        for path, owner in owners(prefixes)
+        for name, value in list(vars(owner).items())
+        # Written by the import system and by the interpreter.
+        if name not in ("__weakref__", "__builtins__")
+    }
+
+
+def changes(
+    one: dict[str, tuple[object, object]], other: dict[str, tuple[object, object]]
+) -> set[str]:
+    """Return which attributes are not the same object, made of the same things."""
+    missing = (object(), None)
+    return {
+        key
+        for key in one.keys() | other.keys()
+        if one.get(key, missing)[0] is not other.get(key, missing)[0]
+        or one.get(key, missing)[1] != other.get(key, missing)[1]
+    }
+
+
+SIGNALS = "_run_parallel" if hasattr(dispatcher, "_run_parallel") else "asyncio"
+
+REPLACED = {
+    "asgiref.sync.SyncToAsync:__call__",
+    "asgiref.sync.AsyncToSync:__call__",
+    "asgiref.sync.ThreadSensitiveContext:__aenter__",
+    "asgiref.sync.ThreadSensitiveContext:__aexit__",
+    "asgiref.local:asyncio",
+    "django.utils.asyncio:get_running_loop",
+    f"django.dispatch.dispatcher:{SIGNALS}",
+}
+
+#: Each owner and name of these.
+PLACES: list[tuple[Any, str]] = [
+    (SyncToAsync, "__call__"),
+    (AsyncToSync, "__call__"),
+    (ThreadSensitiveContext, "__aenter__"),
+    (ThreadSensitiveContext, "__aexit__"),
+    (asgiref.local, "asyncio"),
+    (django.utils.asyncio, "get_running_loop"),
+    (dispatcher, SIGNALS),
+]
+
+
+def test_nothing_but_a_few_attributes_is_replaced_and_all_come_back() -> None:
+    """Of all loaded code only these attributes change, and `uninstall` undoes it.
+
+    It is the same objects, and the same code in them.
+    """
+    load_everything()
+    everything = ("asgiref.", "django.")
+    pristine = snapshot(everything)
+    for _ in range(2):
+        trio_asgi.install(new_loops="trio")
+        assert changes(pristine, snapshot(everything)) == REPLACED
+        trio_asgi.uninstall()
+        assert changes(pristine, snapshot(everything)) == set()
+
+
+def test_use_leaves_nothing_in_asgiref() -> None:
+    """Whatever was called in between, asgiref and Django are as they were before."""
+
+    async def coroutine() -> str:
+        async with ThreadSensitiveContext():
+            return await sync_to_async(lambda: "called")()
+
+    async_to_sync(coroutine)()
+    pristine = snapshot(("asgiref.", "django."))
+    trio_asgi.install(new_loops="trio")
+    assert async_to_sync(coroutine)() == "called"
+    assert trio.run(coroutine) == "called"
+    assert asyncio.run(coroutine()) == "called"
+    assert trio.run(sync_to_async(async_to_sync(coroutine))) == "called"
+    trio_asgi.uninstall()
+    assert changes(pristine, snapshot(("asgiref.", "django."))) == set()
+    assert async_to_sync(coroutine)() == "called"
+
+
+def test_the_comparison_of_these_tests_sees_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A changed code object, attribute or default is a difference."""
+    pristine = snapshot()
+    handler: Any = SyncToAsync.thread_handler
+    with monkeypatch.context() as patch:
+        patch.setattr(handler, "__code__", handler.__code__.replace(co_name="other"))
+        assert changes(pristine, snapshot()) == {
+            "asgiref.sync.SyncToAsync:thread_handler"
+        }
+    with monkeypatch.context() as patch:
+        patch.setattr(handler, "mark", True, raising=False)
+        patch.setattr(asgiref.sync, "mark", True, raising=False)
+        assert len(changes(pristine, snapshot())) == 2
+    assert changes(pristine, snapshot()) == set()
+
+
+def test_each_call_may_be_repeated() -> None:
+    """A second `install` or `uninstall` changes nothing."""
+    trio_asgi.install()
+    installed = snapshot()
+    trio_asgi.install()
+    trio_asgi.install(new_loops="trio")
+    assert changes(installed, snapshot()) == set()
+    trio_asgi.uninstall()
+    uninstalled = snapshot()
+    trio_asgi.uninstall()
+    assert changes(uninstalled, snapshot()) == set()
+
+
+def test_many_threads_install_and_uninstall() -> None:
+    """Whoever comes first, every moment shows all replaced or all as before."""
+    pristine = {place: vars(place[0])[place[1]] for place in PLACES}
+    barrier = threading.Barrier(4)
+
+    def work(seed: int) -> None:
+        choose = random.Random(seed).choice  # noqa: S311
+        barrier.wait()
+        for _ in range(200):
+            choose([trio_asgi.install, trio_asgi.uninstall])()
+            with _bridge._lock:
+                replaced = {
+                    place
+                    for place, value in pristine.items()
+                    if vars(place[0])[place[1]] is not value
+                }
+            assert len(replaced) in (0, len(PLACES))
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(work, range(4)))
+    trio_asgi.uninstall()
+    for (owner, name), value in pristine.items():
+        assert vars(owner)[name] is value
+
+
+def test_threads_that_install_at_once_wrap_the_originals_once() -> None:
+    """Below each replacement is the original, and not another replacement."""
+    original = vars(SyncToAsync)["__call__"]
+    barrier = threading.Barrier(8)
+
+    def work(_number: int) -> None:
+        barrier.wait()
+        trio_asgi.install()
+
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(work, range(8)))
+    assert vars(SyncToAsync)["__call__"].__wrapped__ is original
+
+
+# What new loops are
+
+
+def runs_on() -> str:
+    """Return what `async_to_sync` starts here."""
+
+    async def coroutine() -> str:
+        return "trio" if trio.lowlevel.in_trio_task() else "asyncio"
+
+    return async_to_sync(coroutine)()
+
+
+def test_new_loops() -> None:
+    """``new_loops`` chooses; without it the choice stays; `uninstall` forgets it."""
+    assert runs_on() == "asyncio"
+    trio_asgi.install()
+    assert runs_on() == "asyncio"
+    trio_asgi.install(new_loops="trio")
+    assert runs_on() == "trio"
+    trio_asgi.install()
+    assert runs_on() == "trio"
+    trio_asgi.install(new_loops="asyncio")
+    assert runs_on() == "asyncio"
+    trio_asgi.install(new_loops="trio")
+    trio_asgi.uninstall()
+    assert runs_on() == "asyncio"
+    trio_asgi.install()
+    assert runs_on() == "asyncio"
+
+
+@pytest.mark.parametrize(
+    ("configured", "before", "after"),
+    [
+        ({}, None, "asyncio"),
+        ({}, "trio", "trio"),
+        ({"NEW_LOOPS": "trio"}, None, "trio"),
+        ({"NEW_LOOPS": "trio"}, "asyncio", "trio"),
+        ({"NEW_LOOPS": "asyncio"}, "trio", "asyncio"),
+        ({"NEW_LOOPS": None}, "trio", "trio"),
+        # Wrong settings are left to the system check, and the bridge is there.
+        ({"NEW_LOOPS": "curio"}, "trio", "trio"),
+    ],
+)
+def test_the_setting(
+    settings_dict: Callable[[dict[str, Any]], None],
+    configured: dict[str, Any],
+    before: Any,
+    after: str,
+) -> None:
+    """``TRIO_ASGI["NEW_LOOPS"]`` chooses when the app is ready, if it says anything."""
+    if before is not None:
+        trio_asgi.install(new_loops=before)
+    settings_dict(configured)
+    django.apps.apps.get_app_config("trio_asgi").ready()
+    assert _bridge._installed
+    assert runs_on() == after
+
+
+@pytest.fixture
+def settings_dict() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Provide a way to set ``TRIO_ASGI`` for a test."""
+    override: Any = None
+
+    def configure(value: dict[str, Any]) -> None:
+        nonlocal override
+        override = django.test.override_settings(TRIO_ASGI=value)
+        override.enable()
+
+    yield configure
+    override.disable()
+    conf.configure()
+
+
+def test_a_management_command_with_the_app_runs_trio() -> None:
+    """With the app and its setting, `django.setup()` is all that a program calls."""
+    output = run_script(
+        """
+        import trio
+        from asgiref.sync import async_to_sync
+        from django.conf import settings
+
+        settings.configure(
+            INSTALLED_APPS=["trio_asgi"], TRIO_ASGI={"NEW_LOOPS": "trio"}
+        )
+        import django
+        django.setup()
+
+        async def coroutine():
+            await trio.lowlevel.checkpoint()
+            return trio.lowlevel.in_trio_task()
+
+        print(async_to_sync(coroutine)())
+        """
+    )
+    assert output == "True\n"
+
+
+def test_new_loops_without_settings() -> None:
+    """`async_to_sync` runs Trio in a program that has no Django settings."""
+    output = run_script(
+        """
+        import os
+        os.environ.pop("DJANGO_SETTINGS_MODULE", None)
+        import trio, trio_asgi
+        from asgiref.sync import async_to_sync, sync_to_async
+        from django.conf import settings
+
+        trio_asgi.install(new_loops="trio")
+
+        async def coroutine():
+            await trio.lowlevel.checkpoint()
+            return await sync_to_async(lambda: "called")()
+
+        print(async_to_sync(coroutine)())
+        trio_asgi.uninstall()
+        print(settings.configured)
+        """
+    )
+    assert output == "called\nFalse\n"
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("wrong", ["curio", "Trio", "", 0, b"trio", ["trio"], {}])
+def test_unknown_loops(wrong: Any) -> None:
+    """Other loops are refused by name, and nothing is installed."""
+    pristine = snapshot()
+    with pytest.raises(ValueError, match="it must be 'asyncio' or 'trio'") as caught:
+        trio_asgi.install(new_loops=wrong)
+    assert f"new_loops={wrong!r}" in str(caught.value)
+    assert changes(pristine, snapshot()) == set()
+    assert runs_on() == "asyncio"
+
+
+def test_a_wrong_choice_leaves_the_earlier_one() -> None:
+    """After a refused call, everything is as installed before."""
+    trio_asgi.install(new_loops="trio")
+    installed = snapshot()
+    with pytest.raises(ValueError, match="new_loops='curio'"):
+        trio_asgi.install(new_loops="curio")  # type: ignore[arg-type] # that is the point
+    assert changes(installed, snapshot()) == set()
+    assert runs_on() == "trio"
+
+
+@pytest.mark.parametrize(
+    ("module", "version", "needed"),
+    [
+        (asgiref, "3.8.1", "3.9.2"),
+        (asgiref, "3.9.1", "3.9.2"),
+        (asgiref, "3.9", "3.9.2"),
+        (asgiref, "2.0", "3.9.2"),
+        (trio, "0.30.0", "0.31"),
+        (trio, "0.30.99+dev", "0.31"),
+        (trio, "0.4", "0.31"),
+    ],
+)
+def test_versions_that_are_too_old(
+    module: ModuleType, version: str, needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old asgiref or Trio is refused: the error names both versions and the cure."""
+    pristine = snapshot()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "__version__", version)
+        with pytest.raises(RuntimeError) as caught:
+            trio_asgi.install(new_loops="trio")
+    name = module.__name__
+    assert str(caught.value) == (
+        f"trio_asgi needs {name} {needed} or newer, and found {version}: "
+        f"pip install --upgrade {name}"
+    )
+    assert changes(pristine, snapshot()) == set()
+    assert runs_on() == "asyncio"
+
+
+@pytest.mark.parametrize(
+    ("module", "version"),
+    [
+        (asgiref, "3.9.2"),
+        (asgiref, "3.9.2.post1"),
+        (asgiref, "3.10"),
+        (asgiref, "3.10.0rc1"),
+        (asgiref, "4"),
+        (trio, "0.31.0"),
+        (trio, "0.31"),
+        (trio, "0.100.0+dev"),
+        (trio, "1.0"),
+    ],
+)
+def test_versions_that_are_new_enough(
+    module: ModuleType, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest supported versions, and all newer ones, are accepted."""
+    monkeypatch.setattr(module, "__version__", version)
+    trio_asgi.install()
+
+
+# Other libraries that replace the same
+
+
+def plain(original: Any) -> Any:
+    """Replace a function by one that looks quite different."""
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    return replacement
+
+
+def wrapping(original: Any) -> Any:
+    """Replace a function as the careful do, with `functools.wraps`."""
+    return functools.wraps(original)(plain(original))
+
+
+def wrapping_twice(original: Any) -> Any:
+    """Be the second library that does so."""
+    return wrapping(wrapping(original))
+
+
+class Proxy:
+    """What wrapt makes: an object that looks in every respect like another one."""
+
+    def __init__(self, wrapped: Any) -> None:
+        object.__setattr__(self, "__wrapped__", wrapped)
+
+    def __getattribute__(self, name: str) -> Any:
+        wrapped = object.__getattribute__(self, "__wrapped__")
+        return wrapped if name == "__wrapped__" else getattr(wrapped, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(object.__getattribute__(self, "__wrapped__"), name, value)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        wrapped = object.__getattribute__(self, "__wrapped__")
+        if instance is None or isinstance(wrapped, ModuleType):
+            return self
+        return wrapped.__get__(instance, owner)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return object.__getattribute__(self, "__wrapped__")(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return "<Proxy>"
+
+
+def partial(original: Any) -> Any:
+    """Replace a function by an object that is called with it."""
+    return functools.partial(original)
+
+
+def module_copy(original: Any) -> Any:
+    """Replace a module by a copy, of which something is changed."""
+    copy = ModuleType(original.__name__)
+    vars(copy).update(vars(original))
+    return copy
+
+
+def replacements() -> Iterator[Any]:
+    """Yield each place with each kind of replacement that it can have."""
+    for owner, name in PLACES:
+        is_module = name == "asyncio"
+        makers: list[Any] = (
+            [module_copy, Proxy] if is_module else [plain, wrapping, wrapping_twice]
+        )
+        if not is_module:
+            makers += [Proxy, partial]
+        for make in makers:
+            path = f"{getattr(owner, '__qualname__', owner.__name__)}.{name}"
+            yield pytest.param(owner, name, make, path, id=f"{path}-{make.__name__}")
+
+
+@pytest.mark.parametrize(("owner", "name", "make", "path"), [*replacements()])
+def test_another_library_came_first(
+    owner: Any, name: str, make: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another has replaced is not replaced again, nor is anything else."""
+    other = make(vars(owner)[name])
+    monkeypatch.setattr(owner, name, other)
+    found = snapshot()
+    with pytest.raises(RuntimeError) as caught:
+        trio_asgi.install(new_loops="trio")
+    assert str(caught.value) == (
+        f"trio_asgi.install() found {path} already replaced, by {other!r}. Call "
+        "install() before that, or have that undone first."
+    )
+    assert changes(found, snapshot()) == set()
+    # That it stayed uninstalled is known, too.
+    trio_asgi.uninstall()
+    assert changes(found, snapshot()) == set()
+    monkeypatch.undo()
+    assert runs_on() == "asyncio"
+    trio_asgi.install()
+    assert {place for place in REPLACED if not _is_pristine(place, found)} >= (
+        REPLACED - {_key(owner, name)}
+    )
+
+
+def _key(owner: Any, name: str) -> str:
+    module = getattr(owner, "__module__", None)
+    path = f"{module}.{owner.__qualname__}" if module else owner.__name__
+    return f"{path}:{name}"
+
+
+def _is_pristine(key: str, before: dict[str, tuple[object, object]]) -> bool:
+    return snapshot()[key][0] is before[key][0]
+
+
+@pytest.mark.parametrize(("owner", "name", "make", "path"), [*replacements()])
+def test_another_library_came_later(
+    owner: Any, name: str, make: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another has put on top is not torn out: `uninstall` refuses, entirely."""
+    pristine = snapshot()
+    trio_asgi.install(new_loops="trio")
+    ours = vars(owner)[name]
+    other = make(ours) if make is not module_copy else Proxy(ours)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, other)
+        found = snapshot()
+        with pytest.raises(RuntimeError) as caught:
+            trio_asgi.uninstall()
+        assert str(caught.value) == (
+            f"trio_asgi.uninstall() found {path} replaced once more, by {other!r}. "
+            "Have that undone first."
+        )
+        assert changes(found, snapshot()) == set()
+        # It is still installed, and so there is nothing to find fault with.
+        trio_asgi.install()
+        assert changes(found, snapshot()) == set()
+        assert _async_to_sync.new_loops == "trio"
+    trio_asgi.uninstall()
+    assert changes(pristine, snapshot()) == set()
+
+
+def test_another_library_on_top_goes_on_working(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrapper that comes after the bridge is called, on Trio too."""
+    trio_asgi.install()
+    called: list[str] = []
+
+    def trace(name: str, original: Any) -> Any:
+        @functools.wraps(original)
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            called.append(name)
+            return original(*args, **kwargs)
+
+        return traced
+
+    for cls in (SyncToAsync, AsyncToSync):
+        original = vars(cls)["__call__"]
+        monkeypatch.setattr(cls, "__call__", trace(cls.__name__, original))
+
+    async def coroutine() -> str:
+        return await sync_to_async(lambda: "called")()
+
+    async def main() -> str:
+        result: str = await sync_to_async(async_to_sync(coroutine))()
+        return result
+
+    assert trio.run(main) == "called"
+    assert called == ["SyncToAsync", "AsyncToSync", "SyncToAsync"]
+    assert asyncio.run(main()) == "called"
+    assert len(called) == 6
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("owner", "name"), PLACES)
+def test_an_attribute_that_is_not_there(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If something is missing, an error says what, and nothing is installed."""
+    if name == "_run_parallel":
+        pytest.skip("then it is an older Django")
+    with monkeypatch.context() as patch:
+        patch.delattr(owner, name)
+        found = snapshot()
+        with pytest.raises(RuntimeError, match=f"found .*{name} already replaced"):
+            trio_asgi.install()
+        assert changes(found, snapshot()) == set()
+    trio_asgi.install()
+    original = vars(owner)[name]
+    delattr(owner, name)
+    with pytest.raises(RuntimeError, match=f"found .*{name} replaced once more"):
+        trio_asgi.uninstall()
+    setattr(owner, name, original)
+    trio_asgi.uninstall()
+
+
+def test_loading_trio_asyncio_is_no_replacement() -> None:
+    """trio-asyncio replaces asyncio's own functions, before or after: both are fine."""
+    for first in ("trio_asyncio", "django.utils.asyncio"):
+        output = run_script(
+            f"""
+            import importlib
+            importlib.import_module({first!r})
+            import trio_asyncio, trio_asgi, django.utils.asyncio
+            before = django.utils.asyncio.get_running_loop
+            trio_asgi.install()
+            assert django.utils.asyncio.get_running_loop is not before
+            trio_asgi.uninstall()
+            assert django.utils.asyncio.get_running_loop is before
+            print("fine")
+            """
+        )
+        assert output == "fine\n"
