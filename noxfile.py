@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import nox
@@ -35,6 +36,9 @@ MATRIX = [
     for companions in COMPANIONS
     if int(python.split(".")[1]) >= int(oldest.split(".")[1])
 ]
+
+#: What `django_suite` runs: Python and Django.
+SUITES = [("3.11", "5.2"), ("3.12", "6.0"), ("3.13", "6.1")]
 
 # pyenv keeps several versions of Python, but shows one at a time.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -90,6 +94,50 @@ def matrix(session: nox.Session, django: str, companions: str) -> None:
 
 
 @nox.session
+@nox.parametrize("python, django", SUITES)
+def django_suite(session: nox.Session, django: str) -> None:
+    """Run Django's own async tests on Trio; see tests/django_suite/run.py."""
+    session.install("-r", "tests/django_suite/requirements.txt")
+    install_wheel(session)
+    session.install(f"Django=={django}.*")
+    sources = (session.cache_dir / "django").resolve()
+    # Not from here, which would put the source tree before the installed wheel.
+    with session.chdir("tests"):
+        session.run(
+            *("python", "-m", "django_suite.run", "--sources", str(sources)),
+            *session.posargs,
+        )
+
+
+@nox.session(venv_backend="none")
+def django_suite_turn(session: nox.Session) -> None:
+    """Run `django_suite` for one Django: each commit's turn is another one's."""
+    git = ("git", "rev-list", "--count", "HEAD")
+    output = session.run(*git, external=True, silent=True, success_codes=[0, 128])
+    commits = str(output).strip()
+    # Outside a repository, each day's turn is.
+    turn = int(commits) if commits.isdigit() else int(time.time() // 86400)
+    python, django = SUITES[turn % len(SUITES)]
+    session.notify(f"django_suite(python='{python}', django='{django}')")
+
+
+@nox.session
+@nox.parametrize("python, companions", [("3.10", "oldest"), ("3.13", "newest")])
+def asgiref_suite(session: nox.Session, companions: str) -> None:
+    """Run asgiref's own tests on Trio; see tests/asgiref_suite/run.py."""
+    session.install(*group("test"))
+    install_wheel(session)
+    session.install(*COMPANIONS[companions])
+    sources = (session.cache_dir / "asgiref").resolve()
+    # Not from here, which would put the source tree before the installed wheel.
+    with session.chdir("tests"):
+        session.run(
+            *("python", "-m", "asgiref_suite.run", "--sources", str(sources)),
+            *session.posargs,
+        )
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check the style with ruff."""
     session.install(*group("lint"))
@@ -111,6 +159,13 @@ def docs(session: nox.Session) -> None:
     session.run(
         "sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html"
     )
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure, in ratios; see the folder ``benchmarks``."""
+    install_wheel(session)
+    session.run("python", "benchmarks/bridge_cost.py", *session.posargs)
 
 
 @nox.session

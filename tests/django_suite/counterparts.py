@@ -1,0 +1,137 @@
+"""What a test module of Django's gets on Trio for the asyncio things that it names.
+
+A test that says ``asyncio.sleep`` means any sleep. So each module of Django's tests is
+given, after its import, the Trio counterpart under the same name. A counterpart must
+not be weaker than the original: whatever is not listed here fails by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asgiref.testing
+import django.contrib.staticfiles.handlers
+import django.core.asgi
+import django.core.handlers.asgi
+import trio
+
+import trio_asgi
+import trio_asgi.testing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from types import ModuleType
+
+
+class Event:
+    """A `trio.Event` that can be cleared, as asyncio's can."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def clear(self) -> None:
+        if self.is_set():
+            self._event = trio.Event()
+
+    async def wait(self) -> bool:
+        await self._event.wait()
+        return True
+
+
+class Loop:
+    """The one use of asyncio's loop in Django's tests: a call from a thread."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+
+    def call_soon_threadsafe(self, fn: Callable[..., object], *args: Any) -> None:
+        self._token.run_sync_soon(fn, *args)
+
+
+class AsyncioOnTrio:
+    """Stands for the module `asyncio`."""
+
+    CancelledError = trio.Cancelled
+    Event = Event
+    TimeoutError = trio.TooSlowError
+    get_event_loop = Loop
+    iscoroutine = staticmethod(asyncio.iscoroutine)
+    sleep = staticmethod(trio.sleep)
+
+    @staticmethod
+    def run(main: Coroutine[Any, Any, Any]) -> Any:
+        async def wait() -> Any:
+            return await main
+
+        return trio.run(wait)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"There is no Trio counterpart of asyncio.{name}; give it one in "
+            f"{__name__}, as strict as the original."
+        )
+
+
+def counterparts() -> list[tuple[object, object]]:
+    """Return the originals, each with what stands for it."""
+    staticfiles = django.contrib.staticfiles.handlers
+    return [
+        (asyncio, AsyncioOnTrio()),
+        (
+            asgiref.testing.ApplicationCommunicator,
+            trio_asgi.testing.ApplicationCommunicator,
+        ),
+        (django.core.asgi.get_asgi_application, trio_asgi.get_asgi_application),
+        (django.core.handlers.asgi.ASGIHandler, trio_asgi.ASGIHandler),
+        (staticfiles.ASGIStaticFilesHandler, trio_asgi.ASGIStaticFilesHandler),
+    ]
+
+
+def install(tests: Path) -> None:
+    """Hand out the counterparts to all modules that are imported from ``tests``."""
+    sys.meta_path.insert(0, _Finder(tests))
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of Django's tests, and nothing else."""
+
+    def __init__(self, tests: Path) -> None:
+        self._tests = tests
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target)
+        if (
+            spec is None
+            or type(spec.loader) is not SourceFileLoader
+            or self._tests not in Path(spec.loader.path).parents
+        ):
+            return None
+        spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module, and then gives it the counterparts."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        for name, value in list(vars(module).items()):
+            for original, counterpart in counterparts():
+                if value is original:
+                    setattr(module, name, counterpart)

@@ -1,0 +1,47 @@
+"""Runs Django's ``runtests.py``, with the bridge if asked to. Called by `run`."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import trio_asgi
+
+from . import (
+    counterparts,
+    postgresql,  # noqa: F401 - settings, imported while they can be found
+    recorder,
+)
+from .journal import Journal
+
+
+def main() -> None:
+    """Prepare this process, and become ``runtests.py``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tests", type=Path, required=True)
+    parser.add_argument("--journal", type=Path, required=True)
+    parser.add_argument("--bridge", action="store_true")
+    options, arguments = parser.parse_known_args()
+
+    # Django's parallel test processes shall have all this by inheritance.
+    if "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork")
+    if options.bridge:
+        trio_asgi.install(new_loops="trio")
+        counterparts.install(options.tests)
+    recorder.install(Journal(options.journal))
+
+    script = str(options.tests / "runtests.py")
+    os.chdir(options.tests)
+    # As if the script had been started: its folder, not ours, is where tests come from.
+    sys.path[0] = str(options.tests)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Run Django's own tests on Trio, and tell how many of them really ran there.
+
+    python -m django_suite.run                      # all that have async tests
+    python -m django_suite.run --labels asgi async
+    python -m django_suite.run --database postgresql
+    python -m django_suite.run --all --compare      # with and without the bridge
+
+It is the installed Django whose tests are fetched. The exit status is 0 if all tests
+passed and every async test ran on Trio; with ``--compare``, if no test fails or is left
+out that passes without the bridge, not even when it is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import django
+
+from .journal import Journal, Test, Verdict, count_failed, lost_passes
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / ".nox" / ".cache" / "django"
+
+#: What Django's tests of async code are in; to these come all others that have some.
+LABELS = [
+    "async",
+    "asgi",
+    "auth_tests",
+    "sessions_tests",
+    "decorators",
+    "cache",
+    "test_client",
+    "middleware_exceptions",
+    "handlers",
+    "generic_relations",
+    "basic",
+    "signals",
+    "staticfiles_tests",
+    "logging_tests",
+    "httpwrappers",
+    "pagination",
+    "tasks",
+    "middleware",
+    "deprecation",
+]
+
+#: How often what passed only without the bridge is tried again.
+RETRIES = 3
+
+SETTINGS = {name: f"django_suite.{name}" for name in ("sqlite", "postgresql")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """The tests of one Django, and which of them are to run on what."""
+
+    tests: Path
+    database: str
+    labels: list[str]
+    parallel: int
+
+    def run(self, *, bridge: bool) -> dict[str, Test]:
+        """Run them in a process of its own; return what happened to each."""
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Journal(Path(folder, "journal"))
+            journal.path.touch()
+            command = [
+                *(sys.executable, "-m", "django_suite.launch"),
+                *("--tests", str(self.tests), "--journal", str(journal.path)),
+                *(["--bridge"] if bridge else []),
+                *("--settings", SETTINGS[self.database]),
+                *("--parallel", str(self.parallel), "--noinput", *self.labels),
+            ]
+            status = subprocess.run(command, cwd=HERE.parent, check=False).returncode
+            tests = journal.read()
+        failed = any(test.outcome == "failed" for test in tests.values())
+        if bool(status) != failed:
+            raise SystemExit(f"runtests.py ended with {status}: see above.")
+        return tests
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    options = parse_arguments()
+    tests = fetch_tests(options.sources.resolve())
+    labels = options.labels or async_labels(tests)
+    suite = Suite(
+        tests, options.database, [] if options.all else labels, options.parallel
+    )
+    lines, good = compare(suite) if options.compare else prove(suite)
+    what = f"Django {django.get_version()}, {options.database}"
+    sys.stdout.write("\n".join([*lines[:-1], f"{what}, {lines[-1]}", ""]))
+    sys.exit(not good)
+
+
+def prove(suite: Suite) -> tuple[list[str], bool]:
+    """Return what is not as it should be, and the sum; and whether it is good."""
+    verdict = Verdict(suite.run(bridge=True))
+    return [*verdict.details(), str(verdict)], verdict.good
+
+
+def compare(suite: Suite) -> tuple[list[str], bool]:
+    """Return what passes only without the bridge, and the sum; and whether it is good.
+
+    Some of Django's tests measure time. What seems to be lost is run again by itself,
+    and is told in any case.
+    """
+    with_bridge = suite.run(bridge=True)
+    without = suite.run(bridge=False)
+    lost = lost_passes(without, with_bridge)
+    seemed = lost
+    for _ in range(RETRIES):
+        if lost:
+            again = dataclasses.replace(suite, labels=lost, parallel=1)
+            lost = sorted(set(lost) & set(lost_passes(without, again.run(bridge=True))))
+    lines = [
+        *(f"LOST        {name}" for name in lost),
+        *(f"PASSED LATE {name}" for name in seemed if name not in lost),
+        f"{len(without)} tests: failed with the bridge {count_failed(with_bridge)}, "
+        f"without {count_failed(without)}; passed only without {len(lost)}, and "
+        f"{len(seemed) - len(lost)} when run again",
+    ]
+    return lines, not lost
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m django_suite.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--database", choices=SETTINGS, default="sqlite")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--labels", nargs="+", help="only these of Django's tests")
+    which.add_argument("--all", action="store_true", help="Django's whole suite")
+    parser.add_argument(
+        "--compare", action="store_true", help="run once more, without the bridge"
+    )
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--sources", type=Path, default=SOURCES, help="where downloads are kept"
+    )
+    return parser.parse_args()
+
+
+def fetch_tests(sources: Path) -> Path:
+    """Return the ``tests`` folder of the installed Django, downloading it once."""
+    version = django.get_version()
+    folder = sources / f"django-{version}"
+    if not folder.exists():
+        sources.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=sources) as temporary:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            only_source = ["--no-binary", ":all:"]
+            target = ["-d", temporary, f"Django=={version}"]
+            subprocess.run([*pip, *only_source, *target], check=True)
+            (archive,) = Path(temporary).glob("*.tar.gz")
+            shutil.unpack_archive(archive, temporary, filter="data")
+            (unpacked,) = (path for path in Path(temporary).iterdir() if path.is_dir())
+            unpacked.rename(folder)
+    return folder / "tests"
+
+
+def async_labels(tests: Path) -> list[str]:
+    """Return the labels of all tests that have async ones."""
+    found = {
+        path.relative_to(tests).parts[0]
+        for path in tests.glob("*/**/*.py")
+        if "async def test_" in path.read_text(encoding="utf-8", errors="replace")
+    }
+    return sorted(found | {label for label in LABELS if (tests / label).is_dir()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Settings of Django's tests for SQLite: its own test_sqlite, with caches.
+
+Django tests the cache servers that its settings name: here those that the environment
+names as ``host:port`` in ``DJANGO_SUITE_REDIS``, and in ``DJANGO_SUITE_PYMEMCACHE`` and
+``DJANGO_SUITE_PYLIBMC`` for two servers of memcached. The tests delete all that is
+stored there.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+DATABASES = {
+    "default": {"ENGINE": "django.db.backends.sqlite3"},
+    "other": {"ENGINE": "django.db.backends.sqlite3"},
+}
+SECRET_KEY = "django_tests_secret_key"  # noqa: S105 - of no worth
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+USE_TZ = False
+
+
+#: The packages that clients of caches need, and Django's backends for them.
+_CLIENTS = {
+    "redis": "redis.RedisCache",
+    "pymemcache": "memcached.PyMemcacheCache",
+    "pylibmc": "memcached.PyLibMCCache",
+}
+
+
+def _caches() -> dict[str, dict[str, Any]]:
+    backends = "django.core.cache.backends"
+    caches = {"default": {"BACKEND": f"{backends}.locmem.LocMemCache"}}
+    for package, backend in _CLIENTS.items():
+        address = os.environ.get(f"DJANGO_SUITE_{package.upper()}")
+        if address and find_spec(package):
+            caches[package] = {
+                "BACKEND": f"{backends}.{backend}",
+                "LOCATION": f"redis://{address}" if package == "redis" else address,
+            }
+    return caches
+
+
+CACHES = _caches()
