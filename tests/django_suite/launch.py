@@ -36,9 +36,13 @@ def main() -> None:
     recorder.install(Journal(options.journal))
 
     script = str(options.tests / "runtests.py")
+    ours = str(Path(sys.path[0]).resolve())
     os.chdir(options.tests)
     # As if the script had been started: its folder, not ours, is where tests come from.
     sys.path[0] = str(options.tests)
+    # But processes that tests start shall find our settings.
+    path = filter(None, [os.environ.get("PYTHONPATH"), ours])
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 
