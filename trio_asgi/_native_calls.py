@@ -11,15 +11,15 @@ import functools
 import sys
 import threading
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import sniffio
 import trio
 
 from ._trio_thread import in_trio_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _lock = threading.Lock()
 #: What was replaced: owner and name, the original, the replacement.
@@ -30,9 +30,9 @@ def install() -> None:
     """Replace what asyncio's functions ask for the running loop or task."""
     with _lock:
         if not _replaced:
-            for owner, name, wrap in _places():
+            for owner, name in _places():
                 original = vars(owner)[name]
-                replacement = wrap(original)
+                replacement = _refuse_in_trio(original)
                 _replaced.append((owner, name, original, replacement))
                 setattr(owner, name, replacement)
 
@@ -75,44 +75,27 @@ def import_trio_asyncio() -> None:
     theirs._trio_policy.new_event_loop = new_event_loop
 
 
-_Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _places() -> Iterator[tuple[Any, str, _Wrap]]:
-    for module, name, wrap in (
-        (asyncio.events, "get_running_loop", _explain),
-        (asyncio.tasks, "current_task", _explain),
-        (asyncio.events, "get_event_loop", _refuse),
-        (asyncio.events, "_get_event_loop", _refuse),  # gather(), up to Python 3.11
-        (asyncio.tasks, "__sleep0", _refuse),  # sleep(0) asks for no loop
+def _places() -> Iterator[tuple[Any, str]]:
+    for module, name in (
+        (asyncio.events, "get_running_loop"),
+        (asyncio.events, "get_event_loop"),
+        (asyncio.events, "_get_event_loop"),  # what gather() asks up to Python 3.11
+        (asyncio.tasks, "current_task"),
+        (asyncio.tasks, "__sleep0"),  # sleep(0) asks for no loop
     ):
         for owner in (module, asyncio):
             if name in vars(owner):
-                yield owner, name, wrap
+                yield owner, name
     # What locks, events and queues ask when they have to wait.
-    yield asyncio.mixins._LoopBoundMixin, "_get_loop", _refuse
+    yield asyncio.mixins._LoopBoundMixin, "_get_loop"
 
 
-def _explain(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Call the original; if it raises for want of a loop, say what to do."""
-
+def _refuse_in_trio(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def ask(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except RuntimeError:
+        # Asked often, so that even a call more would be noticed.
+        if sniffio.thread_local.name == "trio":
             _check()
-            raise
-
-    return ask
-
-
-def _refuse(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Do not call the original, which would make a loop, or let others fail."""
-
-    @functools.wraps(original)
-    def ask(*args: Any, **kwargs: Any) -> Any:
-        _check()
         return original(*args, **kwargs)
 
     return ask
