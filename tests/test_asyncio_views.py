@@ -11,11 +11,12 @@ import pytest
 import redis
 import redis.asyncio
 import trio
+import trio.testing
 from asgiref.sync import sync_to_async
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 from django.urls import path
-from django.utils.decorators import method_decorator
+from django.utils.decorators import async_only_middleware, method_decorator
 from django.views import View
 from django.views.decorators.cache import never_cache
 
@@ -155,6 +156,81 @@ async def test_a_view_that_asyncio_cancels_is_a_server_error(
 
     assert (await answer(view)).startswith("500 ")
     assert "The asyncio code of / was cancelled by other code" in caplog.text
+
+
+async def test_an_island_in_a_nursery_that_asyncio_cancels(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In a group, beside another error too, it is a server error as well."""
+
+    @asyncio_island
+    async def cancel() -> None:
+        raise asyncio.CancelledError
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise LookupError
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel)
+            nursery.start_soon(fail)
+        raise AssertionError
+
+    assert (await answer(view)).startswith("500 ")
+    assert "The asyncio code of / was cancelled by other code" in caplog.text
+
+
+async def test_middleware_that_asyncio_cancels_is_a_server_error() -> None:
+    """What Django's handler lets through does not reach the server."""
+    app = application(
+        at_root(view), middleware=["test_asyncio_views.middleware_that_is_cancelled"]
+    )
+    assert (await request(app)).status == 500
+
+
+@async_only_middleware
+def middleware_that_is_cancelled(get_response: Any) -> Any:
+    """Be a middleware whose asyncio code is cancelled."""
+
+    @asyncio_island
+    async def middleware(request: HttpRequest) -> HttpResponse:
+        raise asyncio.CancelledError
+
+    return middleware
+
+
+async def test_a_background_island_that_asyncio_cancels(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is logged, and other background tasks go on."""
+
+    @asyncio_island
+    async def cancel() -> None:
+        raise asyncio.CancelledError
+
+    async def background(request: HttpRequest) -> HttpResponse:
+        app.start_soon(cancel)
+        app.start_soon(go_on)
+        return HttpResponse()
+
+    async def go_on() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        ended.set()
+
+    ended = trio.Event()
+    app = application(at_root(background))
+    async with ApplicationCommunicator(app, {"type": "lifespan"}) as server:
+        await server.send_input({"type": "lifespan.startup"})
+        await server.receive_output()
+        await request(app)
+        await ended.wait()
+        await server.send_input({"type": "lifespan.shutdown"})
+        message = await server.receive_output(timeout=10)
+    assert message["type"] == "lifespan.shutdown.complete"
+    assert "A background task failed" in caplog.text
 
 
 async def test_asyncio_in_a_trio_view_says_what_to_do(

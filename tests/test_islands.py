@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import socket
 import sys
 import threading
 import weakref
@@ -23,7 +24,8 @@ from django.utils.asyncio import async_unsafe
 from thread_support import SECONDS, Gate, nothing, open_lease, run_script
 from trio_asgi import asyncio_island, trio_island
 from trio_asgi._call import current_loop
-from trio_asgi._islands import IslandStream, close_loop
+from trio_asgi._island_loop import close_loop
+from trio_asgi._island_stream import IslandStream
 from trio_asgi._worker import current_pool
 
 if TYPE_CHECKING:
@@ -257,6 +259,23 @@ async def test_sync_code_of_an_island_calls_asyncio_back(lease: Lease) -> None:
     ]
     assert len({thread for _, thread in calls}) == 1
     current_loop.reset(marker)
+
+
+async def test_a_trio_task_that_an_island_has_started() -> None:
+    """Its sync code calls Trio back, though the task was started by asyncio's code."""
+    called: list[bool] = []
+
+    async def task() -> None:
+        called.append(await sync_to_async(async_to_sync(in_trio))())
+
+    async with trio.open_nursery() as nursery:
+
+        @asyncio_island
+        async def start() -> None:
+            nursery.start_soon(task)
+
+        await start()
+    assert called == [True]
 
 
 async def test_the_current_error_goes_into_the_thread() -> None:
@@ -535,6 +554,84 @@ async def test_a_task_that_nobody_awaits_exits(
     assert await asyncio_island(asyncio_only)(1) == 1
 
 
+async def test_a_callback_of_a_file_runs_in_the_loop() -> None:
+    """A protocol that is given data finds the loop, and starts tasks in it."""
+
+    class Protocol(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.answer = asyncio.get_running_loop().create_future()
+
+        def data_received(self, data: bytes) -> None:
+            task = asyncio.create_task(asyncio_only(data))
+            self.answer.set_result((asyncio.get_event_loop(), task))
+
+    async def main() -> object:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.create_connection(Protocol, sock=ours)
+        theirs.send(b"data")
+        found, task = await protocol.answer
+        assert found is loop
+        transport.close()
+        return await task
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        with trio.fail_after(SECONDS):
+            assert await asyncio_island(main)() == b"data"
+
+
+async def test_a_callback_of_a_file_exits() -> None:
+    """It harms nobody, as in a task."""
+
+    async def main() -> None:
+        def leave() -> None:
+            loop.remove_reader(ours)
+            called.set()
+            raise SystemExit(3)
+
+        loop = asyncio.get_running_loop()
+        called = asyncio.Event()
+        loop.add_reader(ours, leave)
+        theirs.send(b"data")
+        await called.wait()
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        await asyncio_island(main)()
+        assert await asyncio_island(asyncio_only)(1) == 1
+
+
+async def test_no_island_while_the_loop_is_closed() -> None:
+    """When all tasks were cancelled, a new one is refused: nobody would end it."""
+
+    async def linger() -> None:
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+            with trio.CancelScope(shield=True):
+                await go_on.wait()
+
+    async def start() -> None:
+        loop: Any = asyncio.get_running_loop()
+        loop.trio_as_future(linger)
+
+    started, cancelled, go_on = trio.Event(), trio.Event(), trio.Event()
+    await asyncio_island(start)()
+    await started.wait()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close_loop)
+        await cancelled.wait()
+        try:
+            with pytest.raises(RuntimeError, match="is being closed"):
+                await asyncio_island(asyncio_only)(1)
+        finally:
+            go_on.set()
+    assert await asyncio_island(asyncio_only)(1) == 1
+
+
 def test_no_island_at_the_end_of_the_run() -> None:
     """Where no loop can be opened any more, the error says so."""
     errors: list[str] = []
@@ -708,6 +805,26 @@ def test_trio_asyncio_in_any_order(first: str) -> None:
     assert output == f"{first_line}slept\n{last_line}no running event loop\n"
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="policies are deprecated")
+def test_a_policy_of_the_program_makes_the_loops() -> None:
+    """One that is set when trio-asyncio is loaded already is used, as ever."""
+    output = run_script(
+        """
+        import asyncio, trio, trio_asgi
+
+        class Policy(asyncio.DefaultEventLoopPolicy):
+            def new_event_loop(self):
+                print("made by the policy")
+                return super().new_event_loop()
+
+        trio.run(trio_asgi.asyncio_island(asyncio.sleep), 0)
+        asyncio.set_event_loop_policy(Policy())
+        asyncio.run(asyncio.sleep(0))
+        """
+    )
+    assert output == "made by the policy\n"
+
+
 def test_the_package_does_not_load_trio_asyncio() -> None:
     """Who has no islands keeps asyncio as it was made."""
     output = run_script(
@@ -845,3 +962,117 @@ async def test_a_cancelled_stream() -> None:
     assert order == []
     await stream.aclose()
     assert order == ["closed"]
+
+
+async def test_a_stream_that_asyncio_cancels() -> None:
+    """Its end is an error, and one that servers know."""
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError
+
+    stream = IslandStream(items())
+    with trio.fail_after(SECONDS):
+        assert await stream.__anext__() == 1
+        with pytest.raises(RuntimeError, match="cancelled before its end") as caught:
+            await stream.__anext__()
+        assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+        await stream.aclose()
+
+
+async def test_a_stream_that_exits() -> None:
+    """What is no Exception is raised where the item was asked for, too."""
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise SystemExit(3)
+
+    stream = IslandStream(items())
+    with trio.fail_after(SECONDS), pytest.raises(SystemExit):
+        [item async for item in stream]
+    await stream.aclose()
+
+
+async def test_a_stream_whose_aclose_fails() -> None:
+    """After the last item, the error is raised where the next was asked for."""
+
+    class Items:
+        def __aiter__(self) -> Items:
+            return self
+
+        async def __anext__(self) -> int:
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            raise LookupError("in aclose")
+
+    stream = IslandStream(Items())
+    with trio.fail_after(SECONDS), pytest.raises(LookupError, match="in aclose"):
+        await stream.__anext__()
+    await stream.aclose()
+
+
+async def test_the_loop_ends_while_a_stream_makes_an_item() -> None:
+    """The one who waits for the item is told."""
+
+    async def items() -> AsyncIterator[int]:
+        started.set()
+        await asyncio.sleep(SECONDS)
+        yield 1
+
+    started = trio.Event()
+    stream = IslandStream(items())
+    async with trio.open_nursery() as nursery:
+
+        async def close() -> None:
+            await started.wait()
+            await close_loop()
+
+        nursery.start_soon(close)
+        with trio.move_on_after(SECONDS / 2) as scope:
+            with pytest.raises(RuntimeError, match="cancelled before its end"):
+                await stream.__anext__()
+    assert not scope.cancelled_caught
+    await stream.aclose()
+
+
+async def test_the_loop_ends_between_two_items() -> None:
+    """A stream that was cut off raises, and does not look complete."""
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(True)
+
+    closed: list[bool] = []
+    stream = IslandStream(items())
+    assert await stream.__anext__() == 1
+    await close_loop()
+    assert closed
+    with pytest.raises(RuntimeError, match="cancelled before its end"):
+        await stream.__anext__()
+    await stream.aclose()
+
+
+async def test_a_stream_at_its_end_stays_there() -> None:
+    """Asking again, and closing again, are as with a generator."""
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+
+    async def failing_items() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            raise LookupError("in the closing")
+
+    stream = IslandStream(items())
+    assert [item async for item in stream] == [1]
+    assert [item async for item in stream] == []
+    failing = IslandStream(failing_items())
+    assert await failing.__anext__() == 1
+    with pytest.raises(LookupError, match="in the closing"):
+        await failing.aclose()
+    await failing.aclose()

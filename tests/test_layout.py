@@ -22,7 +22,8 @@ LAYERS = [
     "_beside _clock _executor _receive _send _sigterm _trio_thread _websocket _serve",
     "_call _lifespan _native_calls",
     "_reentry _worker",
-    "_exchange _new_run",
+    "_exchange _island_loop _new_run",
+    "_island_stream",
     "testing.communicator testing.scopes",
     # Trio and asgiref
     "_carry",

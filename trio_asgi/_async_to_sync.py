@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import AsyncToSync, SyncToAsync
 
 from ._carry import carried, restore_context
-from ._islands import asyncio_island, below_asyncio
+from ._island_loop import below_asyncio
+from ._islands import asyncio_island
 from ._new_run import run_in_new_run
 from ._reentry import run_async, run_async_from_trio_thread
 from ._trio_thread import calling, in_trio_task, in_trio_thread, no_call

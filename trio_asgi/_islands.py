@@ -16,8 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import outcome
@@ -25,24 +23,14 @@ import trio
 
 from ._carry import restore_context
 from ._errors import leaves
-from ._native_calls import import_trio_asyncio
+from ._island_loop import below_asyncio, open_loop
 from ._trio_thread import in_trio_run, in_trio_task
-from ._worker import current_pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-
-    from trio_asyncio import TrioEventLoop
+    from collections.abc import Awaitable, Callable, Coroutine
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-logger = logging.getLogger("trio_asgi")
-
-#: Whether the nearest async code above is asyncio's: for `async_to_sync` in sync code.
-below_asyncio: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "trio_asgi.below_asyncio", default=False
-)
 
 
 def asyncio_island(
@@ -159,7 +147,7 @@ async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
         finally:
             below_asyncio.reset(marker)
 
-    loop = await _open_loop()
+    loop = await open_loop()
     errand = _Errand(run, asyncio.CancelledError)
     try:
         await loop.run_aio_coroutine(errand.run())
@@ -224,190 +212,3 @@ class _Errand:
         finally:
             # An error's traceback holds this frame: leave no cycle behind.
             del result
-
-
-# The loop
-
-
-class _Loop:
-    """The asyncio loop of one Trio run. A system task's, open until told to end."""
-
-    def __init__(self) -> None:
-        #: The loop, once opened; None if that failed.
-        self.loop: TrioEventLoop | None = None
-        self.is_open = trio.Event()
-        self.shall_close = trio.Event()
-        self.is_closed = trio.Event()
-
-    async def live(self) -> None:
-        """Be the system task."""
-        import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
-
-        try:
-            async with trio_asyncio.open_loop() as loop:
-                # trio-asyncio's own would end the loop, and with it the run.
-                loop.set_exception_handler(_log_error)
-                _let_nothing_end(loop)
-                await loop.synchronize()
-                self.loop = loop
-                self.is_open.set()
-                try:
-                    await self.shall_close.wait()
-                finally:
-                    # trio-asyncio would cancel these too, but also the Trio tasks that
-                    # their cleaning up may need.
-                    seconds = current_pool().shutdown_seconds
-                    with trio.move_on_after(seconds, shield=True):
-                        await loop.run_aio_coroutine(_cancel_other_tasks())
-        except Exception:
-            # A system task that fails would end the run.
-            logger.exception("The loop of the asyncio islands has ended")
-        finally:
-            self.loop = None
-            self.is_open.set()
-            self.is_closed.set()
-
-
-_loop: trio.lowlevel.RunVar[_Loop | None] = trio.lowlevel.RunVar(
-    "trio_asgi.island_loop"
-)
-
-
-async def _open_loop() -> TrioEventLoop:
-    """Return the loop that the program has opened around the task, or else ours."""
-    import_trio_asyncio()
-    import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
-
-    loop: TrioEventLoop | None = trio_asyncio.current_loop.get()
-    if loop is not None and loop._token is trio.lowlevel.current_trio_token():
-        return loop
-    holder = _loop.get(None)
-    if holder is None or holder.is_closed.is_set():
-        holder = _Loop()
-        try:
-            trio.lowlevel.spawn_system_task(holder.live)
-        except RuntimeError as error:
-            raise RuntimeError(
-                "An asyncio island was called at the end of the Trio run, when no loop "
-                "can be opened any more."
-            ) from error
-        _loop.set(holder)
-    await holder.is_open.wait()
-    if holder.loop is None:
-        raise RuntimeError("The loop of the asyncio islands could not be opened.")
-    return holder.loop
-
-
-async def _cancel_other_tasks() -> None:
-    """Cancel all tasks of this loop, and wait for them. An asyncio task."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-
-
-async def close_loop() -> None:
-    """Close the loop, if one was opened: cancel what runs in it, and wait for that."""
-    holder = _loop.get(None)
-    if holder is not None:
-        holder.shall_close.set()
-        await holder.is_closed.wait()
-
-
-def _log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Handle an error as asyncio's own loops do."""
-    asyncio.BaseEventLoop.default_exception_handler(loop, context)  # type: ignore[arg-type]
-
-
-def _let_nothing_end(loop: Any) -> None:
-    """Log what asyncio lets through, from a task that nobody awaits.
-
-    On a loop that has ended, all other islands would wait for ever.
-    """
-    from trio_asyncio._base import TrioAsyncioExit  # noqa: PLC0415 - see above
-
-    main_loop_one = loop._main_loop_one
-
-    async def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            await main_loop_one(*args, **kwargs)
-        except TrioAsyncioExit:  # its own way to stop
-            raise
-        except (SystemExit, KeyboardInterrupt):
-            logger.exception("A task of asyncio would have ended its loop")
-
-    loop._main_loop_one = guarded
-
-
-# Streams
-
-
-class IslandStream:
-    """An async iterator of asyncio's, for one Trio task.
-
-    Iterated, and closed, in one asyncio task, for what its code holds open from one
-    item to the next, a timeout for example, belongs to the task. Nothing runs ahead: an
-    item is made when it is asked for. A cancellation while it is made cancels the
-    asyncio task at `aclose`, which has to follow.
-    """
-
-    def __init__(self, iterator: AsyncIterator[Any]) -> None:
-        self._iterator = iterator
-        self._task: asyncio.Task[None] | None = None
-        #: Done when the next item is asked for, and when it has come.
-        self._asked: asyncio.Future[None]
-        self._given: asyncio.Future[outcome.Outcome[Any]]
-
-    def __aiter__(self) -> IslandStream:
-        return self
-
-    async def __anext__(self) -> Any:
-        loop = await _open_loop()
-        self._given = loop.create_future()
-        if self._task is None:
-            self._task = loop.create_task(self._iterate())
-        else:
-            self._asked.set_result(None)
-        given = await loop.run_aio_future(self._given)
-        try:
-            return given.unwrap()
-        finally:
-            # An error's traceback holds this frame: leave no cycle behind.
-            del given
-
-    async def aclose(self) -> None:
-        """Close the iterator; if it was begun, by cancelling it. Raises its errors."""
-        loop = await _open_loop()
-        if self._task is None:
-            self._task = loop.create_task(self._close())
-        else:
-            self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await loop.run_aio_future(self._task)
-
-    async def _iterate(self) -> None:
-        """Be the asyncio task."""
-        below_asyncio.set(True)
-        end: outcome.Outcome[Any] = outcome.Error(StopAsyncIteration())
-        try:
-            async for item in self._iterator:
-                self._asked = asyncio.get_running_loop().create_future()
-                self._give(outcome.Value(item))
-                await self._asked
-        except Exception as error:
-            if self._given.done():
-                raise  # from the closing
-            end = outcome.Error(error)
-        finally:
-            await self._close()
-        self._give(end)
-
-    async def _close(self) -> None:
-        aclose = getattr(self._iterator, "aclose", None)
-        if aclose is not None:
-            await aclose()
-
-    def _give(self, item: outcome.Outcome[Any]) -> None:
-        if not self._given.done():
-            self._given.set_result(item)

@@ -65,11 +65,13 @@ def import_trio_asyncio() -> None:
         if was_installed:
             install()
     in_trio = theirs._trio_policy.new_event_loop
-    elsewhere = theirs._original_policy.new_event_loop
 
     def new_event_loop() -> asyncio.AbstractEventLoop:
         loop: asyncio.AbstractEventLoop
-        loop = in_trio() if trio.lowlevel.in_trio_task() else elsewhere()
+        if trio.lowlevel.in_trio_task():
+            loop = in_trio()
+        else:  # the policy that is set, or was when trio-asyncio was imported
+            loop = theirs._new_policy_get().new_event_loop()
         return loop
 
     theirs._trio_policy.new_event_loop = new_event_loop

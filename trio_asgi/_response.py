@@ -12,7 +12,7 @@ import trio
 
 from . import _worker
 from ._beside import run_beside
-from ._islands import IslandStream
+from ._island_stream import IslandStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import SyncToAsync, markcoroutinefunction
 
 from ._carry import restore_context, restorer
+from ._island_loop import below_asyncio
 from ._islands import run_on_trio
 from ._trio_thread import calling, in_trio_run, in_trio_task
 from ._worker import current_pool, sensitive_loop
@@ -60,7 +61,12 @@ async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> A
 def _call_on_trio(bridge: Any, args: Any, kwargs: Any) -> Any:
     """Return what is to be awaited. Trio task, or asyncio's code in an island."""
     call = functools.partial(_sync_to_async, bridge, args, kwargs, sys.exc_info()[1])
-    return call() if in_trio_task() else run_on_trio(call)
+    if not in_trio_task():
+        return run_on_trio(call)
+    if below_asyncio.get():
+        # Inherited by a task that asyncio's code has started in a nursery of Trio's.
+        below_asyncio.set(False)
+    return call()
 
 
 async def _sync_to_async(

@@ -29,7 +29,8 @@ from django.urls import set_script_prefix
 from . import _bridge, _call, _worker, conf
 from ._errors import ClientDisconnected, leaves, raise_sole_error, reraise
 from ._exchange import Exchange
-from ._islands import asyncio_island, close_loop, is_asyncio_island, is_trio_island
+from ._island_loop import close_loop
+from ._islands import asyncio_island, is_asyncio_island, is_trio_island
 from ._lifespan import Lifespan
 from ._receive import read_body, wait_disconnect
 from ._request import ASGIRequest
@@ -49,6 +50,9 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 logger = logging.getLogger("django.request")
+
+#: Nothing of Trio's was cancelled then, and no server knows asyncio's error.
+_ASYNCIO_CANCELLED = "The asyncio code of {} was cancelled by other code of asyncio."
 
 
 def get_asgi_application() -> ASGIHandler:
@@ -175,7 +179,8 @@ class ASGIHandler(asgi.ASGIHandler):
                     response = await self.run_get_response(request)
                     if getattr(request, "in_island", False):
                         iterate_in_island(response)
-            except Exception as error:  # noqa: BLE001 - answered, and logged
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+                # Answered, and logged: also what asyncio's code in middleware raises.
                 response = _server_error(error, scope["path"], request)
             assert response is not None
             await self.send_response(response, sender)
@@ -281,11 +286,7 @@ class ASGIHandler(asgi.ASGIHandler):
             try:
                 request.view_response = response = await call(request, *args, **kwargs)
             except asyncio.CancelledError as error:
-                # Nothing of Trio's was cancelled, and no server knows this error.
-                raise RuntimeError(
-                    f"The asyncio code of {request.path} was cancelled by other code "
-                    "of asyncio."
-                ) from error
+                raise RuntimeError(_ASYNCIO_CANCELLED.format(request.path)) from error
             except BaseExceptionGroup as group:
                 _raise_from_group(group, request.path)
             except Exception as error:
@@ -341,7 +342,7 @@ async def _run_in_background(
     _call.current_loop.set(lease)
     try:
         await async_fn(*args)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
         logging.getLogger("trio_asgi").exception(
             "A background task failed: %r", async_fn
         )
@@ -351,7 +352,7 @@ async def _run_in_background(
 
 
 def _server_error(
-    error: Exception, path: str, request: ASGIRequest | None
+    error: BaseException, path: str, request: ASGIRequest | None
 ) -> HttpResponseBase:
     """Answer what Django did not: an error in a receiver, or in its own error handling.
 
@@ -378,6 +379,8 @@ def _raise_from_group(group: BaseExceptionGroup[BaseException], path: str) -> No
             if rest is not None:
                 _log_lost(rest, path)
             reraise(leaves(cancelled)[0])
+        if group.split(asyncio.CancelledError)[0] is not None:
+            raise RuntimeError(_ASYNCIO_CANCELLED.format(path)) from group
         raise_sole_error(group)
         raise group
     finally:

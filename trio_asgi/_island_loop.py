@@ -1,0 +1,160 @@
+"""The asyncio loop of a Trio run's islands: when it opens, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._native_calls import import_trio_asyncio
+from ._worker import current_pool
+
+if TYPE_CHECKING:
+    from trio_asyncio import TrioEventLoop
+
+logger = logging.getLogger("trio_asgi")
+
+#: Whether the nearest async code above is asyncio's: for `async_to_sync` in sync code.
+below_asyncio: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "trio_asgi.below_asyncio", default=False
+)
+
+
+class _Loop:
+    """The asyncio loop of one Trio run. A system task's, open until told to end."""
+
+    def __init__(self) -> None:
+        #: The loop, while it is open to islands; None also if opening it failed.
+        self.loop: TrioEventLoop | None = None
+        self.is_open = trio.Event()
+        self.shall_close = trio.Event()
+        self.is_closed = trio.Event()
+
+    async def live(self) -> None:
+        """Be the system task."""
+        import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
+
+        try:
+            async with trio_asyncio.open_loop() as loop:
+                # trio-asyncio's own would end the loop, and with it the run.
+                loop.set_exception_handler(_log_error)
+                _let_nothing_end(loop)
+                _call_back_in(loop)
+                await loop.synchronize()
+                self.loop = loop
+                self.is_open.set()
+                try:
+                    await self.shall_close.wait()
+                finally:
+                    # trio-asyncio would cancel these too, but also the Trio tasks that
+                    # their cleaning up may need.
+                    seconds = current_pool().shutdown_seconds
+                    with trio.move_on_after(seconds, shield=True):
+                        await loop.run_aio_coroutine(_cancel_other_tasks())
+                    # What would begin now, nobody would cancel or wait for.
+                    self.loop = None
+        except Exception:
+            # A system task that fails would end the run.
+            logger.exception("The loop of the asyncio islands has ended")
+        finally:
+            self.loop = None
+            self.is_open.set()
+            self.is_closed.set()
+
+
+_loop: trio.lowlevel.RunVar[_Loop | None] = trio.lowlevel.RunVar(
+    "trio_asgi.island_loop"
+)
+
+
+async def open_loop() -> TrioEventLoop:
+    """Return the loop that the program has opened around the task, or else ours."""
+    import_trio_asyncio()
+    import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
+
+    loop: TrioEventLoop | None = trio_asyncio.current_loop.get()
+    if loop is not None and loop._token is trio.lowlevel.current_trio_token():
+        return loop
+    holder = _loop.get(None)
+    if holder is None or holder.is_closed.is_set():
+        holder = _Loop()
+        try:
+            trio.lowlevel.spawn_system_task(holder.live)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "An asyncio island was called at the end of the Trio run, when no loop "
+                "can be opened any more."
+            ) from error
+        _loop.set(holder)
+    await holder.is_open.wait()
+    if holder.loop is None:
+        raise RuntimeError(
+            "The loop of the asyncio islands could not be opened, or is being closed."
+        )
+    return holder.loop
+
+
+async def _cancel_other_tasks() -> None:
+    """Cancel all tasks of this loop, and wait for them. An asyncio task."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def close_loop() -> None:
+    """Close the loop, if one was opened: cancel what runs in it, and wait for that."""
+    holder = _loop.get(None)
+    if holder is not None:
+        holder.shall_close.set()
+        await holder.is_closed.wait()
+
+
+def _log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle an error as asyncio's own loops do."""
+    asyncio.BaseEventLoop.default_exception_handler(loop, context)  # type: ignore[arg-type]
+
+
+def _let_nothing_end(loop: Any) -> None:
+    """Log what asyncio lets through, from a task that nobody awaits.
+
+    On a loop that has ended, all other islands would wait for ever.
+    """
+    from trio_asyncio._base import TrioAsyncioExit  # noqa: PLC0415 - see above
+
+    main_loop_one = loop._main_loop_one
+
+    async def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            await main_loop_one(*args, **kwargs)
+        except TrioAsyncioExit:  # its own way to stop
+            raise
+        except (SystemExit, KeyboardInterrupt):
+            logger.exception("A task of asyncio would have ended its loop")
+
+    loop._main_loop_one = guarded
+
+
+def _call_back_in(loop: Any) -> None:
+    """Have the loop's own task call what waits for a file, as it calls all else.
+
+    trio-asyncio does that in a Trio task which has the context of the one who asked:
+    there this loop does not run, since nobody has it around the program.
+    """
+    add_io_handler = loop._add_io_handler
+
+    def add(
+        set_handle: Any, wait_ready: Any, fd: Any, callback: Any, args: tuple[Any, ...]
+    ) -> Any:
+        def call() -> None:
+            if not handle._cancelled:
+                callback(*args)
+
+        handle = add_io_handler(set_handle, wait_ready, fd, loop.call_soon, (call,))
+        return handle
+
+    loop._add_io_handler = add
