@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .sqlite import CACHES, PASSWORD_HASHERS, SECRET_KEY, USE_TZ
-
-__all__ = ["CACHES", "DATABASES", "PASSWORD_HASHERS", "SECRET_KEY", "USE_TZ"]
+from .sqlite import *  # noqa: F403 - Django's settings are such names
 
 
 def _database(name: str) -> dict[str, Any]:

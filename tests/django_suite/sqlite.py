@@ -12,6 +12,8 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
+import django
+
 DATABASES = {
     "default": {"ENGINE": "django.db.backends.sqlite3"},
     "other": {"ENGINE": "django.db.backends.sqlite3"},
@@ -19,6 +21,8 @@ DATABASES = {
 SECRET_KEY = "django_tests_secret_key"  # noqa: S105 - of no worth
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 USE_TZ = False
+if django.VERSION < (6, 0):
+    DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 
 
 #: The packages that clients of caches need, and Django's backends for them.
