@@ -825,6 +825,43 @@ def test_a_policy_of_the_program_makes_the_loops() -> None:
     assert output == "made by the policy\n"
 
 
+def test_functions_that_were_imported_by_name() -> None:
+    """Who has asyncio's functions from before the first island can call them there."""
+    output = run_script(
+        """
+        import asyncio, threading, trio, trio_asgi
+        from asyncio import current_task, get_running_loop, sleep
+
+        async def island():
+            loop = get_running_loop()
+            assert current_task() is not None
+            called = loop.create_future()
+            loop.call_later(0.001, lambda: called.set_result(get_running_loop()))
+            assert await called is loop
+            called = loop.create_future()
+
+            def call():
+                called.set_result(get_running_loop())
+
+            threading.Thread(target=loop.call_soon_threadsafe, args=(call,)).start()
+            assert await called is loop
+            await sleep(0)
+            return "called"
+
+        async def main():
+            print(await trio_asgi.asyncio_island(island)())
+            try:
+                get_running_loop()
+            except RuntimeError as error:
+                print(error)
+
+        trio_asgi.install()
+        trio.run(main)
+        """
+    )
+    assert output == "called\nno running event loop\n"
+
+
 def test_the_package_does_not_load_trio_asyncio() -> None:
     """Who has no islands keeps asyncio as it was made."""
     output = run_script(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class _Loop:
                 loop.set_exception_handler(_log_error)
                 _let_nothing_end(loop)
                 _call_back_in(loop)
+                _show_in_c(loop)
                 await loop.synchronize()
                 self.loop = loop
                 self.is_open.set()
@@ -158,3 +160,31 @@ def _call_back_in(loop: Any) -> None:
         return handle
 
     loop._add_io_handler = add
+
+
+def _show_in_c(loop: Any) -> None:
+    """Let functions that were imported from asyncio by name find the loop.
+
+    trio-asyncio answers where the module `asyncio` is asked. ``from asyncio import
+    get_running_loop``, if it came first, has asyncio's own, which looks elsewhere.
+    """
+    from trio_asyncio._loop import _orig_run_get  # noqa: PLC0415 - see above
+
+    queue_handle, call_soon_threadsafe = loop._queue_handle, loop.call_soon_threadsafe
+
+    def call(callback: Any, *args: Any) -> Any:
+        outer = _orig_run_get()  # of a host, in Trio's guest mode
+        asyncio._set_running_loop(loop)
+        try:
+            return callback(*args)
+        finally:
+            asyncio._set_running_loop(outer)
+
+    def queue(handle: Any) -> Any:
+        # Its other kinds run a coroutine of Trio's.
+        if type(handle) in (asyncio.Handle, asyncio.TimerHandle):
+            handle._callback = functools.partial(call, handle._callback)
+        return queue_handle(handle)
+
+    loop._queue_handle = queue
+    loop.call_soon_threadsafe = functools.partial(call_soon_threadsafe, call)
