@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +18,7 @@ import asgiref.timeout
 import pytest
 
 import trio_asgi.testing
+from suite_support import hand_out
 from trio_asgi._call import CallLoop, current_loop
 from trio_asgi._trio_thread import calling, in_trio_task
 from trio_asgi._worker import current_pool
@@ -28,7 +26,7 @@ from trio_asgi._worker import current_pool
 from . import asyncio_on_trio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
 
 class _Executors:
@@ -69,38 +67,4 @@ def install(tests: Path) -> None:
     stub: Any = ModuleType("pytest_asyncio")
     stub.fixture = pytest.fixture
     sys.modules["pytest_asyncio"] = stub
-    sys.meta_path.insert(0, _Finder(tests))
-
-
-class _Finder(MetaPathFinder):
-    """Finds asgiref's test modules, and nothing else."""
-
-    def __init__(self, tests: Path) -> None:
-        self._tests = tests
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target)
-        if (
-            spec is None
-            or type(spec.loader) is not SourceFileLoader
-            or Path(spec.loader.path).parent != self._tests
-        ):
-            return None
-        spec.loader = _Loader(spec.loader.name, spec.loader.path)
-        return spec
-
-
-class _Loader(SourceFileLoader):
-    """Loads a module, and then gives it the counterparts."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        for name, value in list(vars(module).items()):
-            for original, counterpart in counterparts():
-                if value is original:
-                    setattr(module, name, counterpart)
+    hand_out(tests, counterparts)

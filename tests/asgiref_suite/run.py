@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import asgiref
 
 from django_suite.journal import Journal, Test
+from suite_support import fetch_tests
 
 from .excluded import reason
 
@@ -80,7 +80,7 @@ def _reason(test: Test) -> str | None:
 def main() -> None:
     """Do what the command line asks for."""
     options, arguments = parse_arguments()
-    tests = fetch_tests(options.sources.resolve())
+    tests = fetch_tests("asgiref", asgiref.__version__, options.sources.resolve())
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder, "journal"))
         journal.path.touch()
@@ -111,24 +111,6 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         "--sources", type=Path, default=SOURCES, help="where downloads are kept"
     )
     return parser.parse_known_args()
-
-
-def fetch_tests(sources: Path) -> Path:
-    """Return the ``tests`` folder of the installed asgiref, downloading it once."""
-    version = asgiref.__version__
-    folder = sources / f"asgiref-{version}"
-    if not folder.exists():
-        sources.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=sources) as temporary:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            only_source = ["--no-binary", ":all:"]
-            target = ["-d", temporary, f"asgiref=={version}"]
-            subprocess.run([*pip, *only_source, *target], check=True)
-            (archive,) = Path(temporary).glob("*.tar.gz")
-            shutil.unpack_archive(archive, temporary, filter="data")
-            (unpacked,) = (path for path in Path(temporary).iterdir() if path.is_dir())
-            unpacked.rename(folder)
-    return folder / "tests"
 
 
 if __name__ == "__main__":

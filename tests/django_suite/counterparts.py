@@ -8,10 +8,6 @@ not be weaker than the original: whatever is not listed here fails by name.
 from __future__ import annotations
 
 import asyncio
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asgiref.testing
@@ -22,10 +18,11 @@ import trio
 
 import trio_asgi
 import trio_asgi.testing
+from suite_support import hand_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
 
 class Event:
@@ -100,38 +97,4 @@ def counterparts() -> list[tuple[object, object]]:
 
 def install(tests: Path) -> None:
     """Hand out the counterparts to all modules that are imported from ``tests``."""
-    sys.meta_path.insert(0, _Finder(tests))
-
-
-class _Finder(MetaPathFinder):
-    """Finds the modules of Django's tests, and nothing else."""
-
-    def __init__(self, tests: Path) -> None:
-        self._tests = tests
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target)
-        if (
-            spec is None
-            or type(spec.loader) is not SourceFileLoader
-            or self._tests not in Path(spec.loader.path).parents
-        ):
-            return None
-        spec.loader = _Loader(spec.loader.name, spec.loader.path)
-        return spec
-
-
-class _Loader(SourceFileLoader):
-    """Loads a module, and then gives it the counterparts."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        for name, value in list(vars(module).items()):
-            for original, counterpart in counterparts():
-                if value is original:
-                    setattr(module, name, counterpart)
+    hand_out(tests, counterparts)

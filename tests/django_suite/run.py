@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import django
+
+from suite_support import fetch_tests
 
 from .journal import Journal, Test, Verdict, count_failed, lost_passes
 
@@ -89,7 +90,7 @@ class Suite:
 def main() -> None:
     """Do what the command line asks for."""
     options = parse_arguments()
-    tests = fetch_tests(options.sources.resolve())
+    tests = fetch_tests("Django", django.get_version(), options.sources.resolve())
     labels = options.labels or async_labels(tests)
     suite = Suite(
         tests, options.database, [] if options.all else labels, options.parallel
@@ -149,24 +150,6 @@ def parse_arguments() -> argparse.Namespace:
         "--sources", type=Path, default=SOURCES, help="where downloads are kept"
     )
     return parser.parse_args()
-
-
-def fetch_tests(sources: Path) -> Path:
-    """Return the ``tests`` folder of the installed Django, downloading it once."""
-    version = django.get_version()
-    folder = sources / f"django-{version}"
-    if not folder.exists():
-        sources.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=sources) as temporary:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            only_source = ["--no-binary", ":all:"]
-            target = ["-d", temporary, f"Django=={version}"]
-            subprocess.run([*pip, *only_source, *target], check=True)
-            (archive,) = Path(temporary).glob("*.tar.gz")
-            shutil.unpack_archive(archive, temporary, filter="data")
-            (unpacked,) = (path for path in Path(temporary).iterdir() if path.is_dir())
-            unpacked.rename(folder)
-    return folder / "tests"
 
 
 def async_labels(tests: Path) -> list[str]:
