@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from asgiref.sync import SyncToAsync
 
-from ._call import current_loop
+from ._call import current_loop, switch_context
 from ._carry import restore_context
 from ._errors import raise_sole_error
 from ._executor import ExecutorInbox
@@ -38,34 +38,35 @@ def patch_get_running_loop(original: Any) -> Any:
     return get_running_loop
 
 
-class AsyncioForLocal:
-    """The module `asyncio` for `asgiref.local`, where ``thread_critical`` asks it."""
+class _Asyncio:
+    """The module `asyncio`, but for what a subclass does instead."""
 
     def __init__(self, original: ModuleType) -> None:
         self._original = original
-        self.get_running_loop = patch_get_running_loop(original.get_running_loop)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
 
+class AsyncioForLocal(_Asyncio):
+    """The module `asyncio` for `asgiref.local`, where ``thread_critical`` asks it."""
+
+    def __init__(self, original: ModuleType) -> None:
+        super().__init__(original)
+        self.get_running_loop = patch_get_running_loop(original.get_running_loop)
+
+
 # Signals
 
 
-class AsyncioForSignals:
+class AsyncioForSignals(_Asyncio):
     """The module `asyncio` for `django.dispatch.dispatcher`, up to Django 6.0."""
-
-    def __init__(self, original: ModuleType) -> None:
-        self._original = original
 
     def gather(self, *awaitables: Any) -> Any:
         """Do as `asyncio.gather`, or await all in a nursery."""
         if in_trio_task():
             return _gather(*awaitables)
         return self._original.gather(*awaitables)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
 
 
 def patch_run_parallel(original: Any) -> Any:
@@ -91,9 +92,7 @@ async def _gather(*awaitables: Any, share_context: bool = False) -> list[Any]:
 
     async def run(index: int, awaitable: Any) -> None:
         if share_context:
-            trio.lowlevel.current_task().context = context
-            # A task enters its new context when it is next switched to.
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await switch_context(context)
         results[index] = await awaitable
 
     try:

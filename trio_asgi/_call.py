@@ -33,14 +33,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 import outcome
 import trio
 
-from ._trio_thread import (
-    Run,
-    RunSync,
-    interrupts,
-    no_call,
-    thread_state,
-    trios_notes,
-)
+from ._trio_thread import Run, RunSync, interrupts, no_call, thread_state, trios_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +50,18 @@ _SIGNAL_SECONDS = 0.2
 current_loop: contextvars.ContextVar[CallLoop | None] = contextvars.ContextVar(
     "trio_asgi.current_loop", default=None
 )
+
+
+async def switch_context(context: contextvars.Context) -> contextvars.Context:
+    """Have the running task go on in another context; return the one it had.
+
+    No cancellation reaches this.
+    """
+    task = trio.lowlevel.current_task()
+    outer, task.context = task.context, context
+    # A task enters its new context when it is next switched to.
+    await trio.lowlevel.cancel_shielded_checkpoint()
+    return outer
 
 
 class Inbox(Protocol):

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asgiref.sync
 
-from ._errors import reraise
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
@@ -44,11 +42,11 @@ def carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]]
         restore_context(contextvars.copy_context())
         if error is None:
             return await awaitable
-        traceback = error.__traceback__
+        restore_error = restorer(error)
         try:
-            reraise(error)
+            raise error
         except BaseException:  # noqa: BLE001 - only there to be the current one
-            error.__traceback__ = traceback
+            restore_error()
             return await awaitable
 
     return run

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import outcome
 import trio
 
-from ._call import Ended, current_loop, serve
+from ._call import Ended, current_loop, serve, switch_context
 from ._trio_thread import interrupts, no_call
 from ._worker import current_pool
 
@@ -88,7 +88,7 @@ class NewRun:
         return self._result.pop(), self._context
 
     def _raise_interrupt(self) -> NoReturn:
-        """Raise KeyboardInterrupt; in the context of what the coroutine has raised."""
+        """Raise KeyboardInterrupt; its cause is what the coroutine has raised."""
         try:
             for result in self._result:
                 result.unwrap()
@@ -104,16 +104,13 @@ class NewRun:
             self._scope.cancel()
         pool = current_pool()
         pool.work_for(self._inbox)
-        task = trio.lowlevel.current_task()
-        outer, task.context = task.context, self._context
-        # A task enters its new context when it is next switched to.
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        outer = await switch_context(self._context)
         # Here code has a thread already: that of the caller.
         marker = current_loop.set(pool.program_lease())
         with self._scope:
             self._result.append(await outcome.acapture(self._afn.pop()))
         current_loop.reset(marker)
-        task.context = outer
+        trio.lowlevel.current_task().context = outer
 
     @contextmanager
     def _handle_interrupts(self) -> Iterator[None]:

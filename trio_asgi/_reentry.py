@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import outcome
 import trio
 
-from ._call import CallLoop, Ended, current_loop, serve
+from ._call import CallLoop, Ended, current_loop, serve, switch_context
 from ._trio_thread import Run, calling, interrupts, trios_notes
 
 if TYPE_CHECKING:
@@ -70,14 +70,11 @@ class Reentry:
         self.call.inner = self.loop
         # The thread only waits now, and must not keep others from running.
         pool.release_token(self.call)
-        task = trio.lowlevel.current_task()
-        outer, task.context = task.context, self.context
-        # A task enters its new context when it is next switched to.
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        outer = await switch_context(self.context)
         marker = current_loop.set(self.loop)
         result = await outcome.acapture(self._unprotected)
         current_loop.reset(marker)
-        task.context = outer
+        trio.lowlevel.current_task().context = outer
         with trio.CancelScope(shield=True):
             # In this order: who has the turn in the loop may wait for a token.
             await self.loop.close()

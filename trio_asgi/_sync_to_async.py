@@ -96,7 +96,7 @@ def _check_deadlock(loop: CallLoop) -> None:
     for the thread in turn, neither goes on.
     """
     call = _call_above.get()()
-    is_programs = loop is current_pool()._program_lease
+    is_programs = loop is loop.pool._program_lease
     if is_programs and call is not None and loop.running is call:
         raise RuntimeError(
             "Single thread executor already being used, would deadlock: the sync code "
