@@ -163,9 +163,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Measure, in ratios; see the folder ``benchmarks``."""
-    install_wheel(session)
-    session.run("python", "benchmarks/bridge_cost.py", *session.posargs)
+    """Measure everything, in ratios; see benchmarks/README.md."""
+    session.install(*group("benchmarks"))
+    install_wheel(session, "hypercorn")
+    session.run("python", "benchmarks/run.py", *session.posargs)
 
 
 @nox.session

@@ -105,7 +105,7 @@ async def receive_answer(communicator: ApplicationCommunicator) -> Answer:
     """Receive messages up to the one that completes the response."""
     answer = Answer()
     while not answer.is_complete:
-        answer.messages.append(await communicator.receive_output())
+        answer.messages.append(await communicator.receive_output(timeout=10))
     return answer
 
 

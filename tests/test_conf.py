@@ -16,8 +16,9 @@ WRONG: list[tuple[Any, str, str]] = [
     (
         {"TREADS": 1},
         "E002",
-        "TRIO_ASGI has no key 'TREADS'. Known keys: THREADS, THREAD_IDLE_SECONDS, "
-        "ASYNCIO_VIEWS, NEW_LOOPS, CLEANUP_SECONDS, SHUTDOWN_SECONDS.",
+        "TRIO_ASGI has no key 'TREADS'. Known keys: THREADS, LEASES, "
+        "THREAD_IDLE_SECONDS, ASYNCIO_VIEWS, NEW_LOOPS, CLEANUP_SECONDS, "
+        "SHUTDOWN_SECONDS.",
     ),
     (
         {"THREADS": 0},
@@ -33,6 +34,12 @@ WRONG: list[tuple[Any, str, str]] = [
         {"THREADS": True},
         "E003",
         "TRIO_ASGI['THREADS'] must be a whole number of threads, 1 or more, not True.",
+    ),
+    (
+        {"LEASES": 0},
+        "E003",
+        "TRIO_ASGI['LEASES'] must be a whole number of leases, 1 or more, or None for "
+        "no bound, not 0.",
     ),
     (
         {"THREAD_IDLE_SECONDS": -1},

@@ -106,7 +106,7 @@ async def make_lease() -> Lease:
 
 def exchange(client: Client, lease: Lease, **options: Any) -> Exchange:
     """Prepare an exchange with a client."""
-    defaults: dict[str, Any] = {"is_complete": lambda: False, "patience": 60}
+    defaults: dict[str, Any] = {"is_complete": lambda: False, "patience": lambda: 60}
     return Exchange(
         wait_disconnect=client.wait_disconnect, lease=lease, **{**defaults, **options}
     )
@@ -235,6 +235,8 @@ async def test_the_server_cancels(client: Client, lease: Lease) -> None:
     order: list[str] = []
 
     async def respond() -> None:
+        # Let the watcher come, which a response that ends at once has none of.
+        await wait_all_tasks_blocked()
         scope.cancel()
         await wait_cancelled(lambda: order.append("respond"))
 
@@ -332,7 +334,7 @@ def test_the_server_has_patience_with_sync_code() -> None:
             async with trio.open_nursery() as nursery:
 
                 async def request() -> None:
-                    await exchange(client, lease, patience=60).run(respond)
+                    await exchange(client, lease, patience=lambda: 60).run(respond)
 
                 async def respond() -> None:
                     await lease.run_sync(code)

@@ -17,6 +17,7 @@ from thread_support import (
     SECONDS,
     Gate,
     assert_ending,
+    cancel_later,
     in_task,
     in_thread,
     join,
@@ -758,13 +759,6 @@ class Visitor:
             except LookupError:
                 self.ended = "failed"
             nursery.cancel_scope.cancel()
-
-
-async def cancel_later(scope: trio.CancelScope, steps: int) -> None:
-    """Cancel a scope after some steps of the scheduler."""
-    for _ in range(steps):
-        await trio.lowlevel.checkpoint()
-    scope.cancel()
 
 
 @pytest.mark.parametrize("seed", range(3))

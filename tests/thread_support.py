@@ -193,3 +193,10 @@ async def wait_all_tasks_blocked_and(then: Callable[[], object]) -> None:
     """Do something as soon as everybody waits."""
     await wait_all_tasks_blocked()
     then()
+
+
+async def cancel_later(scope: trio.CancelScope, steps: int) -> None:
+    """Cancel a scope after some steps of the scheduler."""
+    for _ in range(steps):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()

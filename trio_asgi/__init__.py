@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._bridge import install as install, uninstall as uninstall
     from ._islands import asyncio_island as asyncio_island, trio_island as trio_island
+    from ._release import release_thread as release_thread
     from ._request import ASGIRequest as ASGIRequest
     from ._serve import serve as serve
     from .handler import (
@@ -34,6 +35,7 @@ _MODULES = {
     "asyncio_island": "_islands",
     "get_asgi_application": "handler",
     "install": "_bridge",
+    "release_thread": "_release",
     "serve": "_serve",
     "trio_island": "_islands",
     "uninstall": "_bridge",

@@ -2,25 +2,36 @@
 
 run(respond)                      a watcher, in the same nursery
 ────────────                      ──────────────────────────────
-respond() runs                    waits for the disconnect
+respond() runs                    comes when respond() has to wait for something,
+                                  and waits for the disconnect
    ◄──────────── cancels ───────  the client has left
 respond() has ended ─ cancels ─►
    ◄───── stops waiting for ────  the server has cancelled both, and the patience
           its thread              with sync code, which runs on, is at its end
+
+A last message that is not taken for a second lets another task come, which ends what
+can be ended before it is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextvars
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ._beside import run_beside
+from ._beside import run_in_nursery
+from ._lookout import current_lookout
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from ._worker import Lease
+
+
+#: For how long a last message may wait for the client, before the rest is ended.
+SEND_SECONDS: Final = 1.0
 
 
 class Exchange:
@@ -36,7 +47,7 @@ class Exchange:
         wait_disconnect: Callable[[], Awaitable[None]],
         is_complete: Callable[[], bool],
         lease: Lease,
-        patience: float,
+        patience: Callable[[], float],
     ) -> None:
         """Prepare, and start nothing yet.
 
@@ -45,19 +56,23 @@ class Exchange:
             is_complete: Tells whether all of the response was handed to the server.
                 Then a disconnect is no abort, and must not cancel the last send.
             lease: Whose thread the request's sync code runs in.
-            patience: For how many seconds to wait for sync code that runs on when the
-                server cancels the request, as it does at its shutdown.
+            patience: Tells for how many seconds to wait for sync code that runs on when
+                the server cancels the request, as it does at its shutdown.
         """
         self._wait_disconnect = wait_disconnect
         self._is_complete = is_complete
         self._lease = lease
         self._patience = patience
+        #: Whether it is worth watching: until the response is made, if it is in one
+        #: piece, and else until it is sent.
         self._answering = True
         self._error: Exception | None = None
         #: What a disconnect cancels.
         self._scope = trio.CancelScope()
         #: Where the watcher waits on after the server has cancelled the request.
-        self._last_wait = trio.CancelScope(shield=True)
+        self._last_wait: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
+        self._context = contextvars.copy_context()
 
     async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
         """Run ``respond()`` to its end, or until a disconnect has cut it short.
@@ -71,11 +86,7 @@ class Exchange:
             with self._scope:
                 await respond()
 
-        def stop_watching() -> None:
-            self._answering = False
-            self._last_wait.cancel()
-
-        await run_beside(self._watch, respond_in_scope, stop=stop_watching)
+        await run_in_nursery(self._begin, respond_in_scope, stop=self.stop_watching)
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -83,6 +94,50 @@ class Exchange:
         finally:
             # Its traceback holds this frame: leave no cycle behind.
             del error
+
+    @contextmanager
+    def sending_last(self, end_early: Callable[[], Awaitable[None]]) -> Iterator[None]:
+        """Surround the sending of a response in one piece.
+
+        Servers block the last message, and cannot be cancelled, while the client does
+        not read.
+
+        Args:
+            end_early: Called once, in a task of its own, if it takes longer than
+                `SEND_SECONDS`. It is waited for, and must not raise.
+        """
+        nursery, lookout = self._nursery, current_lookout()
+        # With what the request has left in it, as the caches that it has used.
+        context = contextvars.copy_context()
+        assert nursery is not None
+
+        def begin() -> None:
+            context.run(nursery.start_soon, end_early)
+
+        lookout.call_after(begin, trio.current_time() + SEND_SECONDS)
+        try:
+            yield
+        finally:
+            lookout.forget(begin)
+
+    def _begin(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        current_lookout().call_soon(self._begin_to_watch)
+
+    def _begin_to_watch(self) -> None:
+        if self._answering:
+            assert self._nursery is not None
+            self._context.run(self._nursery.start_soon, self._watch)
+
+    def stop_watching(self) -> None:
+        """Let no watcher come any more.
+
+        Called too when the response is made, if it is in one piece: what is left then
+        is one message, whose sending no server cancels. A watcher that is there stays.
+        """
+        self._answering = False
+        if self._last_wait is not None:
+            self._last_wait.cancel()
 
     async def _watch(self) -> None:
         try:
@@ -97,7 +152,7 @@ class Exchange:
             await trio.sleep_forever()
         except trio.Cancelled:
             if self._answering:
-                with self._last_wait:
-                    await trio.sleep(self._patience)
+                with trio.CancelScope(shield=True) as self._last_wait:
+                    await trio.sleep(self._patience())
                     self._lease.stop_waiting()
             raise

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor, Future
 
-    from ._call import Call
+    from ._hosting import Call
 
 
 class ExecutorInbox:

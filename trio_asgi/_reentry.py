@@ -19,7 +19,7 @@ from ._trio_thread import Run, calling, interrupts, trios_notes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ._call import Call
+    from ._hosting import Call
 
 T = TypeVar("T")
 

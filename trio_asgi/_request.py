@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from django.http import HttpResponseBase
 
+    from ._signals import RequestSignals
     from ._types import Scope
 
 
@@ -27,6 +28,9 @@ class ASGIRequest(asgi.ASGIRequest):
     #: The view's response, for closing if the request is cancelled before the handler
     #: has it. Set by the handler.
     view_response: HttpResponseBase | None = None
+
+    #: Its two signals. Set by the handler.
+    _signals: RequestSignals | None = None
 
     #: Whether the view is asyncio's, and with it what it streams. Set by the handler.
     in_island = False

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import outcome
 import trio
 
-from . import _worker
 from ._beside import run_beside
+from ._hop import hop
 from ._island_stream import IslandStream
 
 if TYPE_CHECKING:
@@ -189,9 +189,8 @@ class ThreadStream:
         self._news.set()
 
     async def _pull_all(self) -> None:
-        loop = _worker.sensitive_loop()
         while not self._exhausted:
-            await loop.run_sync(self._pull)
+            await hop(self._pull)
             while self._pulled - self._sent > self.PULL_BYTES // 2:
                 self._taken = trio.Event()
                 await self._taken.wait()

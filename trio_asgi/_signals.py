@@ -1,46 +1,116 @@
-"""``request_started`` and ``request_finished``: once each, in the request's thread."""
+"""``request_started`` and ``request_finished``: once each, in the request's thread.
+
+Django itself connects receivers to both, which tidy up the thread: its database
+connections, the caches, the URLconf. As long as nobody else listens, and there is
+nothing to tidy up, no thread has to be taken for them. So ``request_started`` is sent
+when a thread is taken, before anything else runs there, and ``request_finished`` is
+left out if it would do nothing.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.core import signals
-from django.db import connections
+from django.core.cache import caches, close_caches
+from django.core.cache.backends.base import BaseCache
+from django.core.handlers.asgi import ASGIRequest
+from django.core.handlers.base import reset_urlconf
+from django.db import close_old_connections, connections, reset_queries
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.urls import set_urlconf
 
+from ._carry import with_locals
+from ._hop import hop
 from ._worker import current_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from django.http import HttpResponseBase
+    from django.dispatch import Signal
 
     from ._types import Scope
+    from ._worker import Lease
+
+
+logger = logging.getLogger("trio_asgi")
+
+_UNTIDY: Final = -1
 
 
 class RequestSignals:
-    """The two signals of one request. Used in the request's worker thread."""
+    """The two signals of one request.
 
-    def __init__(self, sender: type[Any], *, keep_connections: bool = False) -> None:
-        """Send nothing yet.
+    Made and asked in the request's task; what says "worker thread" runs in its thread,
+    while that task waits.
+    """
+
+    def __init__(self, sender: type[Any], scope: Scope, lease: Lease) -> None:
+        """Send nothing yet, but when the lease takes its thread.
 
         Args:
             sender: The handler's class, which is the sender of both.
-            keep_connections: Whether the thread and its connections are a test's: then
-                Django's receiver of both signals must not close them.
+            scope: The request's scope, which goes with ``request_started``.
+            lease: Leads to the request's thread. If that and its connections are a
+                test's, Django's receiver of both signals must not close them.
         """
         self._sender = sender
-        self._around = _keep_connections if keep_connections else nullcontext
-        #: Whether the request has started, and its end is still to be signalled.
-        self.pending = False
+        self._scope = scope
+        self._lease = lease
+        self._around = _keep_connections if lease.borrowed else nullcontext
+        self._started = False
+        self._finished = False
+        #: After how many calls the thread was found to be tidy.
+        self._tidy_calls = 0
+        #: Whether somebody waits for ``request_started``: it comes before all else.
+        self.start_first = not _djangos_of_start.are_alone()
+        lease.on_take = with_locals(self._send_started)
+        lease.on_return = self._note_tidiness
 
-    def send_started(self, scope: Scope) -> None:
+    @property
+    def pending(self) -> bool:
+        """Whether the request's end is still to be signalled."""
+        return not self._finished and (self._started or not self.start_first)
+
+    async def start(self) -> None:
+        """Send ``request_started`` now, if somebody waits for it."""
+        if self.start_first and not self._started:
+            await hop(lambda: None)  # the lease's `on_take` does it
+
+    def release_thread_early(self, response: HttpResponseBase) -> bool:
+        """Give the thread back if nothing of the request is left in it; say whether."""
+        if not self.needs_no_thread(response):
+            return False
+        self._lease.release_idle_thread(on_take=close_old_connections)
+        return True
+
+    def finish_nowait(self, response: HttpResponseBase | None) -> bool:
+        """End the request here if its thread has nothing to do; say whether."""
+        if not self.needs_no_thread(response):
+            return False
+        self._finished = True
+        if response is not None:
+            _close_on_loop(response)
+        set_urlconf(None)
+        return True
+
+    async def finish(self, response: HttpResponseBase | None) -> None:
+        """Close the response and send ``request_finished``, once, if it has started."""
+        if self.pending:
+            await hop(lambda: self.send_finished(response))
+
+    def _send_started(self) -> None:
         """Send ``request_started``. Worker thread."""
         # Noted first: even if a receiver fails, others may have been called, and want
         # to hear of the end.
-        self.pending = True
+        self._started = True
         with self._around():
-            signals.request_started.send(sender=self._sender, scope=scope)
+            signals.request_started.send(sender=self._sender, scope=self._scope)
 
     def send_finished(self, response: HttpResponseBase | None) -> None:
         """Close the response, if there is one, and send ``request_finished`` once.
@@ -49,14 +119,155 @@ class RequestSignals:
         """
         if not self.pending:
             return
-        self.pending = False
+        self._finished = True
+        try:
+            with self._around():
+                if response is None:
+                    signals.request_finished.send(sender=self._sender)
+                else:
+                    # Django sends the signal from there.
+                    response._handler_class = self._sender  # type: ignore[attr-defined]
+                    response.close()
+        finally:
+            if not self._lease.borrowed:
+                drop_transactions()
+
+    def tidy_early(self, response: HttpResponseBase) -> None:
+        """Tidy the thread up while the request is there. Worker thread.
+
+        So its end needs no hop, if nothing else of the request runs there after this.
+        """
+        if _closes_nothing(response) and _djangos_of_finish.are_alone():
+            self._tidy_up()
+
+    def _tidy_up(self) -> None:
         with self._around():
-            if response is None:
-                signals.request_finished.send(sender=self._sender)
-            else:
-                # Django sends the signal from there.
-                response._handler_class = self._sender  # type: ignore[attr-defined]
-                response.close()
+            close_old_connections()
+
+    def _note_tidiness(self) -> None:
+        """Note whether the connections may stay as they are. Worker thread."""
+        used = connections.all(initialized_only=True)
+        tidy = all(_may_stay(connection) for connection in used)
+        self._tidy_calls = self._lease.calls if tidy else _UNTIDY
+
+    def needs_no_thread(self, response: HttpResponseBase | None) -> bool:
+        """Whether the request's end has nothing to do there. The request's task."""
+        return (
+            self.pending
+            and not self._lease.abandoned
+            and (
+                self._lease.calls == self._tidy_calls
+                # It was given back, and tidied up then.
+                or not (self._lease.has_thread or self._lease.borrowed)
+            )
+            and (response is None or _closes_nothing(response))
+            and _djangos_of_finish.are_alone()
+            and not _has_caches_to_close()
+        )
+
+
+def tidy_up() -> None:
+    """Do for this thread's connections what is due between two users. Worker thread."""
+    try:
+        close_old_connections()
+    finally:
+        drop_transactions()
+
+
+def drop_transactions() -> None:
+    """Let no other request find a transaction that was left open. Worker thread.
+
+    Django leaves a connection alone that is in one, for it ends the thread.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block:
+            logger.error(
+                "A transaction was left open in database %r, and is rolled back.",
+                connection.alias,
+            )
+            connection.close()
+            del connections[connection.alias]
+
+
+class _Djangos:
+    """The receivers that Django itself connects to a signal."""
+
+    def __init__(self, signal: Signal, *receivers: Callable[..., Any]) -> None:
+        self._signal = signal
+        self._keys = {(id(receiver), id(None)) for receiver in receivers}
+
+    def are_alone(self) -> bool:
+        """Whether all of them are connected, and no other."""
+        connected = self._signal.receivers
+        return len(connected) == len(self._keys) and all(
+            entry[0] in self._keys for entry in connected
+        )
+
+
+_djangos_of_start = _Djangos(
+    signals.request_started, reset_queries, close_old_connections
+)
+_djangos_of_finish = _Djangos(
+    signals.request_finished, close_caches, close_old_connections, reset_urlconf
+)
+
+
+def _may_stay(connection: BaseDatabaseWrapper) -> bool:
+    """Whether `close_old_connections` would leave a connection alone."""
+    if connection.connection is None:
+        return True
+    return not (
+        connection.errors_occurred
+        or connection.in_atomic_block
+        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+        or (connection.close_at is not None and time.monotonic() >= connection.close_at)
+        # Another one may have more reasons.
+        or type(connection).close_if_unusable_or_obsolete is not _CLOSE_IF_OBSOLETE
+    )
+
+
+#: As Django wrote them: what was put in their place later is called in the thread.
+_RESPONSE_CLOSE = HttpResponseBase.close
+_REQUEST_CLOSE = {HttpRequest.close, ASGIRequest.close}
+_CACHE_CLOSE = BaseCache.close
+_CLOSE_IF_OBSOLETE = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+
+
+def _closes_nothing(response: HttpResponseBase) -> bool:
+    """Whether closing a response does no more than to let go of what is in memory.
+
+    An async iterator is closed by the handler.
+    """
+    if (response.streaming and not getattr(response, "is_async", False)) or (
+        type(response).close is not _RESPONSE_CLOSE or "close" in vars(response)
+    ):
+        return False
+    closers = response._resource_closers  # type: ignore[attr-defined]
+    if not closers:
+        return True
+    request = getattr(closers[0], "__self__", None)
+    return (
+        len(closers) == 1
+        and isinstance(request, ASGIRequest)
+        and getattr(closers[0], "__func__", None) in _REQUEST_CLOSE
+        # Uploaded files. What is left is the body, which the handler closes itself.
+        and not getattr(request, "_files", None)
+    )
+
+
+def _has_caches_to_close() -> bool:
+    """Whether this request has used a cache that has to be closed; most have not."""
+    used = caches._connections  # type: ignore[attr-defined]
+    return any(
+        hasattr(used, alias) and type(getattr(used, alias)).close is not _CACHE_CLOSE
+        for alias in caches.settings
+    )
+
+
+def _close_on_loop(response: HttpResponseBase) -> None:
+    """Close a response that closes nothing. Its signal is none of this."""
+    response._resource_closers.clear()  # type: ignore[attr-defined]
+    response.closed = True
 
 
 async def join_transaction() -> None:

@@ -26,7 +26,8 @@ from ._worker import current_pool, sensitive_loop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._call import Call, CallLoop
+    from ._call import CallLoop
+    from ._hosting import Call
 
 #: The call whose sync code has started this, directly or in between; None if none has.
 _call_above: contextvars.ContextVar[Callable[[], Call[Any] | None]] = (
@@ -42,8 +43,10 @@ def patch_call(original: Any) -> Any:
     @markcoroutinefunction
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        if in_trio_task():
+            return _call_in_trio_task(self, args, kwargs)
         if in_trio_run():
-            return _call_on_trio(self, args, kwargs)
+            return _call_in_island(self, args, kwargs)
         if asyncio._get_running_loop() is None:
             return _when_awaited(original, self, args, kwargs)
         return original(self, *args, **kwargs)
@@ -53,20 +56,25 @@ def patch_call(original: Any) -> Any:
 
 async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> Any:
     """Choose at the await: async_to_sync calls in a thread what a loop awaits."""
+    if in_trio_task():
+        return await _call_in_trio_task(bridge, args, kwargs)
     if in_trio_run():
-        return await _call_on_trio(bridge, args, kwargs)
+        return await _call_in_island(bridge, args, kwargs)
     return await original(bridge, *args, **kwargs)
 
 
-def _call_on_trio(bridge: Any, args: Any, kwargs: Any) -> Any:
-    """Return what is to be awaited. Trio task, or asyncio's code in an island."""
-    call = functools.partial(_sync_to_async, bridge, args, kwargs, sys.exc_info()[1])
-    if not in_trio_task():
-        return run_on_trio(call)
+def _call_in_trio_task(bridge: Any, args: Any, kwargs: Any) -> Any:
+    """Return what is to be awaited. Trio task."""
     if below_asyncio.get():
         # Inherited by a task that asyncio's code has started in a nursery of Trio's.
         below_asyncio.set(False)
-    return call()
+    return _sync_to_async(bridge, args, kwargs, sys.exc_info()[1])
+
+
+def _call_in_island(bridge: Any, args: Any, kwargs: Any) -> Any:
+    """Return what is to be awaited. Asyncio's code in an island."""
+    error = sys.exc_info()[1]
+    return run_on_trio(functools.partial(_sync_to_async, bridge, args, kwargs, error))
 
 
 async def _sync_to_async(
@@ -95,9 +103,10 @@ def _check_deadlock(loop: CallLoop) -> None:
     A task that sync code has started may have that code wait for it. If it then waits
     for the thread in turn, neither goes on.
     """
+    if loop is not loop.pool._program_lease:
+        return
     call = _call_above.get()()
-    is_programs = loop is loop.pool._program_lease
-    if is_programs and call is not None and loop.running is call:
+    if call is not None and call is loop.running:
         raise RuntimeError(
             "Single thread executor already being used, would deadlock: the sync code "
             "that has started this still runs in the program's one thread. Let it use "
@@ -137,7 +146,7 @@ def _call(
     # asgiref's own method raises the error around the call, and notes which asyncio
     # loop waits for this thread: none. One further up must be found again afterwards.
     notes = vars(SyncToAsync.threadlocal)
-    outer = dict(notes)
+    outer = notes.copy()
     try:
         return bridge.thread_handler(None, exc_info, [], in_context, child)
     finally:

@@ -19,7 +19,7 @@ from trio._threads import PARENT_TASK_DATA, Run, RunSync
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._call import Call
+    from ._hosting import Call
 
 __all__ = [
     "Run",
@@ -30,7 +30,7 @@ __all__ = [
     "in_trio_thread",
     "interrupts",
     "no_call",
-    "thread_state",
+    "switch_task",
     "trios_notes",
 ]
 
@@ -80,6 +80,26 @@ def in_trio_run() -> bool:
     return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
 
 
+def switch_task(
+    call: Call[Any] | None, notes: dict[str, Any]
+) -> tuple[Call[Any] | None, dict[str, Any]]:
+    """Change what this thread knows of the task that waits for it. Any thread.
+
+    Args:
+        call: The call that the thread runs, if one of ours.
+        notes: What Trio shall know of the task.
+
+    Returns:
+        What was known before: the arguments to change it back.
+    """
+    known = vars(trios_notes)
+    outer = thread_state.call, known.copy()
+    thread_state.call = call
+    known.clear()
+    known.update(notes)
+    return outer
+
+
 @contextmanager
 def no_call() -> Iterator[None]:
     """Let this thread know nothing of the task that waits for it. Any thread.
@@ -87,17 +107,11 @@ def no_call() -> Iterator[None]:
     What waits for the thread inside of this is something else: another task, or an
     asyncio loop. Afterwards everything is as it was.
     """
-    notes = vars(trios_notes)
-    outer, outer_notes = dict(vars(thread_state)), dict(notes)
-    vars(thread_state).clear()
-    notes.clear()
+    outer = switch_task(None, {})
     try:
         yield
     finally:
-        vars(thread_state).clear()
-        vars(thread_state).update(outer)
-        notes.clear()
-        notes.update(outer_notes)
+        switch_task(*outer)
 
 
 def _forget_trio() -> None:

@@ -11,9 +11,8 @@ called in the Trio thread, but for what says "worker thread".
 
 from __future__ import annotations
 
-import contextvars
-import logging
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -21,143 +20,42 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from ._call import Call, CallLoop, current_loop
+from ._call import current_loop
 from ._clock import HeldClock
 from ._executor import ExecutorInbox
+from ._lease import Detached, Lease, OneCallLease
+from ._wakeups import Wakeups
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from ._call import Inbox
+    from ._call import CallLoop, Inbox
+    from ._hosting import Call
+
+__all__ = [
+    "Detached",
+    "Lease",
+    "Worker",
+    "WorkerPool",
+    "current_pool",
+    "has_own_thread",
+    "pool_options",
+    "sensitive_loop",
+]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("trio_asgi")
 
 _thread_numbers = count(1)
 
 
 @dataclass(frozen=True)
-class Detached:
-    """A call that nobody waits for: what is left to do when a lease is given up."""
-
-    context: contextvars.Context
-    fn: Callable[[], object]
-
-    def run(self) -> None:
-        """Run it. Worker thread."""
-        try:
-            self.context.run(self.fn)
-        except Exception:
-            logger.exception("The last call of a lease failed: %r", self.fn)
-
-
 class Stop:
     """The worker's thread shall end."""
 
-
-class Lease(CallLoop):
-    """The right to one worker thread, which is taken at the first call.
-
-    Owned by the task that made it and that must `release` it in the end; calls may come
-    from any task. After the release they go to the program's thread, so that a task
-    that outlives its request can still call sync code.
-    """
-
-    def __init__(self, pool: WorkerPool, inbox: Inbox | None = None) -> None:
-        """Take nothing yet.
-
-        Args:
-            pool: Where the thread is taken from, and what limits the running calls.
-            inbox: Leads to a thread that is not the pool's: nothing is taken then.
-        """
-        super().__init__(pool, parent=None)
-        self._borrowed = inbox
-        #: What is raised by calls after the release; None: they go to the program's
-        #: thread.
-        self.closed_error: str | None = None
-        #: Whether a cancelled task leaves a running call instead of waiting for it.
-        self.impatient = False
-        #: Whether a task has left a running call. Then the thread is not used again.
-        self.abandoned = False
-        #: Leases of calls that are not thread-sensitive, made under this one.
-        self.others: set[Lease] = set()
-        #: Whether a task has left one of those calls.
-        self.others_abandoned = False
-        self._worker: Worker | None = None
-        self._retire = False
-
-    @property
-    def has_thread(self) -> bool:
-        """Whether a thread of the pool is held."""
-        return self._worker is not None
-
-    @property
-    def borrowed(self) -> bool:
-        """Whether the thread is not the pool's."""
-        return self._borrowed is not None
-
-    def _outer_loop(self) -> CallLoop:
-        if self.closed_error is not None:
-            raise RuntimeError(self.closed_error)
-        return self.pool.program_lease()
-
-    def _thread_inbox(self) -> Inbox:
-        if self._borrowed is not None:
-            return self._borrowed
-        if self._worker is None:
-            self._worker = self.pool.take()
-        return self._worker.inbox
-
-    def _finish(self, call: Call[Any]) -> None:
-        super()._finish(call)
-        if not self.open:
-            self._give_back()
-
-    @trio.lowlevel.enable_ki_protection
-    def stop_waiting(self) -> None:
-        """From now on, let cancelled tasks leave the calls that they wait for.
-
-        A thread that was left runs on by itself, and ends when it has finished.
-        """
-        self.impatient = True
-        call = self.running
-        while call is not None and call.inner is not None:
-            call = call.inner.running
-        if call is not None:
-            call.leave_if_cancelled()
-        for other in self.others:
-            other.stop_waiting()
-
-    @trio.lowlevel.enable_ki_protection
-    def release(
-        self, last: Callable[[], object] | None = None, *, retire: bool = False
-    ) -> None:
-        """Give the thread back, when it has finished what it is running.
-
-        Args:
-            last: Called in the thread before, without being waited for. Errors are
-                logged.
-            retire: Whether the thread shall end, so that nobody else gets what was left
-                in it.
-        """
-        self.open = False
-        self._retire = retire
-        if last is not None:
-            job = Detached(contextvars.copy_context(), last)
-            self._thread_inbox().put(job)
-        if self.running is None or self.abandoned:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        if self.abandoned or self._retire or self.pool.closed:
-            worker.inbox.put(Stop())
-        else:
-            self.pool.give_back(worker)
+    #: Called in the Trio thread then.
+    then: Callable[[], object] | None = None
 
 
 class Worker:
@@ -173,8 +71,13 @@ class Worker:
             daemon=True,
         )
 
+    def stop(self, then: Callable[[], object] | None = None) -> None:
+        """End the thread when it has done what it was given; call ``then()`` here."""
+        self.inbox.put(Stop(then))
+
     def _work(self) -> None:
         idle_seconds = self.pool.idle_seconds
+        then = None
         try:
             while True:
                 try:
@@ -187,6 +90,7 @@ class Worker:
                     idle_seconds = min(max(2 * idle_seconds, 0.1), 3600)
                     continue
                 if isinstance(job, Stop):
+                    then = job.then
                     return
                 job.run()
                 del job
@@ -196,6 +100,9 @@ class Worker:
                 self.pool.on_thread_exit()
             finally:
                 self.pool.workers.discard(self)
+                if then is not None:
+                    with suppress(trio.RunFinishedError):
+                        self.pool.wakeups.run_sync_soon(then)
 
 
 class WorkerPool:
@@ -208,6 +115,9 @@ class WorkerPool:
     - A thread that nobody takes for ``idle_seconds`` ends, and calls ``on_thread_exit``
       as its last act; after a lease that made no call for long, it may take about twice
       that long. So do all threads at the end of the run.
+    - If ``leases`` is given, no more leases of `lease` than that hold a thread at the
+      same time. Waiting for that is first come, first served. A thread that shall end
+      counts until it has ended.
     - The thread that came back last is taken first, so that few threads do the work.
     """
 
@@ -215,11 +125,17 @@ class WorkerPool:
         self,
         *,
         threads: int = 40,
+        leases: int | None = None,
         idle_seconds: float = 30.0,
         shutdown_seconds: float = 10.0,
         on_thread_exit: Callable[[], object] = lambda: None,
     ) -> None:
         self.limiter = trio.CapacityLimiter(threads)
+        # Only of what `lease` returns. Other leases would wait for themselves: a call
+        # that is not thread-sensitive is waited for by a request that has a slot, and
+        # who has one may also wait for a task that belongs to no request. A borrowed
+        # thread is not the pool's.
+        self.slots = None if leases is None else trio.CapacityLimiter(leases)
         self.idle_seconds = min(idle_seconds, threading.TIMEOUT_MAX)
         self.shutdown_seconds = shutdown_seconds
         self.on_thread_exit = on_thread_exit
@@ -235,6 +151,8 @@ class WorkerPool:
         self._caller_inbox: Inbox | None = None
         self._requests_inbox: Inbox | None = None
         self._clock = HeldClock()
+        #: How the threads wake the tasks that wait for them.
+        self.wakeups = Wakeups()
 
     def take(self) -> Worker:
         """Return an idle worker, or a new one."""
@@ -295,15 +213,17 @@ class WorkerPool:
         self._requests_inbox = self._caller_inbox
 
     def lease(self) -> Lease:
-        """Return a lease for a request or the like."""
-        return Lease(self, self._requests_inbox)
+        """Return a lease for a request or a background task."""
+        if self._requests_inbox is not None:
+            return Lease(self, self._requests_inbox)
+        return Lease(self, slots=self.slots)
 
     def program_lease(self) -> CallLoop:
         """Return where sensitive code goes that belongs to no request."""
         if self._caller_lease is not None:
             return self._caller_lease
         if self.closed:
-            return _OneCallLease(self)
+            return OneCallLease(self)
         if self._program_lease is None:
             self._program_lease = Lease(self)
         return self._program_lease
@@ -320,7 +240,7 @@ class WorkerPool:
         If an executor is given, in one of its threads.
         """
         inbox = None if executor is None else ExecutorInbox(executor)
-        return await _OneCallLease(self, inbox).run_sync(fn, context=context)
+        return await OneCallLease(self, inbox).run_sync(fn, context=context)
 
     async def retire_idle(self) -> None:
         """End the idle threads, and wait for that up to ``shutdown_seconds``."""
@@ -328,7 +248,7 @@ class WorkerPool:
         for worker in retired:
             # If it takes itself out meanwhile, it ends without being told to.
             if self.forget_idle(worker):
-                worker.inbox.put(Stop())
+                worker.stop()
         self._clock.hold()
         try:
             with trio.move_on_after(self.shutdown_seconds):
@@ -351,28 +271,6 @@ class WorkerPool:
             self.closed = True
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
-
-
-class _OneCallLease(Lease):
-    """A lease that ends with its first call.
-
-    It is waited for with the patience of the lease that the caller has.
-    """
-
-    @trio.lowlevel.enable_ki_protection
-    async def run_sync(
-        self, fn: Callable[[], T], *, context: contextvars.Context | None = None
-    ) -> T:
-        loop = current_loop.get()
-        above = loop.lease if loop is not None and loop.lease.open else Lease(self.pool)
-        above.others.add(self)
-        self.impatient = above.impatient
-        try:
-            return await super().run_sync(fn, context=context)
-        finally:
-            above.others.discard(self)
-            above.others_abandoned |= self.abandoned
-            self.release()
 
 
 _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")

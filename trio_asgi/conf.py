@@ -41,6 +41,11 @@ KEYS: Final[Mapping[str, Key]] = {
         allowed="a whole number of threads, 1 or more",
         is_valid=lambda value: type(value) is int and value >= 1,
     ),
+    "LEASES": Key(
+        default=None,
+        allowed="a whole number of leases, 1 or more, or None for no bound",
+        is_valid=lambda value: value is None or (type(value) is int and value >= 1),
+    ),
     "THREAD_IDLE_SECONDS": _seconds(30.0),
     "ASYNCIO_VIEWS": Key(
         default=False,
@@ -89,6 +94,7 @@ def configure() -> None:
         raise ImproperlyConfigured(" ".join(found))
     _worker.pool_options.update(
         threads=get("THREADS"),
+        leases=get("LEASES"),
         idle_seconds=get("THREAD_IDLE_SECONDS"),
         shutdown_seconds=get("SHUTDOWN_SECONDS"),
         on_thread_exit=_close_connections,

@@ -8,41 +8,40 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
 import sys
 import tempfile
-import traceback
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import django
 import trio
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
-from django.db import close_old_connections
-from django.http import HttpResponseServerError
 from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
-from ._errors import ClientDisconnected, leaves, raise_sole_error, reraise
+from ._errors import ClientDisconnected
 from ._exchange import Exchange
 from ._island_loop import close_loop
-from ._islands import asyncio_island, is_asyncio_island, is_trio_island
+from ._islands import asyncio_island, is_trio_island
 from ._lifespan import Lifespan
+from ._middleware import ChainHandler
 from ._receive import read_body, wait_disconnect
 from ._request import ASGIRequest
 from ._response import close_stream, encode_headers, iterate_in_island, send_parts
 from ._send import ResponseSender
-from ._signals import RequestSignals, join_transaction
+from ._signals import RequestSignals, join_transaction, tidy_up
+from ._view_errors import raise_to_server, server_error
 from ._websocket import refuse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from django.http import HttpResponseBase
+    from django.http import HttpRequest, HttpResponseBase
 
     from ._types import Receive, Scope, Send
 
@@ -50,9 +49,6 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 logger = logging.getLogger("django.request")
-
-#: Nothing of Trio's was cancelled then, and no server knows asyncio's error.
-_ASYNCIO_CANCELLED = "The asyncio code of {} was cancelled by other code of asyncio."
 
 
 def get_asgi_application() -> ASGIHandler:
@@ -67,7 +63,26 @@ def get_asgi_application() -> ASGIHandler:
     return ASGIHandler()
 
 
-class ASGIHandler(asgi.ASGIHandler):
+@dataclass
+class _Life:
+    """What a request has, and what has come of it so far. Its task's."""
+
+    path: str
+    signals: RequestSignals
+    lease: _worker.Lease
+    request: HttpRequest | None = None
+    response: HttpResponseBase | None = None
+
+    @property
+    def response_to_close(self) -> HttpResponseBase | None:
+        """The response; or the view's, if it was cancelled on its way from there."""
+        if self.response is None and self.request is not None:
+            # A request of Django's own class has none until the view returns.
+            return getattr(self.request, "view_response", None)
+        return self.response
+
+
+class ASGIHandler(ChainHandler):
     """Django's ASGI handler, on Trio.
 
     What can be overridden in Django's can be here, with the same names and meanings:
@@ -150,6 +165,9 @@ class ASGIHandler(asgi.ASGIHandler):
         ``request_finished``, which are sent once each, in the request's own thread,
         whatever happens meanwhile. A disconnect cancels the view or the stream.
 
+        Both signals, and the thread itself, are left out where nobody can tell: see
+        `RequestSignals`.
+
         Every error before the response has started is answered, as Django does it or,
         where Django itself fails, with a plain 500.
 
@@ -164,71 +182,118 @@ class ASGIHandler(asgi.ASGIHandler):
             return
         lease = _worker.current_pool().lease()
         outer_loop = _call.current_loop.set(lease)
-        signals = RequestSignals(type(self), keep_connections=lease.borrowed)
-        request: ASGIRequest | None = None
-        response: HttpResponseBase | None = None
+        life = _Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(send)
+        exchange = Exchange(
+            wait_disconnect=functools.partial(wait_disconnect, receive),
+            is_complete=lambda: sender.complete,
+            lease=lease,
+            patience=lambda: conf.get("SHUTDOWN_SECONDS"),
+        )
 
         async def respond() -> None:
-            nonlocal request, response
+            await self._make_response(scope, body_file, life)
+            # A view need not have noticed that it was cancelled, nor can sync code.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await self._send(life, exchange, sender)
+
+        try:
+            await exchange.run(respond)
+        except ClientDisconnected:
+            pass
+        except BaseExceptionGroup as group:
+            raise_to_server(group, life.path)
+        finally:
             try:
-                set_script_prefix(get_script_prefix(scope))
-                await sync_to_async(signals.send_started)(scope)
-                request, response = self.create_request(scope, body_file)  # type: ignore[assignment]
-                if request is not None:
-                    response = await self.run_get_response(request)
-                    if getattr(request, "in_island", False):
-                        iterate_in_island(response)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
-                # Answered, and logged: also what asyncio's code in middleware raises.
-                response = _server_error(error, scope["path"], request)
-            assert response is not None
+                await self._end(life)
+            finally:
+                _call.current_loop.reset(outer_loop)
+                body_file.close()
+
+    async def _make_response(
+        self, scope: Scope, body_file: IO[bytes], life: _Life
+    ) -> None:
+        """Make the request, and whatever answers it."""
+        try:
+            set_script_prefix(get_script_prefix(scope))
+            if not self._makes_plain_requests():
+                await life.signals.start()
+            request, error_response = self.create_request(scope, body_file)
+            if request is None:
+                await life.signals.start()
+                life.response = error_response
+                return
+            life.request = request
+            request._signals = life.signals  # type: ignore[attr-defined]
+            life.response = await self.run_get_response(request)
+            if getattr(request, "in_island", False):
+                iterate_in_island(life.response)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+            # Answered, and logged: also what asyncio's code in middleware raises.
+            life.response = server_error(error, life.path, life.request)
+
+    def _makes_plain_requests(self) -> bool:
+        """Whether nobody can tell that the request is made before ``request_started``.
+
+        So that signal can share a hop with the first hooks.
+        """
+        return (
+            type(self).create_request is asgi.ASGIHandler.create_request
+            and self.request_class.__init__ is ASGIRequest.__init__
+        )
+
+    async def _send(
+        self, life: _Life, exchange: Exchange, sender: ResponseSender
+    ) -> None:
+        """Send the response; the thread does not wait for a client that does not read.
+
+        It goes back before, if nothing of the request is left in it, or else after a
+        second. A stream needs it to its end.
+        """
+        response, lease = life.response, life.lease
+        assert response is not None
+        if response.streaming:
+            await self.send_response(response, sender)
+            return
+        exchange.stop_watching()
+        if not lease.has_thread or life.signals.release_thread_early(response):
+            await self.send_response(response, sender)
+            return
+        with exchange.sending_last(functools.partial(self._end_early, life)):
             await self.send_response(response, sender)
 
-        with closing(body_file):
-            try:
-                await Exchange(
-                    wait_disconnect=functools.partial(wait_disconnect, receive),
-                    is_complete=lambda: sender.complete,
-                    lease=lease,
-                    patience=conf.get("SHUTDOWN_SECONDS"),
-                ).run(respond)
-            except ClientDisconnected:
-                pass
-            except BaseExceptionGroup as group:
-                _raise_to_server(group, scope["path"])
-            finally:
-                if response is None and request is not None:
-                    # A request of Django's own class has none until the view returns.
-                    response = getattr(request, "view_response", None)
-                await self._end(scope["path"], response, signals, lease)
-                _call.current_loop.reset(outer_loop)
-
-    async def _end(
-        self,
-        path: str,
-        response: HttpResponseBase | None,
-        signals: RequestSignals,
-        lease: _worker.Lease,
-    ) -> None:
+    async def _end(self, life: _Life) -> None:
         """Close the response, send ``request_finished``, and give the thread back.
 
         No cancellation reaches this. What takes longer than ``CLEANUP_SECONDS`` is
-        finished by the thread alone.
+        finished by the thread alone. Does nothing the second time.
         """
-        end = functools.partial(signals.send_finished, response)
+        lease, signals, response = life.lease, life.signals, life.response_to_close
+        if not lease.open:
+            return
         try:
+            streaming = response is not None and response.streaming
+            if not streaming and signals.finish_nowait(response):
+                return
             with trio.move_on_after(conf.get("CLEANUP_SECONDS"), shield=True):
                 try:
                     await close_stream(response)
                 finally:
-                    if not lease.abandoned:
+                    if not (lease.abandoned or signals.finish_nowait(response)):
                         lease.impatient = True
-                        await sync_to_async(end)()
+                        await signals.finish(response)
         finally:
             if lease.abandoned or lease.others_abandoned:
-                logger.error("Left sync code running that does not end: %s", path)
+                logger.error("Left sync code running that does not end: %s", life.path)
+            end = functools.partial(signals.send_finished, response)
             lease.release(last=end if signals.pending else None)
+
+    async def _end_early(self, life: _Life) -> None:
+        """End a request whose client does not read; only the bytes wait on."""
+        try:
+            await self._end(life)
+        except Exception:
+            logger.exception("Error at the end of a request: %s", life.path)
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, which is in memory up to a size, as in Django.
@@ -266,37 +331,17 @@ class ASGIHandler(asgi.ASGIHandler):
     def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """Return the view as it is called: what Django's handler asks for each request.
 
-        Besides Django's transaction, this adds what views on Trio need: an error out of
-        the view's own nursery counts as the error itself, and neither the response nor
-        an error is lost if the request is cancelled meanwhile. With ``ASYNCIO_VIEWS``,
-        an async view becomes an island, unless it says that it is Trio's.
+        Besides Django's transaction: with ``ASYNCIO_VIEWS``, an async view becomes an
+        island, unless it says that it is Trio's.
         """
         view = super().make_view_atomic(view)
-        call: Callable[..., Awaitable[Any]]
-        if not iscoroutinefunction(view):
-            call = sync_to_async(view)
-        elif conf.get("ASYNCIO_VIEWS") and not is_trio_island(view):
-            call = asyncio_island(view)
-        else:
-            call = view
-
-        async def wrapped(request: ASGIRequest, *args: Any, **kwargs: Any) -> Any:
-            __traceback_hide__ = True
-            request.in_island = is_asyncio_island(call)
-            try:
-                request.view_response = response = await call(request, *args, **kwargs)
-            except asyncio.CancelledError as error:
-                raise RuntimeError(_ASYNCIO_CANCELLED.format(request.path)) from error
-            except BaseExceptionGroup as group:
-                _raise_from_group(group, request.path)
-            except Exception as error:
-                if trio.current_effective_deadline() == -math.inf:
-                    # Its answer would be cancelled before it is even made.
-                    _log_lost(error, request.path)
-                raise
-            return response
-
-        return wrapped
+        if (
+            conf.get("ASYNCIO_VIEWS")
+            and iscoroutinefunction(view)
+            and not is_trio_island(view)
+        ):
+            return asyncio_island(view)
+        return view
 
     async def send_response(self, response: HttpResponseBase, send: Send) -> None:
         """Send a response out over ASGI; the parts of a streamed one as they come."""
@@ -339,6 +384,9 @@ async def _run_in_background(
     """Run a task of `ASGIHandler.start_soon`, with a thread of its own."""
     await join_transaction()
     lease = _worker.current_pool().lease()
+    if not lease.borrowed:
+        # The connections of its thread may have been idle for long.
+        lease.on_take = tidy_up
     _call.current_loop.set(lease)
     try:
         await async_fn(*args)
@@ -348,53 +396,4 @@ async def _run_in_background(
         )
     finally:
         # What the end of a request does for the thread that goes back.
-        lease.release(last=close_old_connections if lease.has_thread else None)
-
-
-def _server_error(
-    error: BaseException, path: str, request: ASGIRequest | None
-) -> HttpResponseBase:
-    """Answer what Django did not: an error in a receiver, or in its own error handling.
-
-    The server would answer 500 as well, but what it does if the client is just leaving
-    can end hypercorn's worker.
-    """
-    extra = {"status_code": 500, "request": request}
-    logger.error("Internal Server Error: %s", path, exc_info=error, extra=extra)
-    text = "".join(traceback.format_exception(error))
-    return HttpResponseServerError(
-        text if settings.DEBUG else "Internal Server Error", content_type="text/plain"
-    )
-
-
-def _raise_from_group(group: BaseExceptionGroup[BaseException], path: str) -> None:
-    """Raise what a group amounts to: the one error in it, if there is only one.
-
-    Errors beside a cancellation are logged, and the cancellation raised. Several errors
-    are left in their group: a view's are answered with a 500 that shows them all.
-    """
-    cancelled, rest = group.split(trio.Cancelled)
-    try:
-        if cancelled is not None:
-            if rest is not None:
-                _log_lost(rest, path)
-            reraise(leaves(cancelled)[0])
-        if group.split(asyncio.CancelledError)[0] is not None:
-            raise RuntimeError(_ASYNCIO_CANCELLED.format(path)) from group
-        raise_sole_error(group)
-        raise group
-    finally:
-        del group, cancelled, rest
-
-
-def _raise_to_server(group: BaseExceptionGroup[BaseException], path: str) -> None:
-    """Raise what a group amounts to, but no group: no server expects one."""
-    try:
-        _raise_from_group(group, path)
-    except BaseExceptionGroup as several:
-        message = f"{len(leaves(several))} errors in the response to {path}"
-        raise RuntimeError(message) from several
-
-
-def _log_lost(error: BaseException, path: str) -> None:
-    logger.error("Error in a request that was cancelled: %s", path, exc_info=error)
+        lease.release(last=tidy_up if lease.has_thread else None)

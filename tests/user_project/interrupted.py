@@ -12,6 +12,9 @@ from books.models import Book
 
 pytestmark = pytest.mark.django_db
 
+# A shell ignores Ctrl-C for what it starts in the background, and so does Python then.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.mark.timeout(1, method="signal", func_only=True)
 async def test_too_long() -> None:

@@ -22,6 +22,7 @@ urlpatterns = [
     path("flood/", views.flood),
     path("sync/flood/", views.sync_flood),
     path("large/", views.large),
+    path("sync/large/", views.sync_large),
     path("boom/", views.boom),
     path("sync/boom/", views.sync_boom),
     path("state/", views.state),

@@ -206,6 +206,12 @@ async def large(request: HttpRequest) -> HttpResponse:
     return HttpResponse(b"x" * int(request.GET.get("bytes", 200_000)))
 
 
+def sync_large(request: HttpRequest) -> HttpResponse:
+    """Return a large body from a thread, of as many bytes as asked for."""
+    journal.note("entered", request)
+    return HttpResponse(b"x" * int(request.GET["bytes"]))
+
+
 # Errors
 
 

@@ -1,0 +1,49 @@
+"""A hop: the request's task has sync code run in the request's thread."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING, TypeVar
+
+from asgiref.sync import sync_to_async
+
+from ._carry import restore_context
+from ._trio_thread import in_trio_task
+from ._worker import sensitive_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+async def hop(fn: Callable[[], T]) -> T:
+    """Run ``fn()`` in the thread of the running task's request, and wait for it.
+
+    What `sync_to_async` does, without what only its callers need: the context variables
+    go in, and the changes come back, `Local` included.
+
+    Raises:
+        trio.Cancelled: if cancelled before the thread was free and had a token: then
+            ``fn`` never runs. Once running it is waited for.
+        RuntimeError: the thread waits for this very task.
+        Exception: whatever ``fn`` raises.
+    """
+    if not in_trio_task():
+        # Sync code has called this in a thread of its own, where asyncio was started.
+        return await sync_to_async(fn)()
+    context = contextvars.copy_context()
+
+    def call() -> T:
+        restore_context(context)
+        return fn()
+
+    try:
+        return await sensitive_loop().run_sync(call, context=context)
+    finally:
+        restore_context(context)
+
+
+def was_left() -> bool:
+    """Whether a hop was left whose thread runs on. In the task that has hopped."""
+    return in_trio_task() and sensitive_loop().lease.abandoned
