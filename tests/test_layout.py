@@ -19,25 +19,34 @@ LAYERS = [
     "_types",
     "_errors",
     # Trio only: no Django, no asgiref
-    "_beside _clock _executor _receive _send _sigterm _trio_thread _websocket _serve",
-    "_call _lifespan _native_calls",
-    "_reentry _worker",
+    "_beside _clock _executor _lookout _receive _send _sigterm _trio_thread _wakeups",
+    "_websocket _hosting _lifespan _native_calls _serve",
+    "_call",
+    "_lease _reentry",
+    "_worker",
     "_exchange _island_loop _new_run",
     "_island_stream",
     "testing.communicator testing.scopes",
     # Trio and asgiref
     "_carry",
-    "_islands",
+    "_hop _islands",
     "_async_to_sync _asyncio_calls _sync_to_async",
     "testing.threads",
     "testing",
     "_bridge",
     # Django
-    "conf _request _signals _response",
+    "conf _loop_safe _release _request _response _signals _view_errors",
+    "_passage",
+    "_middleware",
+    "_hop_causes _stage",
+    "_stand_ins",
     "checks",
     "apps",
     "handler",
-    "staticfiles",
+    "staticfiles _rehearsal",
+    "_hop_report",
+    "management management.commands",
+    "management.commands.trio_asgi_hops",
     "testing.pytest_plugin",
     "__init__",
 ]
@@ -143,7 +152,8 @@ print(settings.configured, *sorted(trio_asgi.__all__))
 """
     assert run_python(code) == (
         "False ASGIHandler ASGIRequest ASGIStaticFilesHandler __version__ "
-        "asyncio_island get_asgi_application install serve trio_island uninstall"
+        "asyncio_island get_asgi_application install release_thread serve "
+        "trio_island uninstall"
     )
 
 
