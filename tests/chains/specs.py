@@ -1,0 +1,205 @@
+"""What a chain is, as plain data that shows itself in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import (
+    BadRequest,
+    PermissionDenied,
+    RequestDataTooBig,
+    SuspiciousOperation,
+)
+from django.db import transaction
+from django.http import Http404
+from django.http.multipartparser import MultiPartParserError
+from django.views.decorators.clickjacking import xframe_options_exempt
+from django.views.decorators.csrf import csrf_exempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Spec:
+    """Data that shows itself without its defaults."""
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{item.name}={value!r}"
+            for item in fields(self)  # type: ignore[arg-type] # its subclasses have them
+            if (value := getattr(self, item.name)) != item.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Act(Spec):
+    """What a hook, a function or a view does when it is called."""
+
+    #: How it ends, one of `ENDS`. "pass" is what its kind does if nothing is to do.
+    end: str = "pass"
+    #: What it does before, some of `EFFECTS`.
+    does: tuple[str, ...] = ()
+    is_async: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Layer(Spec):
+    """One middleware."""
+
+    #: One of `KINDS`; or the path of a class of Django's; or that after ``sub:``, which
+    #: is a subclass of it, or after ``patched:``, which is the class itself, with hooks
+    #: that have been replaced by ones that call Django's.
+    kind: str
+    #: Its hooks, by name.
+    hooks: tuple[tuple[str, Act], ...] = ()
+    #: For middleware with a ``__call__`` or function of its own: what it does around
+    #: ``get_response``, and how often it calls that.
+    before: Act = Act()
+    after: Act = Act()
+    calls: int = 1
+    #: Whether it catches what ``get_response`` raises, and answers that itself.
+    catches: bool = False
+    #: Whether it sets the context variable for the time of the calls only.
+    resets: bool = False
+    #: Whether the hooks are functions in the instance, rather than methods.
+    in_instance: bool = False
+    #: Whether it goes on with a copy of the request.
+    copies: bool = False
+    #: Whether its async code goes on in a task of its own.
+    in_task: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class View(Spec):
+    """The view: a function, a class, an object that can be called, or a partial."""
+
+    kind: str = "function"
+    act: Act = Act()
+    #: Some of `MARKS`.
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Request(Spec):
+    """A request to a chain's project."""
+
+    path: str = "/0/"
+    method: str = "GET"
+    host: str = "testserver"
+    language: str = "en"
+    #: Whether it has a CSRF token.
+    token: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Chain(Spec):
+    """A project, as far as its chain is concerned, and requests to it."""
+
+    layers: tuple[Layer, ...] = ()
+    #: The views at ``/0/`` and ``/1/``.
+    views: tuple[View, ...] = (View(), View())
+    #: All to the same handler.
+    requests: tuple[Request, ...] = (Request(),)
+    #: Whether the requests are made at the same time, by this project's handler.
+    together: bool = False
+    #: How error handlers end, by status.
+    handlers: tuple[tuple[int, Act], ...] = ()
+    #: What is set, some of `chains.project.SETTINGS_BY_NAME`.
+    settings: tuple[str, ...] = ()
+
+    @property
+    def acts(self) -> Iterator[Act]:
+        """All that pieces of the chain do."""
+        for layer in self.layers:
+            yield layer.before
+            yield layer.after
+            yield from dict(layer.hooks).values()
+        for view in self.views:
+            yield view.act
+        yield from dict(self.handlers).values()
+
+
+#: Hooks that the mixin takes for sync code.
+SYNC_HOOKS = frozenset({"process_request", "process_response"})
+
+#: Kinds of `Layer` that have no code of Django's but the mixin.
+KINDS = (
+    "mixin",
+    "mixin with __call__",
+    "mixin with super().__call__",
+    "mixin with __acall__",
+    "mixin for sync code",
+    "mixin for async code",
+    "function that makes a mixin",
+    "sync function",
+    "marked sync function",
+    "async function",
+    "function of both kinds",
+    "sync class",
+    "async class",
+    "class of both kinds",
+    "not used",
+)
+
+#: Kinds of `Layer` that Django refuses when the handler is made.
+WRONG_KINDS = ("function that makes nothing", "class for no code")
+
+
+class OopsError(RuntimeError):
+    """An error that Django knows nothing about."""
+
+
+ERRORS: dict[str, type[Exception]] = {
+    "Http404": Http404,
+    "PermissionDenied": PermissionDenied,
+    "SuspiciousOperation": SuspiciousOperation,
+    "RequestDataTooBig": RequestDataTooBig,
+    "BadRequest": BadRequest,
+    "MultiPartParserError": MultiPartParserError,
+    "Oops": OopsError,
+}
+
+#: What code does before it ends.
+EFFECTS = (
+    "set variable",
+    "set local",
+    "set urlconf",
+    "set path",
+    "cross",  # from sync code to async code, or the other way
+    "cross twice",
+    "cross and fail",
+    "use another thread",  # thread_sensitive=False, in async code
+    "use session",
+    "use messages",
+    "use csrf token",
+    "use user",
+    "use post",
+    "log in",
+    "add callback",  # to a template response that is to be rendered
+    "add failing callback",
+)
+
+ENDS = (
+    "pass",
+    *(f"respond {status}" for status in (200, 204, 302, 304, 400, 404, 500)),
+    *(f"raise {name}" for name in ERRORS),
+    "none",
+    "coroutine",  # which nobody awaits
+    "falsy",  # a response that is false
+    "template",
+    "template that fails",
+    "async template",
+    "stream",
+    "stream that fails",
+    "async stream",
+    "async stream that fails",
+)
+
+#: What decorators say of a view.
+MARKS: dict[str, Callable[[Any], Any]] = {
+    "csrf_exempt": csrf_exempt,
+    "xframe_options_exempt": xframe_options_exempt,
+    "non_atomic_requests": transaction.non_atomic_requests,
+}
