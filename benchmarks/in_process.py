@@ -1,0 +1,110 @@
+"""Throughput without a server: trio_asgi beside Django's own handlers.
+
+The candidates of one work are alive at the same time, but only one does anything. In
+each round each is measured for a moment, in an order that is shuffled anew. What
+disturbs the machine disturbs neighbours alike, so each round yields ratios, and the
+report shows their medians. The floor knows no concurrency: one thread makes one request
+at a time.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from candidates import Candidate
+from report import Line, Note, middle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from works import Work
+
+KINDS = ("trio_asgi", "asyncio", "wsgi")
+CONCURRENCIES = (1, 32)
+WARM_UP = 64
+
+
+def measure(
+    work: Work, databases: Mapping[str, str], *, rounds: int, seconds: float
+) -> Iterator[Line | Note]:
+    """Measure one work; yield what is found.
+
+    Raises:
+        Broken: a candidate failed, or did not answer as it should.
+    """
+    if work.database not in databases:
+        yield Note(f"{work.title}: skipped: {databases[f'no {work.database}']}")
+        return
+    found: dict[int, list[dict[str, Any]]] = {number: [] for number in CONCURRENCIES}
+    with ExitStack() as stack:
+        candidates = [
+            stack.enter_context(Candidate(kind, work, databases)) for kind in KINDS
+        ]
+        for candidate in candidates:
+            candidate.wait_ready()
+            _warm_up(candidate)
+        for _ in range(rounds):
+            for concurrency in CONCURRENCIES:
+                random.shuffle(candidates)
+                results = {
+                    candidate.kind: _run(candidate, concurrency, seconds)
+                    for candidate in candidates
+                }
+                found[concurrency].append(results)
+    for concurrency, rounds_found in found.items():
+        yield from _lines(work, concurrency, rounds_found)
+
+
+def _warm_up(candidate: Candidate) -> None:
+    if candidate.kind == "wsgi":
+        candidate.order("run_count", count=WARM_UP)
+    else:
+        candidate.order("warm_up", concurrency=max(CONCURRENCIES), count=WARM_UP)
+
+
+def _run(candidate: Candidate, concurrency: int, seconds: float) -> Any:
+    if candidate.kind == "wsgi":
+        return candidate.order("run_for", seconds=seconds)
+    return candidate.order("run_for", concurrency=concurrency, seconds=seconds)
+
+
+def _lines(
+    work: Work, concurrency: int, rounds: list[dict[str, Any]]
+) -> Iterator[Line | Note]:
+    def used(figure: str, kind: str) -> list[float]:
+        """Return what a request took, in each round, in milliseconds."""
+        return [1e3 * each[kind][figure] / each[kind]["requests"] for each in rounds]
+
+    facts = {"work": work.name, "concurrency": concurrency}
+    took = {kind: used("seconds", kind) for kind in KINDS}
+    cpu = {kind: used("cpu", kind) for kind in KINDS}
+    yield Line(
+        f"{work.title}, {concurrency} at a time",
+        _ratios(took["asyncio"], took["trio_asgi"]),
+        target=work.target if concurrency in work.concurrencies else None,
+        facts={**facts, "against": "asyncio"},
+    )
+    yield Line(
+        "    the same for a second of CPU time",
+        _ratios(cpu["asyncio"], cpu["trio_asgi"]),
+        facts={**facts, "against": "asyncio's CPU time"},
+    )
+    yield Line(
+        "    its time / the floor's",
+        _ratios(took["trio_asgi"], took["wsgi"]),
+        target=work.floor_target,
+        facts={**facts, "against": "wsgi"},
+    )
+    figures = ", ".join(
+        f"{kind} {middle(took[kind])} ({middle(cpu[kind])})" for kind in KINDS
+    )
+    yield Note(
+        f"    ms a request (of CPU): {figures}",
+        facts={**facts, "milliseconds": took, "cpu_milliseconds": cpu},
+    )
+
+
+def _ratios(ones: list[float], others: list[float]) -> list[float]:
+    return [one / other for one, other in zip(ones, others, strict=True)]

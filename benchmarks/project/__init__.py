@@ -1,0 +1,1 @@
+"""The Django project that is measured: a few views, settings from the environment."""

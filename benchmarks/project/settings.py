@@ -1,0 +1,66 @@
+"""Settings as ``startproject`` makes them, in production; the environment varies them.
+
+A candidate's process is given, see `works.Work.environment`:
+
+- ``BENCHMARK_MIDDLEWARE``: "none", or "seven", which are those of ``startproject``.
+- ``BENCHMARK_SQLITE``: the path of a SQLite file, or
+- ``BENCHMARK_POSTGRESQL``: the name of a database on the server of ``PGHOST``,
+  ``PGPORT``, ``PGUSER`` and ``PGPASSWORD``.
+- ``BENCHMARK_CONN_MAX_AGE``: seconds.
+- ``BENCHMARK_NAME``: what PostgreSQL is told of who connects.
+"""
+
+from __future__ import annotations
+
+import os
+
+SECRET_KEY = "for the benchmarks alone"  # noqa: S105 - there is nothing to protect
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1"]
+ROOT_URLCONF = "project.urls"
+USE_TZ = True
+TIME_ZONE = "UTC"
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "project",
+]
+MIDDLEWARE = {
+    "none": [],
+    "seven": [
+        "django.middleware.security.SecurityMiddleware",
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.middleware.common.CommonMiddleware",
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+        "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    ],
+}[os.environ.get("BENCHMARK_MIDDLEWARE", "none")]
+
+if "BENCHMARK_POSTGRESQL" in os.environ:
+    DATABASE = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": os.environ["BENCHMARK_POSTGRESQL"],
+        "HOST": os.environ.get("PGHOST", "127.0.0.1"),
+        "PORT": os.environ.get("PGPORT", "5432"),
+        "USER": os.environ.get("PGUSER", "postgres"),
+        "PASSWORD": os.environ.get("PGPASSWORD", ""),
+        "OPTIONS": {"application_name": os.environ.get("BENCHMARK_NAME", "benchmarks")},
+    }
+else:
+    DATABASE = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("BENCHMARK_SQLITE", ":memory:"),
+    }
+DATABASES = {
+    "default": {
+        **DATABASE,
+        "CONN_MAX_AGE": int(os.environ.get("BENCHMARK_CONN_MAX_AGE", "0")),
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+# Tables are made from the models at once, which is quicker than by steps.
+MIGRATION_MODULES = dict.fromkeys(["auth", "contenttypes", "sessions"])

@@ -1,0 +1,76 @@
+"""The views: each does one thing, and exists for sync and async."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import connection
+from django.http import HttpResponse
+
+from .models import Tea
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+
+class Gate:
+    """Where requests wait until the driver opens it. Of the loop's thread alone."""
+
+    def __init__(self) -> None:
+        #: How many requests wait.
+        self.waiting = 0
+        #: An event of the loop that runs: the driver's.
+        self.opened: Any = None
+
+
+gate = Gate()
+
+
+def hello(_request: HttpRequest) -> HttpResponse:
+    """Answer at once."""
+    return HttpResponse("hello")
+
+
+async def hello_async(_request: HttpRequest) -> HttpResponse:
+    """Answer at once."""
+    return HttpResponse("hello")
+
+
+def user(request: HttpRequest) -> HttpResponse:
+    """Read the user, from the database."""
+    return HttpResponse(request.user.get_username())
+
+
+async def user_async(request: HttpRequest) -> HttpResponse:
+    """Read the user, from the database."""
+    found = await request.auser()
+    return HttpResponse(found.get_username())
+
+
+def row(_request: HttpRequest) -> HttpResponse:
+    """Read one row."""
+    return HttpResponse(Tea.objects.get(pk=1).name)
+
+
+async def row_async(_request: HttpRequest) -> HttpResponse:
+    """Read one row."""
+    tea = await Tea.objects.aget(pk=1)
+    return HttpResponse(tea.name)
+
+
+def backend(_request: HttpRequest) -> HttpResponse:
+    """Tell which connection of PostgreSQL was used: the process at its other end."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (number,) = cursor.fetchone()
+    return HttpResponse(str(number))
+
+
+async def wait(_request: HttpRequest) -> HttpResponse:
+    """Wait at the gate."""
+    gate.waiting += 1
+    try:
+        await gate.opened.wait()
+    finally:
+        gate.waiting -= 1
+    return HttpResponse("waited")

@@ -1,0 +1,124 @@
+"""Figures and how they are shown: medians with quartiles, beside their targets."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: From here on, figures are shown with one decimal, and with none.
+ONE_DECIMAL, NO_DECIMAL = 10, 100
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is hoped for; a measurement that misses it is no failure."""
+
+    sense: Literal["at least", "at most"]
+    value: float
+
+    def is_reached(self, value: float) -> bool:
+        """Return whether a figure is good enough."""
+        if self.sense == "at least":
+            return value >= self.value
+        return value <= self.value
+
+    def __str__(self) -> str:
+        return f"{self.sense} {self.value:g}"
+
+
+def at_least(value: float) -> Target:
+    """Make a target for what should be large."""
+    return Target("at least", value)
+
+
+def at_most(value: float) -> Target:
+    """Make a target for what should be small."""
+    return Target("at most", value)
+
+
+@dataclass
+class Line:
+    """A figure of each round, and what their median should be."""
+
+    title: str
+    values: Sequence[float]
+    unit: str = "x"
+    target: Target | None = None
+    #: What the plot and other readers want to know.
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        """The middle of the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Between them lies the middle half of the rounds."""
+        if len(self.values) == 1:
+            return self.values[0], self.values[0]
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        return low, high
+
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether the target is reached; None if there is none."""
+        return None if self.target is None else self.target.is_reached(self.median)
+
+    def show(self, *, judge: bool) -> str:
+        """Return it as text; say whether the target is reached, or leave it open."""
+        figure = _show(self.median) + self.unit
+        spread = ""
+        if len(self.values) > 1:
+            low, high = map(_show, self.quartiles)
+            spread = f"({low} to {high})"
+        target = verdict = ""
+        if self.target is not None:
+            target = str(self.target)
+            verdict = "reached" if self.is_reached else "missed"
+        text = f"{self.title:56} {figure:>9} {spread:18} {target:12}"
+        return f"{text} {verdict if judge else ''}".rstrip()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything, with what was computed."""
+        low, high = self.quartiles
+        computed = {
+            "median": self.median,
+            "quartiles": [low, high],
+            "reached": self.is_reached,
+        }
+        return asdict(self) | computed
+
+
+@dataclass
+class Note:
+    """A line of text, about the lines before it."""
+
+    text: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def show(self, *, judge: bool) -> str:  # noqa: ARG002 - as a line's
+        """Return the text."""
+        return self.text
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything."""
+        return asdict(self)
+
+
+def middle(values: Sequence[float]) -> str:
+    """Return the median, for a note."""
+    return _show(statistics.median(values))
+
+
+def _show(value: float) -> str:
+    """Return a figure with as many digits as mean something; a count is exact."""
+    if isinstance(value, int) or abs(value) >= NO_DECIMAL:
+        return f"{value:,.0f}"
+    if abs(value) >= ONE_DECIMAL:
+        return f"{value:.1f}"
+    return f"{value:.2f}"

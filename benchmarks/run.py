@@ -1,0 +1,304 @@
+"""Measure trio_asgi beside Django's own handlers: everything, or some of it.
+
+``nox -s benchmarks`` runs this; README.md says how to read the output. Each part is a
+module that yields lines. They are printed as they come, and kept for ``--output`` and
+``--plot``. No figure is ever an error, but a wrong answer is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import growth
+import in_process
+import over_http
+import plot
+from candidates import HERE, TITLES, Broken, environment
+from databases import Skipped, connect, open_databases
+from report import Line, Note
+from works import WORKS
+
+import trio_asgi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+PACKAGES = (
+    *("Django", "asgiref", "trio", "Hypercorn"),
+    *("uvicorn", "uvloop", "httptools", "psycopg"),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done."""
+
+    rounds: int
+    #: For one candidate in one round.
+    seconds: float
+    http_rounds: int
+    http_seconds: int
+    #: For what is counted.
+    requests: int
+    #: How many wait at once.
+    waiting: int
+    waiting_rounds: int
+    bridge_rounds: int
+
+
+FULL = Scale(
+    rounds=9,
+    seconds=0.4,
+    http_rounds=7,
+    http_seconds=1,
+    requests=1000,
+    waiting=5000,
+    waiting_rounds=3,
+    bridge_rounds=15,
+)
+#: All parts, but nothing to judge by.
+SHORT = Scale(
+    rounds=2,
+    seconds=0.05,
+    http_rounds=1,
+    http_seconds=1,
+    requests=100,
+    waiting=100,
+    waiting_rounds=1,
+    bridge_rounds=1,
+)
+
+
+class Results:
+    """Prints the lines of each part, and keeps them."""
+
+    def __init__(self, *, judge: bool) -> None:
+        """Say whether targets are reached, or leave that open."""
+        self._judge = judge
+        self.parts: dict[str, list[Line | Note]] = {}
+
+    def section(self, part: str, title: str, lines: Iterable[Line | Note]) -> None:
+        """Print the lines under a title, or why there are none."""
+        print(f"\n{title}")
+        kept = self.parts.setdefault(part, [])
+        try:
+            for line in lines:
+                text = line.show(judge=self._judge)
+                print(f"  {text}", flush=True)
+                kept.append(line)
+        except Skipped as reason:
+            print(f"  skipped: {reason}", flush=True)
+
+    def summary(self) -> str:
+        """Return how many targets are reached."""
+        verdicts = [
+            line.is_reached
+            for lines in self.parts.values()
+            for line in lines
+            if isinstance(line, Line) and line.target is not None
+        ]
+        return f"{sum(map(bool, verdicts))} of {len(verdicts)} targets reached"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all lines."""
+        return {
+            part: [line.as_json() for line in lines]
+            for part, lines in self.parts.items()
+        }
+
+
+# The parts: each takes the results that it adds to, the databases, how much to do, and
+# the works to do it with.
+
+
+def run_in_process(
+    results: Results, databases: Mapping[str, str], scale: Scale, works: Sequence[str]
+) -> None:
+    """Measure without a server."""
+
+    def lines() -> Iterator[Line | Note]:
+        for name in works:
+            yield from in_process.measure(
+                WORKS[name], databases, rounds=scale.rounds, seconds=scale.seconds
+            )
+
+    title = "In-process: throughput / that of Django's ASGIHandler on asyncio"
+    results.section("in-process", title, lines())
+
+
+def run_http(
+    results: Results, databases: Mapping[str, str], scale: Scale, _works: Sequence[str]
+) -> None:
+    """Measure servers."""
+    lines = over_http.measure(
+        databases, rounds=scale.http_rounds, seconds=scale.http_seconds
+    )
+    title = (
+        f"Over HTTP, 7 middleware, {over_http.CONNECTIONS} connections of wrk: "
+        "throughput / that of Django under"
+    )
+    results.section("http", title, lines)
+
+
+def run_growth(
+    results: Results, databases: Mapping[str, str], scale: Scale, _works: Sequence[str]
+) -> None:
+    """Count threads, memory and connections."""
+    results.section(
+        "growth",
+        f"Growth: threads, {growth.CONCURRENCY} requests at a time",
+        growth.threads(databases, requests=scale.requests),
+    )
+    results.section(
+        "growth",
+        "Growth: requests that wait in an async view, 7 middleware",
+        growth.waiting(
+            databases,
+            requests=scale.waiting,
+            rounds=scale.waiting_rounds,
+            seconds=scale.seconds,
+        ),
+    )
+    results.section(
+        "growth",
+        f"Growth: PostgreSQL, sync view, {growth.CONCURRENCY} requests at a time, "
+        "connections kept for 60 s (asyncio: not kept)",
+        growth.connections(databases, requests=scale.requests),
+    )
+
+
+def run_bridge(
+    results: Results,
+    _databases: Mapping[str, str],
+    scale: Scale,
+    _works: Sequence[str],
+) -> None:
+    """Measure what the installed bridge costs code on asyncio."""
+
+    def lines() -> Iterator[Line]:
+        import bridge_cost  # noqa: PLC0415 - changes asgiref
+
+        found = asyncio.run(bridge_cost.measure(scale.bridge_rounds))
+        for case, ratios in found.items():
+            yield Line(case, ratios)
+
+    results.section(
+        "bridge", "On asyncio: time with the bridge installed / without", lines()
+    )
+
+
+PARTS = {
+    "in-process": run_in_process,
+    "http": run_http,
+    "growth": run_growth,
+    "bridge": run_bridge,
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the version of everything that takes part."""
+    installed = {
+        distribution.name: distribution.version for distribution in distributions()
+    }
+    found = {"Python": platform.python_version(), "trio_asgi": trio_asgi.__version__}
+    found |= {name: installed[name] for name in PACKAGES if name in installed}
+    with suppress(FileNotFoundError):
+        found["wrk"] = over_http.wrk_version()
+    with suppress(Skipped), connect() as server:
+        found["PostgreSQL"] = server.info.parameter_status("server_version")
+    return found
+
+
+def profile(databases: Mapping[str, str], options: argparse.Namespace) -> None:
+    """Show where the time of one candidate goes."""
+    work = WORKS[options.profile]
+    numbers = (str(options.concurrency), str(options.seconds or FULL.seconds))
+    subprocess.run(  # noqa: S603 - a script of ours
+        [sys.executable, HERE / "profiling.py", options.candidate, work.name, *numbers],
+        env=environment(work, options.candidate, databases),
+        check=True,
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--short", action="store_true", help="all parts, but too little to judge by")
+    add("--only", action="append", choices=PARTS, help="a part; can be repeated")
+    add("--work", action="append", choices=WORKS, help="only in-process, this work")
+    add("--rounds", type=int, help="in-process and over HTTP")
+    add("--seconds", type=float, help="for a candidate in one round, in-process")
+    add("--output", type=Path, metavar="FILE", help="all figures as JSON")
+    add("--plot", type=Path, metavar="FILE", help="a picture, in SVG")
+    add("--profile", choices=WORKS, metavar="WORK", help="where the time goes")
+    add("--candidate", choices=TITLES, default="trio_asgi", help="for --profile")
+    add("--concurrency", type=int, default=1, help="for --profile")
+    return parser.parse_args()
+
+
+def choose_scale(options: argparse.Namespace) -> Scale:
+    """Return how much is to be done."""
+    scale = SHORT if options.short else FULL
+    changes: dict[str, Any] = {}
+    if options.rounds:
+        changes |= {"rounds": options.rounds, "http_rounds": options.rounds}
+    if options.seconds:
+        changes |= {"seconds": options.seconds}
+    return dataclasses.replace(scale, **changes)
+
+
+def measure(databases: Mapping[str, str], options: argparse.Namespace) -> None:
+    """Run the chosen parts, and write what was asked for."""
+    scale = choose_scale(options)
+    header = versions()
+    print(", ".join(f"{name} {number}" for name, number in header.items()))
+    print(
+        f"{os.cpu_count()} cores; {scale.rounds} rounds in-process, "
+        f"{scale.http_rounds} over HTTP; medians (and quartiles) of the rounds' ratios"
+    )
+    results = Results(judge=not options.short)
+    only = ["in-process"] if options.work else options.only
+    for part in only or PARTS:
+        PARTS[part](results, databases, scale, options.work or list(WORKS))
+    if not options.short:
+        print(f"\n{results.summary()}")
+    written = {
+        "versions": header,
+        "cores": os.cpu_count(),
+        "scale": dataclasses.asdict(scale),
+        "parts": results.as_json(),
+    }
+    if options.output:
+        options.output.write_text(json.dumps(written, indent=1) + "\n")
+    if options.plot:
+        options.plot.write_text(plot.draw(written))
+
+
+def main() -> None:
+    """Do what the command line says."""
+    options = parse_arguments()
+    try:
+        with open_databases() as databases:
+            if options.profile:
+                profile(databases, options)
+            else:
+                measure(databases, options)
+    except (Broken, Skipped) as error:
+        sys.exit(f"Broken: {error}")
+
+
+if __name__ == "__main__":
+    main()

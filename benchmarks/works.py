@@ -1,0 +1,115 @@
+"""What the candidates are asked to do, and what is hoped for.
+
+A work is a request of one kind, with the settings that it meets. This table is all that
+the other modules know about them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from report import Target, at_least, at_most
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of request."""
+
+    #: On the command line.
+    name: str
+    #: For the report.
+    title: str
+    #: The view, and its sync twin, which the floor runs.
+    view: str
+    sync_view: str
+    #: What it answers.
+    body: str = "hello"
+    middleware: Literal["none", "seven"] = "none"
+    database: Literal["sqlite", "postgresql"] = "sqlite"
+    signed_in: bool = False
+    #: Times the baseline's throughput, and the concurrencies that it is asked of.
+    target: Target | None = None
+    concurrencies: tuple[int, ...] = (1, 32)
+    #: Times the floor's seconds.
+    floor_target: Target | None = None
+    #: Whether trio_asgi and the floor keep connections, as the baseline cannot.
+    keeps_connections: bool = False
+
+
+WORKS = {
+    work.name: work
+    for work in (
+        Work(
+            "async",
+            "async view, no middleware",
+            view="hello_async",
+            sync_view="hello",
+            target=at_least(8),
+            concurrencies=(32,),
+            floor_target=at_most(1.6),
+        ),
+        Work(
+            "sync",
+            "sync view, no middleware",
+            view="hello",
+            sync_view="hello",
+            target=at_least(2.5),
+        ),
+        Work(
+            "seven-sync",
+            "sync view, 7 middleware",
+            view="hello",
+            sync_view="hello",
+            middleware="seven",
+            target=at_least(6),
+        ),
+        Work(
+            "seven-async",
+            "async view, 7 middleware",
+            view="hello_async",
+            sync_view="hello",
+            middleware="seven",
+            target=at_least(10),
+        ),
+        Work(
+            "user-async",
+            "async view, 7 middleware, signed in",
+            view="user_async",
+            sync_view="user",
+            body="leaf",
+            middleware="seven",
+            signed_in=True,
+            target=at_least(4),
+        ),
+        Work(
+            "user-kept",
+            "the same, with connections kept",
+            view="user_async",
+            sync_view="user",
+            body="leaf",
+            middleware="seven",
+            signed_in=True,
+            keeps_connections=True,
+        ),
+        Work(
+            "row-sync",
+            "sync view, a row of PostgreSQL",
+            view="row",
+            sync_view="row",
+            body="Sencha",
+            database="postgresql",
+            target=at_least(4),
+            keeps_connections=True,
+        ),
+        Work(
+            "row-async",
+            "async view, a row of PostgreSQL",
+            view="row_async",
+            sync_view="row",
+            body="Sencha",
+            database="postgresql",
+            keeps_connections=True,
+        ),
+    )
+}
