@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from asgiref.sync import sync_to_async
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
+from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import path
 
@@ -27,10 +29,13 @@ import trio_asgi
 from project_support import counts, run_pytest, run_python
 from support import application, http_scope, request
 from trio_asgi import conf
+from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from django.http import HttpRequest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,6 +46,7 @@ WITH_CODE = {
     "docs/howto/from-asyncio.md",
     "docs/howto/islands.md",
     "docs/howto/testing.md",
+    "docs/howto/threads-and-connections.md",
     "docs/howto/trio-program.md",
 }
 
@@ -202,6 +208,60 @@ async def test_deployment(execute: Callable[[str], Site]) -> None:
     with override_settings(TRIO_ASGI=site["TRIO_ASGI"]):
         assert [*conf.problems()] == []
     assert site["DATABASES"]["default"]["CONN_MAX_AGE"] == 60
+
+
+async def test_threads_declared_hooks(execute: Callable[[str], Site]) -> None:
+    """Threads: with the page's middleware an async view takes no thread."""
+    site = execute("docs/howto/threads-and-connections.md")
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("body")
+
+    app = application(path("", view), middleware=site["MIDDLEWARE"])
+    answer = await request(app)
+    assert dict(answer.headers)[b"Server-Timing"].startswith(b"django;dur=")
+    assert current_pool().workers == set()
+
+
+async def test_threads_settings(execute: Callable[[str], Site]) -> None:
+    """Threads: the settings that the page shows are allowed."""
+    site = execute("docs/howto/threads-and-connections.md")
+    with override_settings(TRIO_ASGI=site["TRIO_ASGI"]):
+        assert [*conf.problems()] == []
+
+
+async def test_threads_release(
+    execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """Threads: the view that waits holds no thread, and sees who has come."""
+    execute("docs/howto/threads-and-connections.md")
+    app = trio_asgi.get_asgi_application()
+    async with ApplicationCommunicator(app, http_scope("/newcomers/")) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        assert await communicator.receive_nothing(7)
+        # The request's, and the one of this test's own calls.
+        assert len(current_pool()._idle) == len(current_pool().workers) - 1
+        await User.objects.acreate(username="new")
+        assert (await communicator.receive_output(timeout=6))["status"] == 200
+        body = (await communicator.receive_output())["body"]
+    assert body == b'{"newcomers": 1}'
+
+
+async def test_threads_release_in_a_stream(
+    execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """Threads: the stream holds no thread between its parts."""
+    execute("docs/howto/threads-and-connections.md")
+    app = trio_asgi.get_asgi_application()
+    async with ApplicationCommunicator(app, http_scope("/events/")) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        assert (await communicator.receive_output())["status"] == 200
+        for _ in range(2):
+            event = await communicator.receive_output(timeout=6)
+            assert event["body"] == b"data: 0\n\n"
+            assert len(current_pool()._idle) == len(current_pool().workers) - 1
+        await communicator.send_input({"type": "http.disconnect"})
+        await communicator.wait()
 
 
 async def test_trio_program(execute: Callable[[str], Site]) -> None:
