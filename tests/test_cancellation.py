@@ -212,6 +212,20 @@ async def test_in_a_sync_view(log: SignalLog) -> None:
     assert_ended(log, type(app))
 
 
+async def test_with_the_body_of_a_request_for_a_sync_view() -> None:
+    """It is seen before the answer, however quick the thread is.
+
+    Which of the two was first was chance once, and the answer won one time in a hundred.
+    """
+    app = application(path("", lambda request: HttpResponse("too late")))
+    for _ in range(300):
+        async with ApplicationCommunicator(app, http_scope()) as communicator:
+            await communicator.send_input({"type": "http.request", "body": b"Body"})
+            await communicator.send_input(DISCONNECT)
+            await communicator.wait()
+            assert await communicator.receive_nothing()
+
+
 async def test_in_a_coroutine_below_a_sync_view(log: SignalLog) -> None:
     """What a sync view runs by async_to_sync is cancelled, and then the view."""
     point = Point()

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 #: For how long a last message may wait for the client, before the rest is ended.
 SEND_SECONDS: Final = 1.0
 
+#: How often the scheduler comes round from the beginning of a request until a
+#: disconnect that came with it has been seen: the lookout's turn, the watcher's, and
+#: that of the server's ``receive``.
+LOOK_TURNS: Final = 3
+
 
 class Exchange:
     """Runs what answers a request, until it is done or the client has left.
@@ -94,6 +99,19 @@ class Exchange:
         finally:
             # Its traceback holds this frame: leave no cycle behind.
             del error
+
+    async def look(self) -> None:
+        """Have a disconnect seen that came with the request.
+
+        For a request that has waited for its thread. Whether that or the watcher comes
+        first is chance then, so that a client that has left would sometimes get an
+        answer, and receivers of signals an order that no test can rely on.
+
+        Raises:
+            trio.Cancelled: the client has left, or the server has cancelled the request.
+        """
+        for _ in range(LOOK_TURNS):
+            await trio.lowlevel.checkpoint()
 
     @contextmanager
     def sending_last(self, end_early: Callable[[], Awaitable[None]]) -> Iterator[None]:

@@ -194,7 +194,10 @@ class ASGIHandler(ChainHandler):
         async def respond() -> None:
             await self._make_response(scope, body_file, life)
             # A view need not have noticed that it was cancelled, nor can sync code.
-            await trio.lowlevel.checkpoint_if_cancelled()
+            if lease.calls:
+                await exchange.look()
+            else:
+                await trio.lowlevel.checkpoint_if_cancelled()
             await self._send(life, exchange, sender)
 
         try:
