@@ -215,7 +215,7 @@ async def test_in_a_sync_view(log: SignalLog) -> None:
 async def test_with_the_body_of_a_request_for_a_sync_view() -> None:
     """It is seen before the answer, however quick the thread is.
 
-    Which of the two was first was chance once, and the answer won one time in a hundred.
+    Which of the two was first was chance once.
     """
     app = application(path("", lambda request: HttpResponse("too late")))
     for _ in range(300):

@@ -108,7 +108,7 @@ class Exchange:
         answer, and receivers of signals an order that no test can rely on.
 
         Raises:
-            trio.Cancelled: the client has left, or the server has cancelled the request.
+            trio.Cancelled: the client has left, or the server has cancelled this.
         """
         for _ in range(LOOK_TURNS):
             await trio.lowlevel.checkpoint()

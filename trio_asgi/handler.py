@@ -193,11 +193,6 @@ class ASGIHandler(ChainHandler):
 
         async def respond() -> None:
             await self._make_response(scope, body_file, life)
-            # A view need not have noticed that it was cancelled, nor can sync code.
-            if lease.calls:
-                await exchange.look()
-            else:
-                await trio.lowlevel.checkpoint_if_cancelled()
             await self._send(life, exchange, sender)
 
         try:
@@ -255,11 +250,19 @@ class ASGIHandler(ChainHandler):
         """
         response, lease = life.response, life.lease
         assert response is not None
+        threadless = not response.streaming and (
+            not lease.has_thread or life.signals.release_thread_early(response)
+        )
+        # A view need not have noticed that it was cancelled, nor can sync code.
+        if lease.calls:
+            await exchange.look()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         if response.streaming:
             await self.send_response(response, sender)
             return
         exchange.stop_watching()
-        if not lease.has_thread or life.signals.release_thread_early(response):
+        if threadless:
             await self.send_response(response, sender)
             return
         with exchange.sending_last(functools.partial(self._end_early, life)):
