@@ -17,8 +17,8 @@ WRONG: list[tuple[Any, str, str]] = [
         {"TREADS": 1},
         "E002",
         "TRIO_ASGI has no key 'TREADS'. Known keys: THREADS, LEASES, "
-        "THREAD_IDLE_SECONDS, ASYNCIO_VIEWS, NEW_LOOPS, CLEANUP_SECONDS, "
-        "SHUTDOWN_SECONDS.",
+        "THREAD_IDLE_SECONDS, ASYNCIO_VIEWS, NEW_LOOPS, STREAM_BODY, MAX_BODY_SIZE, "
+        "BODY_TIMEOUT, CLEANUP_SECONDS, SHUTDOWN_SECONDS.",
     ),
     (
         {"THREADS": 0},
@@ -52,6 +52,22 @@ WRONG: list[tuple[Any, str, str]] = [
         "E003",
         "TRIO_ASGI['SHUTDOWN_SECONDS'] must be a number of seconds, 0 or more, "
         "not None.",
+    ),
+    (
+        {"STREAM_BODY": 1},
+        "E003",
+        "TRIO_ASGI['STREAM_BODY'] must be True or False, not 1.",
+    ),
+    (
+        {"MAX_BODY_SIZE": 2.5},
+        "E003",
+        "TRIO_ASGI['MAX_BODY_SIZE'] must be a whole number of bytes, 0 or more, or "
+        "None for no limit, not 2.5.",
+    ),
+    (
+        {"BODY_TIMEOUT": 0},
+        "E003",
+        "TRIO_ASGI['BODY_TIMEOUT'] must be a number of seconds, more than 0, not 0.",
     ),
     (
         {"CLEANUP_SECONDS": "10"},

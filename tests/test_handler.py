@@ -147,10 +147,10 @@ async def test_a_large_response_is_sent_in_chunks() -> None:
     """A response over chunk_size goes out in several messages, none of them empty."""
 
     def view(request: HttpRequest) -> HttpResponse:
-        return HttpResponse(b"x" * 150_000)
+        return HttpResponse(b"x" * 2_500_000)
 
     answer = await request(application(path("", view)))
-    assert [len(part) for part in answer.parts] == [65536, 65536, 18928]
+    assert [len(part) for part in answer.parts] == [2**20, 2**20, 402848]
 
 
 @pytest.mark.parametrize("query_string", [b"name=Andrew", "name=Andrew"])

@@ -30,6 +30,7 @@ from asgiref.sync import (
     async_to_sync,
     sync_to_async,
 )
+from django.http import StreamingHttpResponse
 
 import trio_asgi
 from thread_support import run_script
@@ -61,7 +62,12 @@ def load_everything() -> None:
 
 
 #: Where the replaced attributes are, among many others.
-NEAR = ("asgiref.", "django.utils.asyncio.", "django.dispatch.")
+NEAR = (
+    "asgiref.",
+    "django.utils.asyncio.",
+    "django.dispatch.",
+    "django.http.response.",
+)
 
 
 def owners(prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -132,6 +138,8 @@ REPLACED = {
     "asgiref.local:asyncio",
     "django.utils.asyncio:get_running_loop",
     f"django.dispatch.dispatcher:{SIGNALS}",
+    "django.http.response.StreamingHttpResponse:_set_streaming_content",
+    "django.http.response.StreamingHttpResponse:streaming_content",
 }
 
 #: Each owner and name of these.
@@ -143,6 +151,8 @@ PLACES: list[tuple[Any, str]] = [
     (asgiref.local, "asyncio"),
     (django.utils.asyncio, "get_running_loop"),
     (dispatcher, SIGNALS),
+    (StreamingHttpResponse, "_set_streaming_content"),
+    (StreamingHttpResponse, "streaming_content"),
 ]
 
 
@@ -507,15 +517,19 @@ def module_copy(original: Any) -> Any:
     return copy
 
 
+def wrapping_property(original: Any) -> Any:
+    """Replace a property by another one that asks it."""
+    return property(wrapping(original.fget), original.fset)
+
+
 def replacements() -> Iterator[Any]:
     """Yield each place with each kind of replacement that it can have."""
     for owner, name in PLACES:
-        is_module = name == "asyncio"
-        makers: list[Any] = (
-            [module_copy, Proxy] if is_module else [plain, wrapping, wrapping_twice]
-        )
-        if not is_module:
-            makers += [Proxy, partial]
+        makers: list[Any] = [plain, wrapping, wrapping_twice, Proxy, partial]
+        if name == "asyncio":
+            makers = [module_copy, Proxy]
+        if name == "streaming_content":
+            makers = [wrapping_property]
         for make in makers:
             path = f"{getattr(owner, '__qualname__', owner.__name__)}.{name}"
             yield pytest.param(owner, name, make, path, id=f"{path}-{make.__name__}")

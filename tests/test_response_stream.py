@@ -17,7 +17,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_asgi._call import current_loop
 from trio_asgi._errors import leaves
-from trio_asgi._response import ThreadStream, close_stream, send_parts
+from trio_asgi._response import close_stream, send_parts
+from trio_asgi._thread_stream import LARGEST, SMALLEST
 from trio_asgi._worker import Lease, current_pool
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if sys.version_info < (3, 11):
 #: When a test that waits has failed.
 SECONDS = 10
 
-PULL_BYTES = ThreadStream.PULL_BYTES
+PULL_BYTES = LARGEST
 
 
 class Peer:
@@ -57,6 +58,11 @@ class Peer:
             await trio.lowlevel.checkpoint()
         else:
             await self._read.acquire()
+
+    @property
+    def body(self) -> bytes:
+        """All that has come."""
+        return b"".join(self.parts)
 
     def read(self) -> None:
         """Read one part, after which the next is sent."""
@@ -114,7 +120,7 @@ async def test_a_sync_iterator_runs_in_the_requests_thread(lease: Lease) -> None
             yield b"part %d" % number
 
     await send_all(parts(), peer.send, lease=lease)
-    assert peer.parts == [b"part %d" % number for number in range(50)]
+    assert peer.body == b"".join(b"part %d" % number for number in range(50))
     assert threads == {await lease.run_sync(threading.current_thread)}
 
 
@@ -156,7 +162,7 @@ async def test_parts_are_encoded(lease: Lease, is_async: bool) -> None:
     current_loop.set(lease)
     response = StreamingHttpResponse(parts, charset="latin-1")
     await send_parts(response, peer.send, cleanup_seconds=SECONDS)
-    assert peer.parts == [b"bytes", b"t\xe9xt", b"view", b"42"]
+    assert peer.body == b"bytest\xe9xtview42"
 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b"", b"", b"part", b""]])
@@ -164,7 +170,7 @@ async def test_nothing_to_send(lease: Lease, parts: list[bytes]) -> None:
     """A stream may have no parts, and parts no bytes."""
     peer = Peer()
     await send_all(parts, peer.send, lease=lease)
-    assert peer.parts == parts
+    assert peer.body == b"".join(parts)
 
 
 async def test_a_part_is_sent_when_it_is_made(lease: Lease) -> None:
@@ -264,7 +270,7 @@ async def test_an_iterator_can_call_coroutines(lease: Lease) -> None:
             yield async_to_sync(coroutine)(number)
 
     await send_all(parts(), peer.send, lease=lease)
-    assert peer.parts == [b"part 0", b"part 1", b"part 2"]
+    assert peer.body == b"part 0part 1part 2"
     assert threads == {await lease.run_sync(threading.current_thread)}
 
 
@@ -283,27 +289,32 @@ async def test_a_sync_iterator_fails(lease: Lease, number: int) -> None:
         await send_all(parts(), peer.send, lease=lease)
     assert caught.value is error
     assert error.__context__ is None
-    assert peer.parts == [b"part"] * number
+    assert peer.body == b"part" * number
 
 
 async def test_a_sync_iterator_fails_for_a_slow_client(lease: Lease) -> None:
     """Parts that wait are not thrown away because of an error behind them."""
+    first_sent = threading.Event()
     peer = Peer(reads=False)
 
     def parts() -> Iterator[bytes]:
         yield b"one"
+        assert first_sent.wait(SECONDS)
         yield b"two"
+        yield bytes(SMALLEST)
         raise LookupError("iterator")
 
     with pytest.raises(BaseExceptionGroup) as caught:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_with, lease, parts(), peer.send)
-            for number in range(2):
-                await peer.come[number].wait()
-                await wait_idle(lease)
-                peer.read()
+            await peer.come[0].wait()
+            first_sent.set()
+            await wait_idle(lease)
+            peer.read()
+            await peer.come[1].wait()
+            peer.read()
     assert [str(error) for error in leaves(caught.value)] == ["iterator"]
-    assert peer.parts == [b"one", b"two"]
+    assert peer.parts == [b"one", b"two" + bytes(SMALLEST)]
 
 
 async def test_a_sync_iterator_exits(lease: Lease) -> None:

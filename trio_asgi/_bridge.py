@@ -19,11 +19,13 @@ import asgiref
 import asgiref.local
 import asgiref.sync
 import django.dispatch.dispatcher
+import django.http.response
 import django.utils.asyncio
 import trio
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from django.http import StreamingHttpResponse
 
-from . import _async_to_sync, _asyncio_calls, _native_calls, _sync_to_async
+from . import _async_to_sync, _asyncio_calls, _contents, _native_calls, _sync_to_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +145,18 @@ def _patches() -> list[Patch]:
             calls.patch_get_running_loop,
             _is_asyncios,
         ),
+        Patch(
+            StreamingHttpResponse,
+            "_set_streaming_content",
+            _contents.patch_set_streaming_content,
+            _defined_in(django.http.response),
+        ),
+        Patch(
+            StreamingHttpResponse,
+            "streaming_content",
+            _contents.patch_streaming_content,
+            _is_djangos_property,
+        ),
     ]
     if hasattr(dispatcher, "_run_parallel"):  # Django 6.1 and later
         make, is_original = calls.patch_run_parallel, _defined_in(dispatcher)
@@ -158,6 +172,10 @@ def _defined_in(module: ModuleType) -> Callable[[Any], bool]:
     return lambda value: (
         type(value) is FunctionType and value.__globals__ is vars(module)
     )
+
+
+def _is_djangos_property(value: Any) -> bool:
+    return type(value) is property and _defined_in(django.http.response)(value.fget)
 
 
 def _is_asyncio(value: Any) -> bool:

@@ -18,6 +18,26 @@ class ClientDisconnected(Exception):  # noqa: N818 - the ASGI term
     """The client has left, and nobody will read what is sent."""
 
 
+class BodyTooLarge(Exception):  # noqa: N818 - as Django's RequestDataTooBig
+    """A request's body is larger than ``TRIO_ASGI["MAX_BODY_SIZE"]``: answered 413."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The request's body is larger than {limit} bytes, which is MAX_BODY_SIZE "
+            "in TRIO_ASGI, or what @limit_body says for the view."
+        )
+
+
+class BodyTimeout(Exception):  # noqa: N818 - as HTTP's "Request Timeout"
+    """The client has sent nothing of a body for too long: answered 408."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"No byte of the request's body has come for {seconds} seconds, which is "
+            "BODY_TIMEOUT in TRIO_ASGI, or what @limit_body says for the view."
+        )
+
+
 class OutputTimeoutError(trio.TooSlowError, TimeoutError):
     """The application sent nothing in time; see `testing.ApplicationCommunicator`."""
 

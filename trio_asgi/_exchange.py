@@ -100,6 +100,14 @@ class Exchange:
             # Its traceback holds this frame: leave no cycle behind.
             del error
 
+    def abort(self) -> None:
+        """Cut ``respond`` short, unless all of the response was handed to the server.
+
+        Called when the client has left.
+        """
+        if not self._is_complete():
+            self._scope.cancel()
+
     async def look(self) -> None:
         """Have a disconnect seen that came with the request.
 
@@ -112,6 +120,11 @@ class Exchange:
         """
         for _ in range(LOOK_TURNS):
             await trio.lowlevel.checkpoint()
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the client has left, or what waits for that has failed."""
+        return self._scope.cancel_called
 
     @contextmanager
     def sending_last(self, end_early: Callable[[], Awaitable[None]]) -> Iterator[None]:
@@ -165,8 +178,7 @@ class Exchange:
                 self._error = error
                 self._scope.cancel()
             else:
-                if not self._is_complete():
-                    self._scope.cancel()
+                self.abort()
             await trio.sleep_forever()
         except trio.Cancelled:
             if self._answering:

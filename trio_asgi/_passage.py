@@ -40,7 +40,7 @@ from django.utils.log import log_response
 
 from ._hop import hop, was_left
 from ._islands import is_asyncio_island
-from ._view_errors import as_view_errors, log_lost
+from ._view_errors import as_view_errors, body_refusal, log_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -192,7 +192,9 @@ class Passage:
                 response = layer.instance(request)
         except Exception as error:  # noqa: BLE001 - Django answers it
             yield from self._take_to_thread(error, request)
-            response = exception.response_for_exception(request, error)
+            response = body_refusal(error) or exception.response_for_exception(
+                request, error
+            )
         return response
 
     def _call_hooks(self, layer: Layer, request: Any) -> Steps:

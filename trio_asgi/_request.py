@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
-from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ._request_body import RequestWithBody
 
+if TYPE_CHECKING:
     from django.http import HttpResponseBase
 
     from ._signals import RequestSignals
     from ._types import Scope
 
 
-class ASGIRequest(asgi.ASGIRequest):
+class ASGIRequest(RequestWithBody):
     """Django's request, with what Django 6.1 mended also on 5.2 and 6.0.
 
     These are: several ``Cookie`` headers, as HTTP/2 sends them, are joined with a
     semicolon; the script prefix is only taken off the path at a ``/``; and a
-    ``Content-Length`` that is no number counts as none.
+    ``Content-Length`` that is no number counts as none. New are `stream` and `aread`,
+    by which async code reads the body.
     """
 
     #: The view's response, for closing if the request is cancelled before the handler
@@ -43,25 +42,7 @@ class ASGIRequest(asgi.ASGIRequest):
         """
         super().__init__(_join_cookies(scope), body_file)
         self.scope = scope
-        self.path_info = self.META["PATH_INFO"] = _path_info(scope)
-
-    @property
-    def body(self) -> bytes:
-        """The whole body; as Django documents it."""
-        with self._readable_content_length():
-            return super().body
-
-    @contextmanager
-    def _readable_content_length(self) -> Iterator[None]:
-        value = self.META.get("CONTENT_LENGTH")
-        if not value or value.isdecimal():
-            yield
-            return
-        self.META["CONTENT_LENGTH"] = ""
-        try:
-            yield
-        finally:
-            self.META["CONTENT_LENGTH"] = value
+        self.path_info = self.META["PATH_INFO"] = path_info_of(scope)
 
 
 def _join_cookies(scope: Scope) -> Scope:
@@ -76,7 +57,8 @@ def _join_cookies(scope: Scope) -> Scope:
     return {**scope, "headers": [*headers, (b"cookie", b"; ".join(cookies))]}
 
 
-def _path_info(scope: Scope) -> str:
+def path_info_of(scope: Scope) -> str:
+    """Return a path without the script prefix, as URLs are resolved by it."""
     path: str = scope["path"]
     prefix = get_script_prefix(scope).rstrip("/")
     if path == prefix or path.startswith(prefix + "/"):

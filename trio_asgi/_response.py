@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 import outcome
 import trio
+from django.http.response import HttpResponseBase
 
-from ._beside import run_beside
-from ._hop import hop
+from . import conf
+from ._contents import contents, forget_contents, replace_contents
+from ._errors import ClientDisconnected
+from ._exchange import SEND_SECONDS
+from ._files import file_of, is_plain, path_to_send
 from ._island_stream import IslandStream
+from ._managed_stream import ManagedStream
+from ._thread_stream import FileStream, ThreadStream
+from ._worker import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from django.http import HttpResponseBase, StreamingHttpResponse
+    from django.http import StreamingHttpResponse
+
+    from ._types import Send
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -41,8 +51,74 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
 def iterate_in_island(response: HttpResponseBase) -> None:
     """Have an async iterator that is asyncio's iterated, and closed, by asyncio."""
     if getattr(response, "is_async", False):
-        iterator = response._iterator  # type: ignore[attr-defined]
-        response._iterator = IslandStream(iterator)  # type: ignore[attr-defined]
+        replace_contents(response, IslandStream(response._iterator))  # type: ignore[attr-defined]
+
+
+async def send_over_asgi(
+    response: HttpResponseBase,
+    send: Send,
+    chunk_bytes: Callable[[bytes], Iterator[tuple[bytes, bool]]],
+) -> None:
+    """Send a response in messages of ASGI.
+
+    Args:
+        response: The response, which is not closed here.
+        send: Sends one message; a `ResponseSender` knows what the server takes.
+        chunk_bytes: Splits bytes for several messages, and says which are the last.
+    """
+    path = await _path_for_server(response, send)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": encode_headers(response),
+        }
+    )
+    if path is not None:
+        await send({"type": "http.response.pathsend", "path": path})
+        return
+    if not response.streaming:
+        for chunk, last in chunk_bytes(response.content):  # type: ignore[attr-defined]
+            await send(
+                {"type": "http.response.body", "body": chunk, "more_body": not last}
+            )
+        return
+
+    async def send_part(part: bytes) -> None:
+        for chunk, _ in chunk_bytes(part):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    if getattr(send, "wants_body", True):
+        await send_parts(
+            response,  # type: ignore[arg-type]
+            send_part,
+            cleanup_seconds=conf.get("CLEANUP_SECONDS"),
+        )
+    await send({"type": "http.response.body"})
+
+
+async def _path_for_server(response: HttpResponseBase, send: Send) -> str | None:
+    """Return the path of a file that the server shall send by itself, if any.
+
+    It is looked up in a worker thread.
+    """
+    if not (getattr(send, "takes_paths", False) and getattr(send, "wants_body", True)):
+        return None
+    file = file_of(response)
+    if file is None:
+        return None
+    length = response.headers.get("Content-Length")
+    return await current_pool().run_sync(functools.partial(path_to_send, file, length))
+
+
+async def end_body(send: Send) -> None:
+    """End the body of a stream that the server has cancelled, within a second.
+
+    For a stream that has no end of its own, this is as good as any other: its client
+    asks again, and gets another server.
+    """
+    with trio.move_on_after(SEND_SECONDS, shield=True), suppress(ClientDisconnected):
+        await send({"type": "http.response.body"})
 
 
 async def send_parts(
@@ -53,42 +129,71 @@ async def send_parts(
 ) -> None:
     """Send each part of a streamed body as it comes.
 
-    An async iterator is iterated, and closed, in this task. A sync one is iterated in
-    the request's thread, no faster than the parts are sent; ``response.close()``
-    closes it.
+    An async iterator is iterated, and closed, in this task; a context manager is
+    entered and left here. A sync iterator is iterated in the request's thread, no
+    faster than the parts are sent, and a file is read in a thread; ``response.close()``
+    closes both.
 
     Args:
         response: The response; its parts may be bytes or str.
         send: Sends one part.
-        cleanup_seconds: How long an async iterator's closing may take, which no
+        cleanup_seconds: How long the closing of async content may take, which no
             cancellation interrupts.
     """
     if not response.is_async:
-        await ThreadStream(response).send_all(send)
+        await thread_stream(response).send_all(send)
         return
     # Not `streaming_content`, which hides the iterator in a generator of its own.
     iterator: AsyncIterator[Any] = response._iterator  # type: ignore[attr-defined]
+    sent: outcome.Outcome[None] = outcome.Value(None)
+    closed: outcome.Outcome[None] = outcome.Value(None)
 
     async def send_all() -> None:
         async for part in iterator:
             await send(response.make_bytes(part))
 
-    closed: outcome.Outcome[None] = outcome.Value(None)
+    async def send_managed() -> None:
+        nonlocal sent, closed
+        async with AsyncExitStack() as stack:
+            for content in contents(response):
+                if isinstance(content, ManagedStream):
+                    await stack.enter_async_context(content)
+            sent = await outcome.acapture(send_all)
+            # The shield is put up on a scope that was there before the generator's own,
+            # and the manager's: a new one around the closing would break the order in
+            # which they nest.
+            scope.shield = True
+            scope.deadline = trio.current_time() + cleanup_seconds
+            try:
+                await close_stream(response)
+            except Exception as error:  # noqa: BLE001 - raised or logged
+                closed = outcome.Error(error)
+            sent.unwrap()
+
     with trio.CancelScope() as scope:
-        ended: outcome.Outcome[None] = await outcome.acapture(send_all)
-        # The shield is put up on a scope that was there before the generator's own: a
-        # new one around the closing would break the order in which they nest.
-        scope.shield = True
-        scope.deadline = trio.current_time() + cleanup_seconds
-        try:
-            await close_stream(response)
-        except Exception as error:  # noqa: BLE001 - raised or logged
-            closed = outcome.Error(error)
+        ended: outcome.Outcome[None] = await outcome.acapture(send_managed)
     try:
-        # Outside the scope, which would take a cancellation for one of its own.
-        if isinstance(ended, outcome.Error) and isinstance(ended.error, trio.Cancelled):
-            # It may also come from a scope of the generator's, and be at its end there:
-            # only what cancels this task still goes on.
+        if _is_cancelled(ended) and isinstance(sent, outcome.Error):
+            # The closing has taken too long, unless it is the same.
+            ended = sent
+        await _raise_what_counts(ended, closed)
+    finally:
+        del ended, sent, closed
+
+
+async def _raise_what_counts(
+    ended: outcome.Outcome[None], closed: outcome.Outcome[None]
+) -> None:
+    """Raise the error of a stream, or that of its closing; log it if both failed.
+
+    Called outside the scope around the stream, which would take a cancellation for one
+    of its own.
+    """
+    try:
+        if isinstance(ended, outcome.Value) or _is_cancelled(ended):
+            # It may also come from a scope of the generator's, and be at its end there;
+            # or a nursery of the manager's has taken ours for its own, behind the
+            # shield. Only what cancels this task still goes on.
             ended = await outcome.acapture(trio.lowlevel.checkpoint_if_cancelled)
         if isinstance(ended, outcome.Error) and isinstance(closed, outcome.Error):
             logger.error("Error in the closing of a stream", exc_info=closed.error)
@@ -98,19 +203,31 @@ async def send_parts(
         del ended, closed
 
 
-async def close_stream(response: HttpResponseBase | None) -> None:
-    """Close the async iterator of a response that has one; again does no harm.
+def _is_cancelled(ended: outcome.Outcome[None]) -> bool:
+    return isinstance(ended, outcome.Error) and isinstance(ended.error, trio.Cancelled)
 
-    A sync iterator is left to ``response.close()``, for it belongs in a thread.
+
+async def close_stream(response: HttpResponseBase | None) -> None:
+    """Close the async content of a response that has some; again does no harm.
+
+    What middleware has put around the view's content is closed first. A sync iterator
+    is left to ``response.close()``, for it belongs in a thread.
     """
-    if response is not None and getattr(response, "is_async", False):
-        aclose = getattr(response._iterator, "aclose", None)  # type: ignore[attr-defined]
-        if aclose is not None:
-            try:
-                await aclose()
-            except BaseExceptionGroup as group:
-                # A nursery that is open in the generator wraps even its GeneratorExit.
-                _raise_without_exit(group)
+    if response is None or not getattr(response, "is_async", False):
+        return
+    async with AsyncExitStack() as stack:
+        for content in contents(response):
+            if hasattr(content, "aclose"):
+                stack.push_async_callback(_close_content, content)
+        forget_contents(response)
+
+
+async def _close_content(content: Any) -> None:
+    try:
+        await content.aclose()
+    except BaseExceptionGroup as group:
+        # A nursery that is open in the generator wraps even its GeneratorExit.
+        _raise_without_exit(group)
 
 
 def _raise_without_exit(group: BaseExceptionGroup[BaseException]) -> None:
@@ -122,89 +239,30 @@ def _raise_without_exit(group: BaseExceptionGroup[BaseException]) -> None:
         del group, rest
 
 
-class ThreadStream:
-    """The parts of a sync iterator, pulled in the request's thread while they are sent.
+def thread_stream(response: StreamingHttpResponse) -> ThreadStream:
+    """Return what sends the sync content of a response."""
+    make_bytes = _bytes_maker(response)
+    file = file_of(response)
+    if file is None:
+        return ThreadStream(response._iterator, make_bytes)  # type: ignore[attr-defined]
+    length = response.headers.get("Content-Length", "")
+    size = int(length) if length.isdecimal() else None
+    if is_plain(file):
+        return FileStream(file, make_bytes, size=size, run=current_pool().run_sync)
+    return FileStream(file, make_bytes, size=size)
 
-    One call in the thread pulls until enough bytes wait for being sent, and returns,
-    rather than blocking the thread for a client that reads slowly. Every part is handed
-    over when it comes, so that a slow iterator's first part leaves at once.
 
-    Owned by the task that calls `send_all`; `_pull` runs in the thread. A cancellation
-    waits for the part that is being made.
+def _bytes_maker(response: StreamingHttpResponse) -> Callable[[Any], bytes]:
+    """Return the response's ``make_bytes``, for many parts.
+
+    Django's finds out the charset for each, which takes longer than most rows of CSV.
     """
+    make_bytes: Callable[[Any], bytes] = response.make_bytes
+    if type(response).make_bytes is not HttpResponseBase.make_bytes:
+        return make_bytes
+    charset = response.charset
 
-    #: How many bytes may wait for being sent, besides the part that exceeds it.
-    PULL_BYTES: Final = 2**18
+    def make_bytes_of_part(part: Any) -> bytes:
+        return part.encode(charset) if type(part) is str else make_bytes(part)
 
-    def __init__(self, response: StreamingHttpResponse) -> None:
-        """Take the iterator of a response that is not async."""
-        self._iterator: Iterator[Any] = response._iterator  # type: ignore[attr-defined]
-        self._make_bytes: Callable[[Any], bytes] = response.make_bytes
-        self._token = trio.lowlevel.current_trio_token()
-        self._parts: deque[bytes] = deque()
-        #: Bytes pulled, which the thread counts, and bytes sent, which the task does.
-        self._pulled = self._sent = 0
-        #: Set when parts have come, or the end has.
-        self._news = trio.Event()
-        #: Set when a part was taken.
-        self._taken = trio.Event()
-        self._stopped = False
-        self._exhausted = False
-        self._ended: outcome.Outcome[None] | None = None
-
-    async def send_all(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send all parts; then raise what the iterator raised, if it did."""
-
-        async def send_from_queue() -> None:
-            await self._send_from_queue(send)
-
-        def stop() -> None:
-            self._stopped = True
-
-        await run_beside(self._keep_pulling, send_from_queue, stop=stop)
-
-    async def _send_from_queue(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        while True:
-            while self._parts:
-                part = self._parts.popleft()
-                self._sent += len(part)
-                self._taken.set()
-                await send(part)
-            if self._ended is not None:
-                ended, self._ended = self._ended, None
-                try:
-                    return ended.unwrap()
-                finally:
-                    del ended
-            self._news = trio.Event()
-            await self._news.wait()
-
-    async def _keep_pulling(self) -> None:
-        try:
-            await self._pull_all()
-        except Exception as error:  # noqa: BLE001 - raised after the parts before it
-            self._ended = outcome.Error(error)
-        else:
-            self._ended = outcome.Value(None)
-        self._news.set()
-
-    async def _pull_all(self) -> None:
-        while not self._exhausted:
-            await hop(self._pull)
-            while self._pulled - self._sent > self.PULL_BYTES // 2:
-                self._taken = trio.Event()
-                await self._taken.wait()
-
-    def _pull(self) -> None:
-        """Pull parts until enough wait for being sent. Worker thread."""
-        for item in self._iterator:
-            part = self._make_bytes(item)
-            self._pulled += len(part)
-            self._parts.append(part)
-            self._token.run_sync_soon(self._tell, idempotent=True)
-            if self._stopped or self._pulled - self._sent >= self.PULL_BYTES:
-                return
-        self._exhausted = True
-
-    def _tell(self) -> None:
-        self._news.set()
+    return make_bytes_of_part

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ._beside import run_beside
 from ._errors import ASGIOrderError, ClientDisconnected
 
 if TYPE_CHECKING:
+    from ._receive import Receiver
     from ._types import Message, Send
 
 
@@ -132,9 +134,28 @@ class SendOrder:
 class ResponseSender:
     """A server's ``send``, for one response. Only one task may call it."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(
+        self,
+        send: Send,
+        receiver: Receiver | None = None,
+        *,
+        wants_body: bool = True,
+        takes_paths: bool = False,
+    ) -> None:
+        """Send nothing yet.
+
+        Args:
+            send: The server's.
+            receiver: What the request's body comes from; None: all of it has come.
+            wants_body: Whether a body is sent at all; the answer to HEAD has none.
+            takes_paths: Whether the server sends files by itself
+                (``http.response.pathsend``).
+        """
         self._send = send
+        self._receiver = receiver
         self._order = SendOrder("http")
+        self.wants_body = wants_body
+        self.takes_paths = takes_paths
 
     @property
     def complete(self) -> bool:
@@ -154,10 +175,33 @@ class ResponseSender:
         """
         self._order.advance(message)
         if self.complete:
+            if self._receiver is not None and not self._receiver.complete:
+                await self._send_last_early(message, self._receiver)
+                return
             # hypercorn 0.18 drops what is sent while it refuses bytes that the client
             # sent too much, and does so without a checkpoint. If it is not given one
             # before the end, its two tasks write at the same time, and its worker dies.
             await trio.lowlevel.checkpoint()
+        await self._pass_on(message)
+
+    async def _send_last_early(self, message: Message, receiver: Receiver) -> None:
+        """Send the last message while the client still sends its body.
+
+        The server closes the connection then. Before that, the client gets some time to
+        read the answer. And as long as messages wait for us, the server may be busy
+        with handing over the next, and could not even close.
+        """
+        if message.get("body"):
+            await self._pass_on({**message, "more_body": True})
+            message = {"type": "http.response.body"}
+        await receiver.linger()
+
+        async def send_last() -> None:
+            await self._pass_on(message)
+
+        await run_beside(receiver.drop_rest, send_last)
+
+    async def _pass_on(self, message: Message) -> None:
         try:
             await self._send(message)
         except (

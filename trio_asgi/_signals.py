@@ -26,6 +26,7 @@ from django.http.response import HttpResponseBase
 from django.urls import set_urlconf
 
 from ._carry import with_locals
+from ._files import sends_file
 from ._hop import hop
 from ._worker import current_pool
 
@@ -83,8 +84,14 @@ class RequestSignals:
             await hop(lambda: None)  # the lease's `on_take` does it
 
     def release_thread_early(self, response: HttpResponseBase) -> bool:
-        """Give the thread back if nothing of the request is left in it; say whether."""
-        if not self.needs_no_thread(response):
+        """Give the thread back if nothing of the request is left in it; say whether.
+
+        A file can be read in any thread; that it has to be closed is no reason to keep
+        this one.
+        """
+        if not (sends_file(response) or _closes_nothing(response)):
+            return False
+        if not self._is_tidy():
             return False
         self._lease.release_idle_thread(on_take=close_old_connections)
         return True
@@ -137,7 +144,8 @@ class RequestSignals:
 
         So its end needs no hop, if nothing else of the request runs there after this.
         """
-        if _closes_nothing(response) and _djangos_of_finish.are_alone():
+        is_harmless = _closes_nothing(response) or sends_file(response)
+        if is_harmless and _djangos_of_finish.are_alone():
             self._tidy_up()
 
     def _tidy_up(self) -> None:
@@ -152,6 +160,10 @@ class RequestSignals:
 
     def needs_no_thread(self, response: HttpResponseBase | None) -> bool:
         """Whether the request's end has nothing to do there. The request's task."""
+        return self._is_tidy() and (response is None or _closes_nothing(response))
+
+    def _is_tidy(self) -> bool:
+        """Whether Django's receivers have nothing to do there, and no other listens."""
         return (
             self.pending
             and not self._lease.abandoned
@@ -160,7 +172,6 @@ class RequestSignals:
                 # It was given back, and tidied up then.
                 or not (self._lease.has_thread or self._lease.borrowed)
             )
-            and (response is None or _closes_nothing(response))
             and _djangos_of_finish.are_alone()
             and not _has_caches_to_close()
         )

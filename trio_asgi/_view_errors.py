@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from django.conf import settings
-from django.http import HttpResponseServerError
+from django.http import HttpResponse, HttpResponseServerError
 
-from ._errors import leaves, raise_sole_error, reraise
+from ._errors import BodyTimeout, BodyTooLarge, leaves, raise_sole_error, reraise
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -93,6 +93,27 @@ def server_error(
     return HttpResponseServerError(
         text if settings.DEBUG else "Internal Server Error", content_type="text/plain"
     )
+
+
+def refuse_body(error: BodyTooLarge | BodyTimeout, path: str) -> HttpResponseBase:
+    """Answer a body that was too large, or too slow, for its view to start."""
+    response = body_refusal(error)
+    assert response is not None
+    extra = {"status_code": response.status_code, "request": None}
+    logger.warning("%s: %s", response.reason_phrase, path, extra=extra)
+    return response
+
+
+def body_refusal(error: Exception) -> HttpResponseBase | None:
+    """Answer what the reading of a body has raised; None if it was something else.
+
+    In Django's words, and its log says why.
+    """
+    if isinstance(error, BodyTooLarge):
+        return HttpResponse("413 Payload too large", status=413)
+    if isinstance(error, BodyTimeout):
+        return HttpResponse("408 Request timeout", status=408)
+    return None
 
 
 def raise_to_server(group: BaseExceptionGroup[BaseException], path: str) -> None:

@@ -57,6 +57,21 @@ KEYS: Final[Mapping[str, Key]] = {
         allowed="'asyncio' or 'trio', or None for what install() was given",
         is_valid=lambda value: value is None or value in ("asyncio", "trio"),
     ),
+    "STREAM_BODY": Key(
+        default=False,
+        allowed="True or False",
+        is_valid=lambda value: isinstance(value, bool),
+    ),
+    "MAX_BODY_SIZE": Key(
+        default=None,
+        allowed="a whole number of bytes, 0 or more, or None for no limit",
+        is_valid=lambda value: value is None or (type(value) is int and value >= 0),
+    ),
+    "BODY_TIMEOUT": Key(
+        default=60.0,
+        allowed="a number of seconds, more than 0",
+        is_valid=lambda value: _is_number(value) and value > 0,
+    ),
     "CLEANUP_SECONDS": _seconds(10.0),
     "SHUTDOWN_SECONDS": _seconds(10.0),
 }

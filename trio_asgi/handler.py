@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import logging
 import sys
-import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -17,25 +17,29 @@ from typing import IO, TYPE_CHECKING, Any
 import django
 import trio
 from asgiref.sync import iscoroutinefunction
-from django.conf import settings
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
 from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
-from ._errors import ClientDisconnected
+from ._background import end_islands_and_threads, run_in_background
+from ._body_options import options_for
+from ._errors import BodyTimeout, BodyTooLarge, ClientDisconnected
 from ._exchange import Exchange
-from ._island_loop import close_loop
+from ._files import sends_file
 from ._islands import asyncio_island, is_trio_island
 from ._lifespan import Lifespan
 from ._middleware import ChainHandler
-from ._receive import read_body, wait_disconnect
-from ._request import ASGIRequest
-from ._response import close_stream, encode_headers, iterate_in_island, send_parts
+from ._receive import Receiver
+from ._request import ASGIRequest, path_info_of
+from ._request_body import open_streamed
+from ._response import close_stream, end_body, iterate_in_island, send_over_asgi
 from ._send import ResponseSender
-from ._signals import RequestSignals, join_transaction, tidy_up
-from ._view_errors import raise_to_server, server_error
+from ._signals import RequestSignals, join_transaction
+from ._spool import spool_body
+from ._thread_stream import LARGEST_BLOCK
+from ._view_errors import raise_to_server, refuse_body, server_error
 from ._websocket import refuse
 
 if TYPE_CHECKING:
@@ -92,6 +96,10 @@ class ASGIHandler(ChainHandler):
 
     request_class: type[ASGIRequest] = ASGIRequest
 
+    #: How many bytes one message of a response holds at most. Servers take some time
+    #: for each, so Django's 64 KiB are too few.
+    chunk_size = LARGEST_BLOCK
+
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
         conf.configure()
@@ -100,7 +108,7 @@ class ASGIHandler(ChainHandler):
         self._lifespan = Lifespan(
             self.lifespan,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
-            after=_end_islands_and_threads,
+            after=end_islands_and_threads,
         )
 
     # For users
@@ -129,7 +137,7 @@ class ASGIHandler(ChainHandler):
             RuntimeError: outside the server's lifespan, which is where such tasks live.
         """
         self._lifespan.start_soon(
-            _run_in_background, async_fn, args, name=name or async_fn
+            run_in_background, async_fn, args, name=name or async_fn
         )
 
     # The life of a request
@@ -161,9 +169,11 @@ class ASGIHandler(ChainHandler):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        The body is read whole. Then everything happens between ``request_started`` and
-        ``request_finished``, which are sent once each, in the request's own thread,
-        whatever happens meanwhile. A disconnect cancels the view or the stream.
+        The body is read whole, unless its view wants to start before that, or it is
+        larger or slower than allowed. Then everything happens between
+        ``request_started`` and ``request_finished``, which are sent once each, in the
+        request's own thread, whatever happens meanwhile. A disconnect cancels the view
+        or the stream.
 
         Both signals, and the thread itself, are left out where nobody can tell: see
         `RequestSignals`.
@@ -176,23 +186,37 @@ class ASGIHandler(ChainHandler):
             Exception: a stream failed, or a receiver of ``request_finished``.
         """
         await join_transaction()
+        receiver = Receiver(scope, receive)
+        refusal: HttpResponseBase | None = None
         try:
-            body_file = await self.read_body(receive)
-        except RequestAborted:
+            body_file = await self._take_body(scope, receiver)
+        except (ClientDisconnected, RequestAborted):
             return
+        except (BodyTimeout, BodyTooLarge) as error:
+            body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
         lease = _worker.current_pool().lease()
         outer_loop = _call.current_loop.set(lease)
         life = _Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
-        sender = ResponseSender(send)
+        sender = ResponseSender(
+            send,
+            receiver,
+            wants_body=scope["method"] != "HEAD",
+            takes_paths="http.response.pathsend" in (scope.get("extensions") or ()),
+        )
         exchange = Exchange(
-            wait_disconnect=functools.partial(wait_disconnect, receive),
+            wait_disconnect=receiver.wait_disconnect,
             is_complete=lambda: sender.complete,
             lease=lease,
             patience=lambda: conf.get("SHUTDOWN_SECONDS"),
         )
+        receiver.on_disconnect = exchange.abort
 
         async def respond() -> None:
-            await self._make_response(scope, body_file, life)
+            if refusal is not None:
+                await life.signals.start()
+                life.response = refusal
+            else:
+                await self._make_response(scope, body_file, life)
             await self._send(life, exchange, sender)
 
         try:
@@ -207,6 +231,23 @@ class ASGIHandler(ChainHandler):
             finally:
                 _call.current_loop.reset(outer_loop)
                 body_file.close()
+
+    async def _take_body(self, scope: Scope, receiver: Receiver) -> IO[bytes]:
+        """Read the body, or only its beginning if the view starts before it is there.
+
+        Raises:
+            ClientDisconnected, RequestAborted: the client has left.
+            BodyTooLarge, BodyTimeout: it is refused.
+        """
+        if not receiver.may_have_body:
+            return await self.read_body(receiver)
+        urlconf = getattr(self.request_class, "urlconf", None)
+        options = options_for(path_info_of(scope), urlconf)
+        receiver.limits = options.limits
+        await receiver.begin()
+        if options.starts_early and receiver.has_body:
+            return open_streamed(receiver)
+        return await self.read_body(receiver)
 
     async def _make_response(
         self, scope: Scope, body_file: IO[bytes], life: _Life
@@ -246,11 +287,12 @@ class ASGIHandler(ChainHandler):
         """Send the response; the thread does not wait for a client that does not read.
 
         It goes back before, if nothing of the request is left in it, or else after a
-        second. A stream needs it to its end.
+        second. A stream needs it to its end, unless it is a file's.
         """
         response, lease = life.response, life.lease
         assert response is not None
-        threadless = not response.streaming and (
+        in_one_piece = not (response.streaming and sender.wants_body)
+        threadless = (in_one_piece or sends_file(response)) and (
             not lease.has_thread or life.signals.release_thread_early(response)
         )
         # A view need not have noticed that it was cancelled, nor can sync code.
@@ -258,12 +300,15 @@ class ASGIHandler(ChainHandler):
             await exchange.look()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
-        if response.streaming:
-            await self.send_response(response, sender)
-            return
-        exchange.stop_watching()
-        if threadless:
-            await self.send_response(response, sender)
+        if in_one_piece:
+            exchange.stop_watching()
+        if threadless or not in_one_piece:
+            try:
+                await self.send_response(response, sender)
+            except trio.Cancelled:
+                if getattr(response, "ends_cleanly", False) and not exchange.aborted:
+                    await end_body(sender)
+                raise
             return
         with exchange.sending_last(functools.partial(self._end_early, life)):
             await self.send_response(response, sender)
@@ -304,35 +349,14 @@ class ASGIHandler(ChainHandler):
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, which is in memory up to a size, as in Django.
 
-        What goes to disk is written in a thread.
+        What goes to disk is written in a thread. Not called for a view that starts
+        before the body is there.
 
         Raises:
             RequestAborted: the client left before the body was complete.
+            BodyTooLarge, BodyTimeout: it is answered 413, or 408.
         """
-        limit = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
-        body_file = tempfile.SpooledTemporaryFile(max_size=limit, mode="w+b")  # noqa: SIM115
-        size = 0
-
-        async def write(chunk: bytes) -> None:
-            nonlocal size
-            size += len(chunk)
-            if size > limit > 0:
-                await _worker.current_pool().run_sync(
-                    functools.partial(body_file.write, chunk)
-                )
-            else:
-                body_file.write(chunk)
-
-        try:
-            await read_body(receive, write)
-        except ClientDisconnected as error:
-            body_file.close()
-            raise RequestAborted from error
-        except BaseException:
-            body_file.close()
-            raise
-        body_file.seek(0)
-        return body_file
+        return await spool_body(receive)
 
     def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """Return the view as it is called: what Django's handler asks for each request.
@@ -350,56 +374,9 @@ class ASGIHandler(ChainHandler):
         return view
 
     async def send_response(self, response: HttpResponseBase, send: Send) -> None:
-        """Send a response out over ASGI; the parts of a streamed one as they come."""
-        await send(
-            {
-                "type": "http.response.start",
-                "status": response.status_code,
-                "headers": encode_headers(response),
-            }
-        )
-        if not response.streaming:
-            for chunk, last in self.chunk_bytes(response.content):  # type: ignore[attr-defined]
-                await send(
-                    {"type": "http.response.body", "body": chunk, "more_body": not last}
-                )
-            return
+        """Send a response out over ASGI; the parts of a streamed one as they come.
 
-        async def send_part(part: bytes) -> None:
-            for chunk, _ in self.chunk_bytes(part):
-                await send(
-                    {"type": "http.response.body", "body": chunk, "more_body": True}
-                )
-
-        await send_parts(
-            response,  # type: ignore[arg-type]
-            send_part,
-            cleanup_seconds=conf.get("CLEANUP_SECONDS"),
-        )
-        await send({"type": "http.response.body"})
-
-
-async def _end_islands_and_threads() -> None:
-    await close_loop()
-    await _worker.current_pool().retire_idle()
-
-
-async def _run_in_background(
-    async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
-) -> None:
-    """Run a task of `ASGIHandler.start_soon`, with a thread of its own."""
-    await join_transaction()
-    lease = _worker.current_pool().lease()
-    if not lease.borrowed:
-        # The connections of its thread may have been idle for long.
-        lease.on_take = tidy_up
-    _call.current_loop.set(lease)
-    try:
-        await async_fn(*args)
-    except (Exception, asyncio.CancelledError):
-        logging.getLogger("trio_asgi").exception(
-            "A background task failed: %r", async_fn
-        )
-    finally:
-        # What the end of a request does for the thread that goes back.
-        lease.release(last=tidy_up if lease.has_thread else None)
+        Nothing is read for the answer to HEAD. A whole file on disk is left to the
+        server, if it offers that.
+        """
+        await send_over_asgi(response, send, self.chunk_bytes)

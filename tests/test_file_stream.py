@@ -1,0 +1,461 @@
+"""Files and sync iterators: what a thread makes while the client reads."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from django.core.files import File
+from django.core.files.base import ContentFile
+from django.http import FileResponse, HttpRequest, StreamingHttpResponse
+from django.urls import path
+
+from support import Answer, application, http_scope, receive_answer, request, signal_log
+from trio_asgi._files import is_plain, path_to_send
+from trio_asgi._response import thread_stream
+from trio_asgi._thread_stream import LARGEST, LARGEST_BLOCK, SMALLEST, ThreadStream
+from trio_asgi._worker import Lease, current_pool
+from trio_asgi.testing import ApplicationCommunicator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SECONDS = 10
+
+PATHSEND: dict[str, Any] = {"extensions": {"http.response.pathsend": {}}}
+
+
+@pytest.fixture(name="content", scope="module")
+def make_content() -> bytes:
+    """Provide more than any buffer holds, of which each block is another."""
+    return b"".join(number.to_bytes(4, "big") for number in range(2**20))
+
+
+@pytest.fixture(name="file")
+def make_file(tmp_path: Path, content: bytes) -> Path:
+    """Provide a file with that content."""
+    file = tmp_path / "file.bin"
+    file.write_bytes(content)
+    return file
+
+
+def serving(make: Callable[[], FileResponse], **options: Any) -> Any:
+    """Return an application whose only view answers with a file."""
+    return application(path("", lambda request: make()), **options)
+
+
+def opened(file: Path) -> dict[str, Callable[[], Any]]:
+    """Return ways to open a file that a response can send."""
+    return {
+        "buffered": lambda: file.open("rb"),
+        "for writing, too": lambda: file.open("r+b"),
+        "raw": lambda: file.open("rb", buffering=0),
+        "Django's": lambda: File(file.open("rb")),
+        "in memory": lambda: io.BytesIO(file.read_bytes()),
+        "Django's in memory": lambda: ContentFile(file.read_bytes()),
+        "temporary": lambda: _copied(file, tempfile.NamedTemporaryFile()),
+        "of another class": lambda: Strange(file),
+        "without a size": lambda: Endless(file),
+    }
+
+
+def _copied(file: Path, copy: Any) -> Any:
+    copy.write(file.read_bytes())
+    copy.seek(0)
+    return copy
+
+
+class Strange:
+    """A file of somebody's own, which belongs to its thread."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file.open("rb")
+        self.thread = threading.current_thread()
+        self.closed_in: threading.Thread | None = None
+        self.tell, self.seek = self._file.tell, self._file.seek
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, in the thread that opened it."""
+        assert threading.current_thread() is self.thread
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """Close."""
+        self.closed_in = threading.current_thread()
+        self._file.close()
+
+
+class Endless:
+    """A file that cannot tell its size."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file.open("rb")
+        self.read = self._file.read
+        self.close = self._file.close
+
+
+@pytest.mark.parametrize("kind", opened(Path()))
+async def test_a_file_is_sent_whole(kind: str, file: Path, content: bytes) -> None:
+    """Whatever it is: in messages that are no larger than need be, and closed."""
+    files: list[Any] = []
+
+    def make() -> FileResponse:
+        files.append(opened(file)[kind]())
+        return FileResponse(files[0])
+
+    answer = await request(serving(make))
+    assert answer.body == content
+    assert max(len(part) for part in answer.parts) <= LARGEST_BLOCK
+    assert len(answer.parts) < 40
+    if isinstance(files[0], Strange):
+        assert files[0].closed_in is files[0].thread
+    elif not isinstance(files[0], (Endless, ContentFile)):
+        assert files[0].closed
+
+
+@pytest.mark.parametrize("kind", opened(Path()))
+def test_which_files_are_plain(kind: str, file: Path) -> None:
+    """Those of Python and of Django; of others nothing is known."""
+    opened_file = opened(file)[kind]()
+    assert is_plain(opened_file) == (kind not in ("of another class", "without a size"))
+    opened_file.close()
+
+
+async def test_a_file_from_where_it_stands(file: Path, content: bytes) -> None:
+    """What was read of it before is not sent."""
+
+    def make() -> FileResponse:
+        opened_file = file.open("rb")
+        opened_file.seek(1000)
+        return FileResponse(opened_file)
+
+    answer = await request(serving(make))
+    assert answer.body == content[1000:]
+
+
+async def test_an_empty_file(tmp_path: Path) -> None:
+    """It has a length, and no bytes."""
+    (tmp_path / "empty").touch()
+    answer = await request(
+        serving(lambda: FileResponse((tmp_path / "empty").open("rb")))
+    )
+    assert dict(answer.headers)[b"Content-Length"] == b"0"
+    assert answer.body == b""
+
+
+async def test_a_file_that_grows(file: Path, content: bytes) -> None:
+    """Not more is sent than was announced."""
+
+    def make() -> FileResponse:
+        response = FileResponse(file.open("rb"))
+        with file.open("ab") as more:
+            more.write(b"more")
+        return response
+
+    answer = await request(serving(make))
+    assert answer.body == content
+
+
+async def test_a_file_that_shrinks(file: Path) -> None:
+    """It ends in an error, for the server to end the connection; nothing stays open."""
+    responses: list[FileResponse] = []
+
+    def make() -> FileResponse:
+        responses.append(FileResponse(file.open("rb")))
+        with file.open("r+b") as shorter:
+            shorter.truncate(100_000)
+        return responses[0]
+
+    with signal_log() as log:
+        async with ApplicationCommunicator(serving(make), http_scope()) as client:
+            await client.send_input({"type": "http.request"})
+            with pytest.raises(EOFError, match=r"file\.bin' ended \d+ bytes before"):
+                await client.wait()
+    assert responses[0].file_to_stream.closed  # type: ignore[attr-defined]
+    assert log.names == ["started", "finished"]
+
+
+async def test_middleware_that_takes_the_content(file: Path, content: bytes) -> None:
+    """Then it is its iterator that is sent, and not the file."""
+    app = serving(
+        lambda: FileResponse(file.open("rb")),
+        middleware=["test_file_stream.upper"],
+    )
+    answer = await request(app)
+    assert answer.body == b"first" + content
+
+
+def upper(get_response: Any) -> Any:
+    """Put something before a file."""
+
+    def middleware(request: HttpRequest) -> Any:
+        response = get_response(request)
+        content = response.streaming_content
+
+        def parts() -> Iterator[bytes]:
+            yield b"first"
+            yield from content
+
+        response.streaming_content = parts()
+        del response.headers["Content-Length"]
+        return response
+
+    return middleware
+
+
+# HEAD
+
+
+class Unread(io.BytesIO):
+    """A file that must not be read."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise AssertionError("the file was read")
+
+
+async def parts_of_nothing() -> Any:
+    """Be an async generator that must not run."""
+    raise AssertionError("the generator was run")
+    yield b""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FileResponse(Unread(b"content")),
+        lambda: StreamingHttpResponse(parts_of_nothing()),
+        lambda: StreamingHttpResponse(never() for _ in range(3)),
+    ],
+)
+async def test_nothing_is_read_for_head(make: Any) -> None:
+    """It has the headers of GET, and what would be its body is closed unread."""
+    responses: list[Any] = []
+
+    def view(request: HttpRequest) -> Any:
+        responses.append(make())
+        return responses[0]
+
+    answer = await request(application(path("", view)), method="HEAD")
+    assert answer.body == b""
+    assert len(answer.messages) == 2
+    if isinstance(responses[0], FileResponse):
+        assert dict(answer.headers)[b"Content-Length"] == b"7"
+        assert responses[0].file_to_stream.closed  # type: ignore[attr-defined]
+
+
+def never() -> bytes:
+    """Be what must not be called."""
+    raise AssertionError("the iterator was run")
+
+
+# The server sends by itself
+
+
+async def ask(app: Any, **scope: Any) -> list[Any]:
+    """Return all messages of an answer."""
+    async with ApplicationCommunicator(app, http_scope(**scope)) as client:
+        await client.send_input({"type": "http.request"})
+        await client.wait()
+        messages = []
+        while not await client.receive_nothing():
+            messages.append(await client.receive_output())
+    return messages
+
+
+@pytest.mark.parametrize("kind", ["buffered", "raw", "Django's", "temporary"])
+async def test_a_whole_file_is_left_to_the_server(kind: str, file: Path) -> None:
+    """If it offers ``http.response.pathsend``; its path is absolute."""
+    files: list[Any] = []
+
+    def make() -> FileResponse:
+        files.append(opened(file)[kind]())
+        return FileResponse(files[0])
+
+    start, sent = await ask(serving(make), **PATHSEND)
+    assert start["status"] == 200
+    assert sent["type"] == "http.response.pathsend"
+    assert Path(sent["path"]) == Path(files[0].name)
+    assert files[0].closed
+
+
+async def test_a_relative_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server need not have the same working directory later."""
+    monkeypatch.chdir(file.parent)
+    app = serving(lambda: FileResponse(Path(file.name).open("rb")))  # noqa: SIM115
+    _, sent = await ask(app, **PATHSEND)
+    assert sent["path"] == str(file)
+
+
+def _moved(file: Path) -> Any:
+    opened_file = file.open("rb")
+    file.rename(file.with_name("other"))
+    return opened_file
+
+
+def _replaced(file: Path) -> Any:
+    opened_file = file.open("rb")
+    file.rename(file.with_name("other"))
+    file.write_bytes(b"other")
+    return opened_file
+
+
+def _begun(file: Path) -> Any:
+    opened_file = file.open("rb")
+    opened_file.read(1)
+    return opened_file
+
+
+NOT_WHOLE: dict[str, Callable[[Path], Any]] = {
+    "moved": _moved,
+    "replaced": _replaced,
+    "begun": _begun,
+    "in memory": lambda file: io.BytesIO(file.read_bytes()),
+    "nameless": lambda file: _copied(file, tempfile.TemporaryFile()),  # noqa: SIM115
+    "of another class": Strange,
+}
+
+
+@pytest.mark.parametrize("kind", NOT_WHOLE)
+async def test_other_files_are_read(kind: str, file: Path) -> None:
+    """The server has no path that leads to just these bytes."""
+    app = serving(lambda: FileResponse(NOT_WHOLE[kind](file)))
+    messages = await ask(app, **PATHSEND)
+    assert {message["type"] for message in messages[1:]} == {"http.response.body"}
+    assert sum(len(message["body"]) for message in messages[1:-1]) >= 2**22 - 1
+
+
+async def test_other_answers_are_not_left_to_the_server(file: Path) -> None:
+    """HEAD has no body, a part of a file no path, and a text neither."""
+    app = serving(lambda: FileResponse(file.open("rb")))
+    messages = await ask(app, method="HEAD", **PATHSEND)
+    assert messages[1:] == [{"type": "http.response.body"}]
+
+    def make() -> FileResponse:
+        response = FileResponse(file.open("rb"))
+        response.headers["Content-Length"] = "10"
+        return response
+
+    messages = await ask(serving(make), **PATHSEND)
+    assert b"".join(m.get("body", b"") for m in messages) == file.read_bytes()[:10]
+
+
+def test_a_path_that_cannot_be_asked_for(file: Path) -> None:
+    """A closed file, for example, is left to the reading to complain about."""
+    opened_file = file.open("rb")
+    opened_file.close()
+    assert path_to_send(opened_file, "1") is None
+
+
+# The thread
+
+
+async def test_a_file_is_read_without_the_requests_thread(file: Path) -> None:
+    """While the client reads, the thread and its connection are free for others."""
+    free: list[bool] = []
+    app = serving(lambda: FileResponse(file.open("rb")))
+    leases: list[Lease] = []
+    pool = current_pool()
+    make_lease = pool.lease
+
+    def lease() -> Lease:
+        leases.append(make_lease())
+        return leases[-1]
+
+    pool.lease = lease  # type: ignore[method-assign]
+    received = False
+
+    async def receive() -> Any:
+        nonlocal received
+        if received:
+            await trio.sleep_forever()
+        received = True
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        if message.get("body"):
+            free.append(not leases[0].has_thread)
+
+    await app(http_scope(), receive, send)
+    assert all(free)
+    assert len(free) > 5
+
+
+async def test_somebody_who_listens_keeps_the_thread(file: Path) -> None:
+    """Both signals come in the thread of the view."""
+    seen: list[Any] = []
+
+    def make() -> FileResponse:
+        seen.append(threading.current_thread())
+        return FileResponse(file.open("rb"))
+
+    with signal_log() as log:
+        await request(serving(make))
+    assert log.threads == {seen[0]}
+
+
+# Batches
+
+
+class Consumer:
+    """Takes batches, and can be slow on Trio's clock, or wait to be told."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.batches: list[bytes] = []
+        self._seconds = seconds
+
+    async def send(self, batch: bytes) -> None:
+        """Take one."""
+        self.batches.append(batch)
+        await trio.sleep(self._seconds)
+
+
+async def test_many_small_parts_are_sent_in_few_messages() -> None:
+    """A million rows do not take a million messages, and none is too large."""
+    consumer = Consumer()
+    stream = ThreadStream(iter([b"x" * 20] * 100_000), bytes)
+    await stream.send_all(consumer.send)
+    assert b"".join(consumer.batches) == b"x" * 2_000_000
+    assert len(consumer.batches) < 2000
+    assert max(map(len, consumer.batches)) <= LARGEST
+
+
+async def test_the_limit_follows_the_client() -> None:
+    """It grows as long as the client is quick, and shrinks for one that is slow."""
+    stream = ThreadStream(iter([bytes(SMALLEST)] * 64), bytes)
+    quick = Consumer()
+    await stream.send_all(quick.send)
+    assert stream._limit == LARGEST
+    stream._exhausted, stream._iterator = False, iter([bytes(2**16)] * 8)
+    await stream.send_all(Consumer(0.11).send)
+    assert stream._limit == SMALLEST
+
+
+async def test_a_files_limit_goes_further(file: Path) -> None:
+    """For each call in a thread costs as much as the reading of a block."""
+    response = FileResponse(file.open("rb"))
+    stream = thread_stream(response)
+    await stream.send_all(Consumer().send)
+    response.close()
+    assert stream._limit > LARGEST
+
+
+async def test_answers_of_all_kinds_are_complete(file: Path, content: bytes) -> None:
+    """Ten clients at once get what is theirs."""
+    app = serving(lambda: FileResponse(file.open("rb")))
+    answers: list[Answer] = []
+
+    async def client() -> None:
+        async with ApplicationCommunicator(app, http_scope()) as communicator:
+            await communicator.send_input({"type": "http.request"})
+            answers.append(await receive_answer(communicator))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(client)
+    assert [answer.body == content for answer in answers] == [True] * 10

@@ -1,0 +1,716 @@
+"""A view that starts when the headers are in, and reads the body as it comes."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from asgiref.sync import sync_to_async
+from django.core.exceptions import RequestDataTooBig, SynchronousOnlyOperation
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    RawPostDataException,
+    StreamingHttpResponse,
+    UnreadablePostError,
+)
+from django.test import override_settings
+from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+
+from support import (
+    Answer,
+    SignalLog,
+    application,
+    http_scope,
+    receive_answer,
+    request,
+    signal_log,
+)
+from trio_asgi import ASGIHandler, ASGIRequest, stream_body
+from trio_asgi._worker import current_pool
+from trio_asgi.testing import ApplicationCommunicator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+DISCONNECT = {"type": "http.disconnect"}
+SECONDS = 10
+
+#: The last part of an upload; all of them together are `UPLOAD`.
+PARTS = [b"one ", b"two ", b"three"]
+UPLOAD = b"".join(PARTS)
+
+FORM = (
+    b'--line\r\nContent-Disposition: form-data; name="name"\r\n\r\nAda\r\n'
+    b'--line\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n'
+    b"Content-Type: text/plain\r\n\r\ncontent\r\n--line--\r\n"
+)
+MULTIPART = (b"content-type", b"multipart/form-data; boundary=line")
+URLENCODED = (b"content-type", b"application/x-www-form-urlencoded")
+
+
+def body(part: bytes, *, more_body: bool = True) -> dict[str, Any]:
+    """Return a message that a server sends."""
+    return {"type": "http.request", "body": part, "more_body": more_body}
+
+
+@asynccontextmanager
+async def uploading(
+    app: ASGIHandler, *headers: tuple[bytes, bytes], method: str = "POST"
+) -> AsyncIterator[ApplicationCommunicator]:
+    """Begin a request whose body has no announced end."""
+    chunked = (b"transfer-encoding", b"chunked")
+    scope = http_scope(method=method, headers=[chunked, *headers])
+    async with ApplicationCommunicator(app, scope) as communicator:
+        yield communicator
+        await communicator.wait()
+    assert current_pool().limiter.borrowed_tokens == 0
+
+
+async def upload(
+    app: ASGIHandler, *headers: tuple[bytes, bytes], parts: list[bytes] | None = None
+) -> Answer:
+    """Upload all parts, and return the answer."""
+    async with uploading(app, *headers) as communicator:
+        for part in PARTS if parts is None else parts:
+            await communicator.send_input(body(part))
+        await communicator.send_input(body(b"", more_body=False))
+        return await receive_answer(communicator)
+
+
+# Async code reads
+
+
+async def test_an_async_view_reads_as_the_body_comes() -> None:
+    """Each chunk reaches the view before the next one was sent."""
+    came = [trio.Event() for _ in PARTS]
+    chunks: list[bytes] = []
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            came[len(chunks) - 1].set()
+        return HttpResponse(b"|".join(chunks))
+
+    async with uploading(application(path("", view))) as communicator:
+        for part, event in zip(PARTS, came, strict=True):
+            await communicator.send_input(body(part))
+            with trio.fail_after(SECONDS):
+                await event.wait()
+        await communicator.send_input(body(b"", more_body=False))
+        answer = await receive_answer(communicator)
+    assert answer.body == b"one |two |three"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_setting(stream: bool) -> None:
+    """``STREAM_BODY`` is for all views."""
+    started = trio.Event()
+
+    async def view(request: ASGIRequest) -> HttpResponse:
+        started.set()
+        return HttpResponse([chunk async for chunk in request.stream()])
+
+    with override_settings(TRIO_ASGI={"STREAM_BODY": stream}):
+        async with uploading(application(path("", view))) as communicator:
+            await communicator.send_input(body(PARTS[0]))
+            await trio.testing.wait_all_tasks_blocked()
+            assert started.is_set() == stream
+            await communicator.send_input(body(PARTS[1], more_body=False))
+            answer = await receive_answer(communicator)
+    assert answer.body == PARTS[0] + PARTS[1]
+
+
+class ClassBased(View):
+    """Of which one method is decorated."""
+
+    @method_decorator(stream_body)
+    async def dispatch(self, request: ASGIRequest, *args: Any) -> Any:  # type: ignore[override]
+        """Read as it comes."""
+        assert request._receiver is not None
+        return HttpResponse([chunk async for chunk in request.stream()])
+
+
+def decorated_above() -> Any:
+    """Return a view with another decorator of Django's above."""
+    from django.views.decorators.csrf import csrf_exempt  # noqa: PLC0415
+
+    @csrf_exempt
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        assert request._receiver is not None
+        return HttpResponse([chunk async for chunk in request.stream()])
+
+    return view
+
+
+@pytest.mark.parametrize("view", [ClassBased.as_view(), decorated_above()])
+async def test_what_can_be_decorated(view: Any) -> None:
+    """A class-based view, and one with other decorators above."""
+    answer = await upload(application(path("", view)))
+    assert answer.body == UPLOAD
+
+
+@pytest.mark.parametrize("language", ["de", "en"])
+async def test_a_view_with_a_language_in_its_path(language: str) -> None:
+    """A path that only the LocaleMiddleware makes match is known before it runs."""
+    from django.conf.urls.i18n import i18n_patterns  # noqa: PLC0415
+
+    seen: list[bool] = []
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        seen.append(request._receiver is not None)
+        return HttpResponse(await request.aread())
+
+    middleware = ["django.middleware.locale.LocaleMiddleware"]
+    app = application(*i18n_patterns(path("", view)), middleware=middleware)
+    scope = http_scope(
+        f"/{language}/", method="POST", headers=[(b"content-length", b"3")]
+    )
+    async with ApplicationCommunicator(app, scope) as communicator:
+        await communicator.send_input(body(b"abc", more_body=False))
+        assert (await receive_answer(communicator)).body == b"abc"
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("name", ["body", "POST", "FILES", "read", "readline"])
+@pytest.mark.parametrize("whole", [False, True])
+async def test_async_code_must_not_wait_for_the_body(name: str, whole: bool) -> None:
+    """What would block the loop raises, and names what to do; how much has come.
+
+    It makes no difference whether all of it has: what works in a test with a few bytes
+    would fail with a slow client.
+    """
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        with pytest.raises(SynchronousOnlyOperation, match=r"await request\.aread\(\)"):
+            value = getattr(request, name)
+            value()
+        await request.aread()
+        return HttpResponse(sorted(request.POST))
+
+    async with uploading(application(path("", view)), URLENCODED) as communicator:
+        await communicator.send_input(body(b"b=1&a=2", more_body=not whole))
+        if not whole:
+            await trio.testing.wait_all_tasks_blocked()
+            await communicator.send_input(body(b"", more_body=False))
+        assert (await receive_answer(communicator)).body == b"ab"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_without_a_body_there_is_nothing_to_wait_for(method: str) -> None:
+    """Code that asks every request for its body or form goes on working."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        assert (request.body, dict(request.POST), dict(request.FILES)) == (b"", {}, {})
+        return HttpResponse("fine")
+
+    with override_settings(TRIO_ASGI={"STREAM_BODY": True}):
+        answer = await request(application(path("", view)), method=method)
+    assert answer.body == b"fine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_aread(stream: bool) -> None:
+    """It returns the body, which is there then; again does no harm."""
+
+    async def view(request: ASGIRequest) -> HttpResponse:
+        assert await request.aread() == UPLOAD
+        assert await request.aread() == request.body == UPLOAD
+        chunks = [chunk async for chunk in request.stream()]
+        assert b"".join(chunks) == request.read() + UPLOAD
+        return HttpResponse("fine")
+
+    with override_settings(TRIO_ASGI={"STREAM_BODY": stream}):
+        assert (await upload(application(path("", view)))).body == b"fine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_aread_parses_a_form_in_the_requests_thread(stream: bool) -> None:
+    """Upload handlers write to disks and storages: no work for the loop."""
+    threads: list[threading.Thread] = []
+
+    async def view(request: ASGIRequest) -> HttpResponse:
+        parse = request.parse_file_upload
+
+        def noting_parse(*args: Any) -> Any:
+            threads.append(threading.current_thread())
+            return parse(*args)
+
+        request.parse_file_upload = noting_parse  # type: ignore[method-assign]
+        assert await request.aread() == b""
+        assert await request.aread() == b""
+        threads.append(await sync_to_async(threading.current_thread)())
+        return HttpResponse([request.POST["name"], " ", request.FILES["file"].read()])
+
+    app = application(path("", view))
+    length = (b"content-length", str(len(FORM)).encode())
+    scope = http_scope(method="POST", headers=[length, MULTIPART])
+    with override_settings(TRIO_ASGI={"STREAM_BODY": stream}):
+        async with ApplicationCommunicator(app, scope) as communicator:
+            await communicator.send_input(body(FORM[:50]))
+            await communicator.send_input(body(FORM[50:], more_body=False))
+            answer = await receive_answer(communicator)
+            await communicator.wait()
+    assert answer.body == b"Ada content"
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("announced", [False, True])
+async def test_aread_of_a_body_that_is_too_large_for_memory(
+    stream: bool, announced: bool
+) -> None:
+    """``DATA_UPLOAD_MAX_MEMORY_SIZE`` is for bodies without a length, too."""
+    raised: list[str] = []
+
+    async def view(request: ASGIRequest) -> HttpResponse:
+        try:
+            return HttpResponse(await request.aread())
+        except RequestDataTooBig as error:
+            raised.append(str(error))
+            raise
+
+    def sync_view(request: HttpRequest) -> HttpResponse:
+        try:
+            return HttpResponse(request.body)
+        except RequestDataTooBig as error:
+            raised.append(str(error))
+            raise
+
+    length = [(b"content-length", b"13")] if announced else []
+    views = [view, sync_view] if stream or announced else [view]
+    for each in views:
+        app = application(path("", each))
+        with override_settings(
+            DATA_UPLOAD_MAX_MEMORY_SIZE=10, TRIO_ASGI={"STREAM_BODY": stream}
+        ):
+            assert (await upload(app, *length)).status == 400
+    message = "Request body exceeded settings.DATA_UPLOAD_MAX_MEMORY_SIZE."
+    assert raised == [message] * len(views)
+
+
+async def test_aread_after_the_stream_was_read() -> None:
+    """It cannot be read twice, and that is said."""
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        async for _ in request.stream():
+            break
+        with pytest.raises(RawPostDataException, match="aread"):
+            await request.aread()
+        with pytest.raises(RawPostDataException):
+            request.body  # noqa: B018
+        return HttpResponse([chunk async for chunk in request.stream()])
+
+    assert (await upload(application(path("", view)))).body == b"two three"
+
+
+@pytest.mark.parametrize("limit", [5, 2**20])
+async def test_a_body_that_was_read_before_can_be_streamed(limit: int) -> None:
+    """The same view works without ``STREAM_BODY``, from memory and from disk."""
+
+    async def view(request: ASGIRequest) -> HttpResponse:
+        assert request._receiver is None
+        return HttpResponse([chunk async for chunk in request.stream()])
+
+    with override_settings(FILE_UPLOAD_MAX_MEMORY_SIZE=limit):
+        assert (await upload(application(path("", view)))).body == UPLOAD
+
+
+async def test_async_code_goes_on_where_sync_code_has_left_off() -> None:
+    """Nothing is lost between a sync reader, whose file reads ahead, and the stream."""
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        first = await sync_to_async(request.read)(2)
+        rest = [chunk async for chunk in request.stream()]
+        return HttpResponse([first, b"|", *rest])
+
+    assert (await upload(application(path("", view)))).body == b"on|e two three"
+
+
+async def test_two_tasks_share_a_body() -> None:
+    """Each chunk goes to one of them."""
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        chunks: list[bytes] = []
+
+        async def read() -> None:
+            chunks.extend([chunk async for chunk in request.stream()])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(read)
+        return HttpResponse(b"|".join(sorted(chunks)))
+
+    answer = await upload(application(path("", view)))
+    assert answer.body == b"one |three|two "
+
+
+async def test_a_view_that_does_not_read_stops_the_upload() -> None:
+    """The server is asked for no more than the view has asked for."""
+    asked = 0
+    read = trio.Event()
+    answered = trio.Event()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        await trio.lowlevel.checkpoint()
+        return body(b"x" * 100, more_body=asked < 10)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            answered.set()
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        chunks = request.stream()
+        assert len(await anext(chunks)) == 100
+        await read.wait()
+        size = sum([len(chunk) async for chunk in chunks])
+        assert size == 900
+        return HttpResponse("fine")
+
+    scope = http_scope(method="POST", headers=[(b"content-length", b"1000")])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(application(path("", view)), scope, receive, send)
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked == 1
+        read.set()
+    assert answered.is_set()
+    assert asked == 11  # for the disconnect, the last time
+
+
+# The client leaves
+
+
+@pytest.fixture(name="log")
+def make_log() -> Iterator[SignalLog]:
+    """Record the signals of requests."""
+    with signal_log() as log:
+        yield log
+
+
+async def test_a_disconnect_cancels_an_async_view_that_reads(log: SignalLog) -> None:
+    """At its ``async for``; and its end comes."""
+    left: list[str] = []
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        try:
+            async for _ in request.stream():
+                pass
+        except trio.Cancelled:
+            left.append("cancelled")
+            raise
+        raise AssertionError("the body did not end")
+
+    async with uploading(application(path("", view))) as communicator:
+        await communicator.send_input(body(b"one"))
+        await communicator.send_input(DISCONNECT)
+        await communicator.wait()
+        assert await communicator.receive_nothing()
+    assert left == ["cancelled"]
+    assert log.names == ["started", "finished"]
+
+
+async def test_a_disconnect_cancels_a_view_whose_thread_reads() -> None:
+    """`aread` of a form cancels, too, though its reading happens in a thread."""
+    left: list[str] = []
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        try:
+            await request.aread()
+        except trio.Cancelled:
+            left.append("cancelled")
+            raise
+        raise AssertionError("the body did not end")
+
+    length = (b"content-length", b"1000")
+    async with uploading(application(path("", view)), MULTIPART, length) as client:
+        await client.send_input(body(FORM[:50]))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await client.send_input(DISCONNECT)
+        await client.wait()
+        assert await client.receive_nothing()
+    assert left == ["cancelled"]
+
+
+async def test_a_task_that_is_not_cancelled_is_told() -> None:
+    """Behind a shield, reading after a disconnect raises Django's error, every time."""
+    told: list[str] = []
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        with trio.CancelScope(shield=True):
+            for _ in range(2):
+                with pytest.raises(UnreadablePostError, match="has left"):
+                    [chunk async for chunk in request.stream()]
+                told.append("told")
+        return HttpResponse()
+
+    async with uploading(application(path("", view))) as communicator:
+        await communicator.send_input(body(b"one"))
+        await communicator.send_input(DISCONNECT)
+        await communicator.wait()
+    assert told == ["told", "told"]
+
+
+@pytest.mark.parametrize("how", ["read", "body", "POST", "FILES"])
+async def test_a_disconnect_while_sync_code_reads(how: str, log: SignalLog) -> None:
+    """It raises Django's error, in the thread, every time; the response is dropped."""
+    told: list[str] = []
+
+    @stream_body
+    def view(request: ASGIRequest) -> HttpResponse:
+        with pytest.raises(UnreadablePostError, match="has left"):
+            value = getattr(request, how)
+            value()
+        with pytest.raises(UnreadablePostError):
+            request.read()
+        told.append("told")
+        return HttpResponse("for nobody")
+
+    length = (b"content-length", b"1000")
+    app = application(path("", view))
+    async with uploading(app, MULTIPART, length) as communicator:
+        await communicator.send_input(body(FORM[:50]))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await communicator.send_input(DISCONNECT)
+        await communicator.wait()
+        assert await communicator.receive_nothing()
+    assert told == ["told"]
+    assert log.names == ["started", "finished"]
+
+
+# Sync code reads
+
+
+READERS: dict[str, Any] = {
+    "read": ASGIRequest.read,
+    "read in parts": lambda request: b"".join(iter(lambda: request.read(3), b"")),
+    "lines": b"".join,
+    "body": lambda request: request.body,
+}
+
+
+@pytest.mark.parametrize("how", READERS)
+async def test_a_sync_view_reads_as_the_body_comes(how: str) -> None:
+    """It waits in its thread, which counts as free meanwhile."""
+    started = trio.Event()
+
+    @stream_body
+    def view(request: ASGIRequest) -> HttpResponse:
+        trio.from_thread.run_sync(started.set)
+        return HttpResponse(READERS[how](request))
+
+    async with uploading(application(path("", view))) as communicator:
+        await communicator.send_input(body(PARTS[0]))
+        with trio.fail_after(SECONDS):
+            await started.wait()
+            while current_pool().limiter.borrowed_tokens:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        for part in PARTS[1:]:
+            await communicator.send_input(body(part))
+        await communicator.send_input(body(b"", more_body=False))
+        assert (await receive_answer(communicator)).body == UPLOAD
+
+
+async def test_sync_middleware_reads_for_an_async_view() -> None:
+    """What it has parsed is there for the view, without any `aread`."""
+
+    @stream_body
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse([request.POST["name"], request.FILES["file"].name or ""])
+
+    middleware = ["test_streamed_bodies.reading_middleware"]
+    app = application(path("", view), middleware=middleware)
+    length = (b"content-length", str(len(FORM)).encode())
+    parts = [FORM[:99], FORM[99:]]
+    assert (await upload(app, MULTIPART, length, parts=parts)).body == b"Adaa.txt"
+
+
+def reading_middleware(get_response: Any) -> Any:
+    """Ask for the form first of all."""
+
+    def middleware(request: HttpRequest) -> Any:
+        assert request.POST["name"] == "Ada"
+        return get_response(request)
+
+    return middleware
+
+
+def _in_own_thread(fn: Any) -> Any:
+    result: list[Any] = []
+    thread = threading.Thread(target=lambda: result.append(fn()))
+    thread.start()
+    thread.join(SECONDS)
+    return result[0]
+
+
+async def test_any_thread_reads() -> None:
+    """One of Trio's own, or one that the view has started."""
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        one = await trio.to_thread.run_sync(request.read, 4)
+        two = await sync_to_async(_in_own_thread)(partial(request.read, 4))
+        return HttpResponse([one, b"|", two, b"|", await sync_to_async(request.read)()])
+
+    answer = await upload(application(path("", view)))
+    assert answer.body == b"one |two |three"
+
+
+async def test_the_server_cancels_a_sync_view_that_reads(log: SignalLog) -> None:
+    """The reading ends in Trio's error, as every wait of a thread for a task does."""
+    seen: list[type[BaseException]] = []
+
+    @stream_body
+    def view(request: ASGIRequest) -> HttpResponse:
+        try:
+            request.read()
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+        return HttpResponse()
+
+    app = application(path("", view))
+
+    async def receive() -> dict[str, Any]:
+        if not log.names:
+            return body(b"x")
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    chunked = (b"transfer-encoding", b"chunked")
+    scope = http_scope(method="POST", headers=[chunked])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app, scope, receive, send)
+        while not log.names or current_pool().limiter.borrowed_tokens:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        nursery.cancel_scope.cancel()
+    assert seen == [trio.Cancelled]
+    assert log.names == ["started", "finished"]
+
+
+# The answer comes first
+
+
+class Wire:
+    """A client that goes on sending, and the server's two functions for it."""
+
+    def __init__(self, *, leaves: bool = False) -> None:
+        self.received = 0
+        self.sent: list[Any] = []
+        self.answered = trio.Event()
+        self._leaves = leaves
+
+    async def receive(self) -> dict[str, Any]:
+        """Give one chunk after another; until the client has read the answer."""
+        await trio.lowlevel.checkpoint()
+        if self._leaves and self.answered.is_set():
+            return DISCONNECT
+        self.received += 1
+        await trio.sleep(0.1)
+        return body(b"x" * 1000)
+
+    async def send(self, message: Any) -> None:
+        """Note what is sent, and when."""
+        await trio.lowlevel.checkpoint()
+        self.sent.append((message, trio.current_time()))
+        if message.get("body"):
+            self.answered.set()
+
+
+def scope_of_upload() -> dict[str, Any]:
+    """Return the scope of an upload without a known end."""
+    return http_scope(method="POST", headers=[(b"transfer-encoding", b"chunked")])
+
+
+@stream_body
+async def answer_at_once(request: HttpRequest) -> HttpResponse:
+    """Want nothing of the body."""
+    return HttpResponse("no, thanks")
+
+
+@stream_body
+async def stream_an_answer(request: HttpRequest) -> StreamingHttpResponse:
+    """Answer in parts, and want nothing of the body."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"no, "
+        yield b"thanks"
+
+    return StreamingHttpResponse(parts())
+
+
+@pytest.mark.parametrize("view", [answer_at_once, stream_an_answer])
+async def test_an_answer_before_the_end_of_the_body(
+    view: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The client gets the answer, and two seconds to read it, before the end."""
+    wire = Wire()
+    await application(path("", view))(scope_of_upload(), wire.receive, wire.send)
+    before, last = wire.sent[-2:]
+    messages = [message for message, _ in wire.sent]
+    assert b"".join(m.get("body", b"") for m in messages) == b"no, thanks"
+    assert not last[0].get("body")
+    assert not last[0].get("more_body")
+    assert before[0]["more_body"]
+    assert last[1] - before[1] == pytest.approx(2, abs=0.2)
+    assert wire.received > 15
+
+
+async def test_a_client_that_stops_when_it_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The end comes as soon as it has left."""
+    wire = Wire(leaves=True)
+    app = application(path("", answer_at_once))
+    await app(scope_of_upload(), wire.receive, wire.send)
+    assert wire.sent[-1][1] - wire.sent[1][1] < 0.2
+    assert not wire.sent[-1][0].get("more_body")
+
+
+async def test_a_server_that_waits_for_its_messages_to_be_taken(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its ``send`` may not end before its queue was emptied: it is."""
+    queue_taken = trio.Event()
+    messages = [body(b"1"), body(b"2", more_body=True)]
+
+    async def receive() -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        if messages:
+            return messages.pop(0)
+        queue_taken.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            with trio.fail_after(SECONDS):
+                await queue_taken.wait()
+
+    app = application(path("", answer_at_once))
+    with trio.fail_after(SECONDS):
+        await app(scope_of_upload(), receive, send)
+    assert queue_taken.is_set()

@@ -1,0 +1,41 @@
+"""What lives on between requests: background tasks, and what the last one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from . import _call, _worker
+from ._island_loop import close_loop
+from ._signals import join_transaction, tidy_up
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+async def run_in_background(
+    async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+) -> None:
+    """Run a task of `ASGIHandler.start_soon`, with a thread of its own."""
+    await join_transaction()
+    lease = _worker.current_pool().lease()
+    if not lease.borrowed:
+        # The connections of its thread may have been idle for long.
+        lease.on_take = tidy_up
+    _call.current_loop.set(lease)
+    try:
+        await async_fn(*args)
+    except (Exception, asyncio.CancelledError):
+        logging.getLogger("trio_asgi").exception(
+            "A background task failed: %r", async_fn
+        )
+    finally:
+        # What the end of a request does for the thread that goes back.
+        lease.release(last=tidy_up if lease.has_thread else None)
+
+
+async def end_islands_and_threads() -> None:
+    """End what requests and background tasks share, when the last has ended."""
+    await close_loop()
+    await _worker.current_pool().retire_idle()

@@ -1,0 +1,148 @@
+"""What a view says about the body of its requests, before it is called."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from asgiref.sync import iscoroutinefunction
+from django.conf import settings
+from django.urls import get_resolver
+from django.utils import translation
+
+from . import conf
+from ._receive import BodyLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    View = TypeVar("View", bound=Callable[..., Any])
+
+_OPTIONS: Final = "_trio_asgi_body_options"
+
+
+class _AsSet:
+    """Stands for what ``TRIO_ASGI`` says."""
+
+    def __repr__(self) -> str:
+        return "as TRIO_ASGI says"
+
+
+AS_SET: Final[Any] = _AsSet()
+
+
+@dataclass(frozen=True)
+class BodyOptions:
+    """What the decorators of a view have said; else `AS_SET`."""
+
+    stream: bool = AS_SET
+    max_size: int | None = AS_SET
+    timeout: float = AS_SET
+
+    @property
+    def starts_early(self) -> bool:
+        """Whether the view starts before the body is there."""
+        return conf.get("STREAM_BODY") if self.stream is AS_SET else self.stream
+
+    @property
+    def limits(self) -> BodyLimits:
+        """What the body may be at most."""
+        size, timeout = self.max_size, self.timeout
+        return BodyLimits(
+            conf.get("MAX_BODY_SIZE") if size is AS_SET else size,
+            conf.get("BODY_TIMEOUT") if timeout is AS_SET else timeout,
+        )
+
+
+def stream_body(view: View) -> View:
+    """Have a view start when the headers of its request are in, and read the body.
+
+    For one view what ``TRIO_ASGI["STREAM_BODY"]`` is for all. Async code reads
+    ``async for chunk in request.stream()``, or says ``await request.aread()`` before it
+    asks for ``request.body``, ``POST`` or ``FILES``. Sync code reads as ever, and waits
+    in its own thread for what has not come.
+
+    As for other decorators of views, a class-based view takes
+    ``@method_decorator(stream_body, name="dispatch")``. The view is looked up by the
+    path alone before any middleware runs, in the URLconf of the project.
+    """
+    return _with_options(view, stream=True)
+
+
+def limit_body(
+    *, max_size: int | None = AS_SET, timeout: float = AS_SET
+) -> Callable[[View], View]:
+    """Give the body of a view's requests other limits than ``TRIO_ASGI`` does.
+
+    What is not given stays as set.
+
+    Args:
+        max_size: How many bytes it may have, instead of ``MAX_BODY_SIZE``; None: any
+            number.
+        timeout: For how many seconds no byte may come, instead of ``BODY_TIMEOUT``.
+
+    Raises:
+        ValueError: one of them is no such number.
+    """
+    if not (
+        max_size is AS_SET
+        or max_size is None
+        or (type(max_size) is int and max_size >= 0)
+    ):
+        raise ValueError(
+            f"limit_body() was given max_size={max_size!r}: it must be a number of "
+            "bytes, 0 or more, or None for no limit."
+        )
+    if not (
+        timeout is AS_SET or (isinstance(timeout, (int, float)) and timeout > 0)
+    ) or isinstance(timeout, bool):
+        raise ValueError(
+            f"limit_body() was given timeout={timeout!r}: it must be a number of "
+            "seconds, more than 0."
+        )
+    return lambda view: _with_options(view, max_size=max_size, timeout=timeout)
+
+
+def options_of(view: object) -> BodyOptions:
+    """Return what the decorators of a view have said."""
+    options: BodyOptions = getattr(view, _OPTIONS, BodyOptions())
+    return options
+
+
+def options_for(path_info: str, urlconf: Any) -> BodyOptions:
+    """Return what the view for a path says, if that can be told before middleware.
+
+    Args:
+        path_info: The path without the script prefix.
+        urlconf: As ``request.urlconf``; None: the project's.
+    """
+    language = settings.USE_I18N and translation.get_language_from_path(path_info)
+    try:
+        if not language:
+            match = get_resolver(urlconf).resolve(path_info)
+        else:
+            # As LocaleMiddleware will have it, without which no prefix would match.
+            with translation.override(language):
+                match = get_resolver(urlconf).resolve(path_info)
+    except Exception:  # noqa: BLE001 - the chain will meet it again, and answer it
+        return BodyOptions()
+    return options_of(match.func)
+
+
+def _with_options(view: View, **options: Any) -> View:
+    if iscoroutinefunction(view):
+
+        @functools.wraps(view)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return await view(*args, **kwargs)
+
+    else:
+
+        @functools.wraps(view)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return view(*args, **kwargs)
+
+    given = {name: value for name, value in options.items() if value is not AS_SET}
+    setattr(wrapper, _OPTIONS, replace(options_of(view), **given))
+    return wrapper  # type: ignore[return-value]

@@ -1,0 +1,93 @@
+"""Content of a response that is an async context manager around an async iterable.
+
+What needs a nursery cannot be an async generator, for that must not yield inside one.
+It can be a context manager, as `trio.as_safe_channel` makes it: whoever sends the
+content enters it around the sending.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from typing_extensions import Self, TypeIs
+
+
+def is_manager(content: object) -> TypeIs[AbstractAsyncContextManager[Any]]:
+    """Whether content is such a context manager, and nothing that Django can iterate.
+
+    A memory channel, for example, is both: it is iterated as it is.
+    """
+    kind = type(content)
+    return (
+        hasattr(kind, "__aenter__")
+        and hasattr(kind, "__aexit__")
+        and not hasattr(kind, "__aiter__")
+        and not hasattr(kind, "__iter__")
+    )
+
+
+class ManagedStream:
+    """The async iterator that Django gets for such a context manager.
+
+    The handler enters it, in the request's task, before it iterates it or what
+    middleware has put around it; and leaves it, with the error that has ended the
+    sending, if one did. Iterated by anybody else, by a test client for example, it
+    enters the context manager at the first item and leaves it at the end, or at
+    `aclose`.
+    """
+
+    def __init__(self, manager: AbstractAsyncContextManager[Any]) -> None:
+        """Enter nothing yet: a manager that is never sent is never entered."""
+        self._manager = manager
+        #: What the handler iterates.
+        self._iterator: AsyncIterator[Any] | None = None
+        #: What anybody else does.
+        self._alone: AsyncGenerator[Any, None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Enter the manager.
+
+        Raises:
+            TypeError: it has not given an async iterable.
+        """
+        iterable = await self._manager.__aenter__()
+        try:
+            self._iterator = aiter(iterable)
+        except TypeError as error:
+            await self._manager.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Leave the manager; as it says, the error ends here."""
+        return await self._manager.__aexit__(kind, error, traceback)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._iterator is not None:
+            return await anext(self._iterator)
+        if self._alone is None:
+            self._alone = self._iterate_alone()
+        return await anext(self._alone)
+
+    async def aclose(self) -> None:
+        """Leave the manager, if nobody but the iteration has entered it."""
+        if self._alone is not None:
+            await self._alone.aclose()
+
+    async def _iterate_alone(self) -> AsyncGenerator[Any, None]:
+        async with self._manager as iterable:
+            async for item in iterable:
+                yield item

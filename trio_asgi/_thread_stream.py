@@ -1,0 +1,263 @@
+"""What a thread makes of a streamed body, while it is sent: sync iterators and files.
+
+The thread makes a batch while the one before it is being sent:
+
+    thread   ──► pull ─► [parts that wait] ──► batch ──► send     the request's task
+    at most one limit of bytes ──┘                └── at most one more
+
+The limit follows the client. It begins small, grows as long as full batches leave at
+once, and shrinks if one takes long: so a quick client gets few large messages, and a
+thousand slow ones hold little memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import outcome
+import trio
+
+from ._beside import run_beside
+from ._hop import hop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+#: Where the limit begins, and what it never goes below; bytes.
+SMALLEST: Final = 2**14
+#: How far it goes for an iterator, and what a batch of small parts holds; bytes.
+LARGEST: Final = 2**18
+#: How much of a file is read, and sent, at a time; and how far the limit goes for it.
+#: Each block costs as much as some 100 KiB of it, in the thread and in the server.
+LARGEST_BLOCK: Final = 2**20
+LARGEST_OF_FILES: Final = 2**22
+
+#: For how long parts that come quickly are gathered, before a batch that is not full
+#: leaves; a client is quick that takes no longer for one. Seconds.
+QUICK: Final = 0.005
+#: A client is slow that takes longer than this. Seconds.
+SLOW: Final = 0.1
+
+
+class ThreadStream:
+    """The parts of a sync iterator, pulled in the request's thread while they are sent.
+
+    One call in the thread pulls until enough bytes wait for being sent, and returns,
+    rather than blocking the thread for a client that reads slowly. What comes after a
+    pause is sent at once; what comes quickly is gathered, up to the limit, for no
+    longer than `QUICK`.
+
+    Owned by the task that calls `send_all`; `_pull` runs in the thread. A cancellation
+    waits for the part that is being made.
+    """
+
+    #: How far the limit may go, and what a batch may hold; bytes.
+    largest = LARGEST
+    largest_batch = LARGEST
+
+    def __init__(
+        self, iterator: Iterator[Any], make_bytes: Callable[[Any], bytes]
+    ) -> None:
+        """Take an iterator; whoever made it closes it.
+
+        Args:
+            iterator: Gives the parts.
+            make_bytes: Makes bytes of a part; called in the thread.
+        """
+        self._iterator = iterator
+        self._make_bytes = make_bytes
+        #: Runs `_pull` in the thread.
+        self._run: Callable[[Callable[[], None]], Awaitable[None]] = hop
+        self._token = trio.lowlevel.current_trio_token()
+        self._parts: deque[bytes] = deque()
+        #: Bytes pulled, which the thread counts, and bytes sent, which the task does.
+        self._pulled = self._sent = 0
+        #: How many bytes may wait for being sent, besides the part that exceeds it.
+        self._limit = SMALLEST
+        #: Set when the task is told that parts have come, or the end has.
+        self._news = trio.Event()
+        #: Whether the thread need not tell the task of a part: it has been told, or
+        #: gathers.
+        self._told = False
+        #: Set when a batch was taken.
+        self._taken = trio.Event()
+        self._stopped = False
+        self._exhausted = False
+        self._ended: outcome.Outcome[None] | None = None
+
+    async def send_all(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send all parts; then raise what the iterator raised, if it did."""
+
+        async def send_batches() -> None:
+            await self._send_batches(send)
+
+        def stop() -> None:
+            self._stopped = True
+
+        await run_beside(self._keep_pulling, send_batches, stop=stop)
+
+    # The request's task
+
+    async def _send_batches(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        sent_at = -math.inf
+        while await self._has_parts():
+            await self._gather(until=sent_at + QUICK)
+            batch = self._take_batch()
+            begun = trio.current_time()
+            await send(batch)
+            sent_at = trio.current_time()
+            self._follow_client(len(batch), sent_at - begun)
+
+    async def _has_parts(self) -> bool:
+        """Wait for parts; False if there are none any more."""
+        while True:
+            # Before the look: a part that comes after it is told of.
+            self._told = False
+            if self._parts:
+                return True
+            if self._ended is not None:
+                ended, self._ended = self._ended, None
+                try:
+                    ended.unwrap()
+                finally:
+                    del ended
+                return False
+            self._news = trio.Event()
+            await self._news.wait()
+
+    async def _gather(self, until: float) -> None:
+        """Let more parts come, if the last batch left just now and more are pulled."""
+        self._told = True
+        while self._is_pulling() and self._ended is None:
+            if trio.current_time() >= until:
+                return
+            self._news = trio.Event()
+            with trio.move_on_at(until):
+                await self._news.wait()
+
+    def _take_batch(self) -> bytes:
+        batch = [self._parts.popleft()]
+        size = len(batch[0])
+        while self._parts and size + len(self._parts[0]) <= self.largest_batch:
+            part = self._parts.popleft()
+            size += len(part)
+            batch.append(part)
+        self._sent += size
+        self._taken.set()
+        return batch[0] if len(batch) == 1 else b"".join(batch)
+
+    def _follow_client(self, size: int, seconds: float) -> None:
+        if seconds > SLOW:
+            self._limit = max(self._limit // 2, SMALLEST)
+        elif seconds < QUICK and size >= min(self._limit, self.largest_batch) // 2:
+            self._limit = min(self._limit * 2, self.largest)
+
+    # The task beside it
+
+    async def _keep_pulling(self) -> None:
+        try:
+            await self._pull_all()
+        except Exception as error:  # noqa: BLE001 - raised after the parts before it
+            self._ended = outcome.Error(error)
+        else:
+            self._ended = outcome.Value(None)
+        self._news.set()
+
+    async def _pull_all(self) -> None:
+        while not self._exhausted:
+            await self._run(self._pull)
+            while not self._is_pulling():
+                self._taken = trio.Event()
+                await self._taken.wait()
+
+    # The thread
+
+    def _pull(self) -> None:
+        """Pull parts until enough wait for being sent. Worker thread."""
+        for item in self._iterator:
+            if part := self._make_bytes(item):
+                self._add(part)
+            if self._stopped or self._is_full():
+                return
+        self._exhausted = True
+
+    def _add(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._pulled += len(part)
+        if not self._told or self._is_full():
+            self._told = True
+            self._token.run_sync_soon(self._tell, idempotent=True)
+
+    def _is_full(self) -> bool:
+        """Whether so much waits for being sent that pulling stops."""
+        return self._pulled - self._sent >= self._limit
+
+    def _is_pulling(self) -> bool:
+        """Whether so little waits that pulling goes on."""
+        return self._pulled - self._sent <= self._limit // 2
+
+    def _tell(self) -> None:
+        self._news.set()
+
+
+class FileStream(ThreadStream):
+    """The blocks of a file, which are read while those before them are being sent."""
+
+    largest = LARGEST_OF_FILES
+    largest_batch = LARGEST_BLOCK
+
+    def __init__(
+        self,
+        file: IO[Any],
+        make_bytes: Callable[[Any], bytes],
+        *,
+        size: int | None,
+        run: Callable[[Callable[[], None]], Awaitable[None]] = hop,
+    ) -> None:
+        """Take a file where it stands; whoever opened it closes it.
+
+        Args:
+            file: Is read in blocks.
+            make_bytes: Makes bytes of a block; called in the thread.
+            size: How many bytes were announced to the client; None: to the file's end.
+            run: Runs a function in the thread that the file may be read in.
+        """
+        super().__init__(iter(()), make_bytes)
+        self._file = file
+        self._left = size
+        self._run = run
+
+    async def _gather(self, until: float) -> None:
+        """Wait for nothing: a block is large enough."""
+
+    def _pull(self) -> None:
+        """Read blocks until enough wait for being sent. Worker thread.
+
+        Raises:
+            EOFError: the file has become shorter than what was announced.
+        """
+        while self._left != 0:
+            block = self._make_bytes(self._file.read(self._block_size()))
+            if not block:
+                self._check_left()
+                break
+            self._add(block)
+            if self._left is not None:
+                self._left = max(self._left - len(block), 0)
+            if self._stopped or self._is_full():
+                return
+        self._exhausted = True
+
+    def _check_left(self) -> None:
+        if self._left is not None:
+            name = getattr(self._file, "name", self._file)
+            raise EOFError(
+                f"The file {name!r} ended {self._left} bytes before the Content-Length "
+                "that was sent already: it has become shorter meanwhile."
+            )
+
+    def _block_size(self) -> int:
+        size = min(self._limit, LARGEST_BLOCK)
+        return size if self._left is None else min(size, self._left)
