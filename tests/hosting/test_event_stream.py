@@ -1,0 +1,238 @@
+"""Server-sent events from real servers, read by a browser and by a parser."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import h11
+import pytest
+
+from event_stream_parser import Dispatched, parse
+from support import skip_without_server
+
+from ._server import eventually, serve
+from ._wire import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ._server import Connect, Kind, Server
+
+LASTING = "hosted.asgi:lasting"
+
+leaving = pytest.mark.parametrize(
+    "leave", [Connection.close, Connection.reset], ids=["fin", "rst"]
+)
+
+#: What the page has seen when the stream has ended for the first time.
+SEEN_FIRST = [
+    ["open"],
+    ["message", "plain", ""],
+    ["message", " one\ntwo\n\nfour\n", ""],
+    ["message", "", ""],
+    ["message", "\ufeff\u2615 \U0001f375 \0 \x85 \u2028 :", ""],
+    ["message", '{"price": 1.5, "name": "\\u2615\\n"}', ""],
+    ["caf\xe9", "typed", ""],
+    ["message", "with an id", "caf\xe9 \u2615"],
+    ["message", "with the same id", "caf\xe9 \u2615"],
+]
+#: And when it has connected again: 0 is EventSource.CONNECTING, and not CLOSED.
+SEEN_AGAIN = [["error", 0], ["open"], ["done", "done", ""]]
+
+
+@contextmanager
+def browser(url: str) -> Iterator[None]:
+    """Have a browser visit a page, without a window."""
+    names = ["chromium", "chromium-browser", "google-chrome"]
+    command = next(filter(None, map(shutil.which, names)), None)
+    if command is None:
+        skip_without_server("there is no Chromium")
+    # Not the test's own directory: a browser that was killed may still write there.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [
+                command,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                # Visited is a server of the test's own.
+                "--no-proxy-server",
+                # With a port for debugging, and nobody at it, it stays.
+                "--remote-debugging-port=0",
+                f"--user-data-dir={profile}",
+                url,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def seen_by_page(server: Server, identity: str) -> Any:
+    """Return what the page says in the end."""
+    server.wait_for_event("seen", identity)
+    (entry,) = (e for e in server.journal_of("seen") if e["id"] == identity)
+    return entry["events"]
+
+
+@pytest.mark.parametrize("then", ["end", "fail"])
+def test_a_browser_reads_the_events(server: Server, then: str) -> None:
+    """Chromium's EventSource gets all, comes again by itself, and says the last id."""
+    identity = server.new_id()
+    server.tracebacks += then == "fail"
+    with browser(f"{server.url}/events/page/?id={identity}&then={then}"):
+        seen = seen_by_page(server, identity)
+    assert seen == SEEN_FIRST + SEEN_AGAIN
+    connected = [e for e in server.journal_of("connected") if e["id"] == identity]
+    assert [e["last_event_id"] for e in connected] == ["", "caf\xe9 \u2615"]
+    server.wait_for_rest()
+
+
+def test_the_parser_of_the_tests_agrees_with_the_browser(
+    server: Server, connect: Connect
+) -> None:
+    """What the other tests read events with does what Chromium does."""
+    connection = connect()
+    connection.send_request(f"/events/for/browser/?id={server.new_id()}&then=end")
+    parser = parse(connection.read_response().body)
+    listened_to = [e for e in parser.events if e.type != "other"]
+    assert [[e.type, e.data, e.last_event_id] for e in listened_to] == SEEN_FIRST[1:]
+    assert parser.reconnection_time == 50
+    assert parser.last_event_id == "caf\xe9 \u2615"
+
+
+def test_a_browser_finds_the_next_server(kind: Kind, tmp_path: Path) -> None:
+    """At shutdown the stream ends, and the browser goes on at the next server."""
+    first_directory, next_directory = tmp_path / "first", tmp_path / "next"
+    first_directory.mkdir()
+    next_directory.mkdir()
+    options: dict[str, object] = {"graceful-timeout": 1}
+    with (
+        serve(kind, first_directory, application=LASTING, options=options) as first,
+        browser(f"{first.url}/events/page/?id=page&then=stay"),
+    ):
+        first.wait_for_event("entered", "page")
+        assert first.stop() == 0
+        assert_no_complaints(first)
+        assert first.events("page")[-2:] == ["cleaned up", "finished"]
+        options = {"bind": f"127.0.0.1:{first.port}"}
+        with serve(kind, next_directory, options=options) as following:
+            seen = seen_by_page(following, "page")
+            (again,) = following.journal_of("connected")
+    assert seen[: len(SEEN_FIRST)] == SEEN_FIRST
+    # It may have knocked in vain meanwhile.
+    assert seen[-2:] == SEEN_AGAIN[-2:]
+    assert again["last_event_id"] == "caf\xe9 \u2615"
+
+
+def assert_no_complaints(server: Server) -> None:
+    """The log tells of no error."""
+    assert "Traceback" not in server.log
+    assert "ERROR" not in server.log
+    assert "ResourceWarning" not in server.log
+
+
+@pytest.mark.parametrize("path", ["/events/", "/sync/events/"])
+def test_a_stream_ends_cleanly_at_shutdown(
+    kind: Kind, tmp_path: Path, path: str
+) -> None:
+    """After the grace period the events are closed, and the body has its end."""
+    options = {"graceful-timeout": 1}
+    with (
+        serve(kind, tmp_path, application=LASTING, options=options) as server,
+        server.connect() as connection,
+    ):
+        connection.send_request(f"{path}?id=stream")
+        server.wait_for_event("entered", "stream")
+        server.terminate()
+        response = connection.read_response()
+        assert parse(response.body).events == [Dispatched("first")]
+        assert server.wait_for_end() == 0
+        assert_no_complaints(server)
+        assert server.events("stream") == [
+            "started",
+            "entered",
+            "cleaned up",
+            "finished",
+        ]
+
+
+def test_the_headers_come_before_there_is_an_event(connect: Connect) -> None:
+    """The browser is told that the stream is open, however long it has to wait."""
+    connection = connect()
+    connection.send_request("/no/events/?keep_alive=60&id=idle")
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += connection.read_some()
+    lines = head.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
+    assert lines[0].startswith(b"http/1.1 200")
+    assert b"content-type: text/event-stream" in lines
+    assert b"cache-control: no-cache" in lines
+    assert b"x-accel-buffering: no" in lines
+    assert b"transfer-encoding: chunked" in lines
+
+
+def test_comments_come_while_there_is_no_event(connect: Connect) -> None:
+    """A proxy sees that the connection is alive."""
+    connection = connect()
+    connection.send_request("/no/events/?keep_alive=0.01&id=comments")
+    received = b""
+    while received.count(b":\n\n") < 3:
+        received += connection.read_some()
+
+
+@leaving
+@pytest.mark.parametrize("path", ["/events/", "/sync/events/"])
+def test_a_client_that_leaves(
+    server: Server, connect: Connect, path: str, leave: Any
+) -> None:
+    """The events are closed, and nothing stays behind."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(f"{path}?id={identity}")
+    server.wait_for_event("entered", identity)
+    leave(connection)
+    server.wait_for_rest()
+    assert server.events(identity) == ["started", "entered", "cleaned up", "finished"]
+
+
+@leaving
+def test_a_client_that_does_not_read(
+    server: Server, connect: Connect, leave: Any
+) -> None:
+    """Events that wait for the client to read are closed when it leaves."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(f"/many/events/?id={identity}")
+    connection.read_at_least(1_000_000)
+    leave(connection)
+    server.wait_for_rest()
+    assert server.events(identity) == ["started", "entered", "cleaned up", "finished"]
+
+
+def test_events_that_fail(server: Server, connect: Connect) -> None:
+    """The body has no clean end, which tells the client; the log tells why, once."""
+    identity = server.new_id()
+    connection = connect()
+    connection.send_request(f"/failing/events/?id={identity}")
+    server.tracebacks += 1
+    with pytest.raises(h11.RemoteProtocolError, match="incomplete chunked read"):
+        connection.read_response()
+    server.wait_for_event("finished", identity)
+    eventually(lambda: "the kettle is empty" in server.log, "the error is logged")
+    assert server.get("/hello/?id=next") == b"hello next"
