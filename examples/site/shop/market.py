@@ -1,6 +1,5 @@
 """The tea exchange: a price that moves, and the people who watch it."""
 
-import json
 import math
 import time
 from collections.abc import AsyncIterator
@@ -20,14 +19,13 @@ class Market:
         waves = ((2.4, 97), (1.1, 23), (0.6, 7.3), (0.3, 2.9))
         return 20 + sum(size * math.sin(second / length) for size, length in waves)
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncIterator[dict[str, float]]:
         """Yield an event each second while someone listens."""
         self.watchers += 1
         try:
             while True:
                 price = self.price(time.time())
-                event = {"price": price, "watchers": self.watchers}
-                yield f"data: {json.dumps(event)}\n\n"
+                yield {"price": price, "watchers": self.watchers}
                 await trio.sleep(1)
         finally:
             # The visitor left, and trio_asgi cancelled the sleep.

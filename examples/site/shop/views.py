@@ -5,17 +5,23 @@ import time
 from dataclasses import dataclass
 from decimal import Decimal
 from operator import attrgetter
+from uuid import UUID, uuid4
 
 import trio
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.files.uploadedfile import UploadedFile
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
+
+import trio_asgi
+from trio_asgi.uploads import StorageUploadHandler
 
 from .forms import OrderForm, QuoteForm, UploadForm
 from .market import Market
 from .models import Order, Supplier, Upload
+from .progress import ProgressHandler
 
 # Each page says who is signed in. That asks the database, so async views
 # have their template rendered in the request's thread.
@@ -82,13 +88,40 @@ def market(request: HttpRequest) -> HttpResponse:
     return render(request, "shop/market.html", {"past": past})
 
 
-async def prices(request: HttpRequest) -> StreamingHttpResponse:
+async def prices(request: HttpRequest) -> trio_asgi.EventStream:
     """Stream while the visitor stays."""
-    return StreamingHttpResponse(
-        exchange.watch(),
-        content_type="text/event-stream",
-        headers={"Cache-Control": "no-store"},
-    )
+    return trio_asgi.EventStream(exchange.watch())
+
+
+@csrf_exempt  # here; take_upload() checks it, when the form is parsed
+@trio_asgi.stream_body
+@trio_asgi.limit_body(max_size=20 * 2**30)
+async def uploads(request: HttpRequest) -> HttpResponse:
+    """Have a file written to the storage while it arrives."""
+    request.upload_handlers = [
+        ProgressHandler(request),
+        StorageUploadHandler(request),
+    ]
+    await request.aread()
+    return await take_upload(request)
+
+
+@csrf_protect
+async def take_upload(request: HttpRequest) -> HttpResponse:
+    """Keep what is known of the file; the file goes with the request."""
+    form = UploadForm(request.POST or None, request.FILES or None)
+    if form.is_valid():
+        file = form.cleaned_data["file"]
+        await Upload.objects.acreate(
+            name=file.name,
+            size=file.size,
+            sha256=await trio.to_thread.run_sync(fingerprint, file),
+        )
+        messages.success(request, f"{file.name} has arrived.")
+        return redirect("uploads")
+    recent = [upload async for upload in Upload.objects.all()[:8]]
+    context = {"form": form, "recent": recent, "key": uuid4()}
+    return await arender(request, "shop/uploads.html", context)
 
 
 def fingerprint(file: UploadedFile) -> str:
@@ -101,21 +134,9 @@ def fingerprint(file: UploadedFile) -> str:
     return digest.hexdigest()
 
 
-async def uploads(request: HttpRequest) -> HttpResponse:
-    """Take a file. A big one waits on disk by now."""
-    form = UploadForm(request.POST or None, request.FILES or None)
-    if form.is_valid():
-        file = form.cleaned_data["file"]
-        await Upload.objects.acreate(
-            name=file.name,
-            size=file.size,
-            sha256=await trio.to_thread.run_sync(fingerprint, file),
-        )
-        messages.success(request, f"{file.name} has arrived.")
-        return redirect("uploads")
-    recent = [upload async for upload in Upload.objects.all()[:8]]
-    context = {"form": form, "recent": recent}
-    return await arender(request, "shop/uploads.html", context)
+async def progress(request: HttpRequest, key: UUID) -> JsonResponse:
+    """Say how much of an upload has arrived: another request's, maybe."""
+    return JsonResponse(await ProgressHandler.aget(key))
 
 
 def orders(request: HttpRequest) -> HttpResponse:

@@ -12,6 +12,7 @@ urlpatterns = [
     path("market/", views.market, name="market"),
     path("market/prices/", views.prices, name="prices"),
     path("uploads/", views.uploads, name="uploads"),
+    path("uploads/<uuid:key>/", views.progress, name="progress"),
     path("orders/", views.orders, name="orders"),
     path("accounts/login/", LoginView.as_view(), name="login"),
     path("accounts/logout/", LogoutView.as_view(), name="logout"),

@@ -1,6 +1,23 @@
-// Sends the form with XMLHttpRequest, which tells how far it is (fetch does not).
+// Sends the form, and asks the server meanwhile how much of the file it has.
 // Without this script the form works too, with no progress to see.
 const part = (id) => document.getElementById(id);
+const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
+
+// Asks until it is stopped, which the function that it returns does.
+function watch(url, show) {
+  const stop = new AbortController();
+  (async () => {
+    while (!stop.signal.aborted) {
+      try {
+        const answer = await fetch(url, { signal: stop.signal, cache: "no-store" });
+        const progress = answer.ok ? await answer.json() : {};
+        if (!stop.signal.aborted) show(progress);
+      } catch { /* The next answer may be better. */ }
+      await new Promise((resume) => setTimeout(resume, 250));
+    }
+  })();
+  return () => stop.abort();
+}
 
 // The listener is the document's because each answer brings a new form.
 document.addEventListener("submit", (event) => {
@@ -9,18 +26,19 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
 
   const request = new XMLHttpRequest();
+  const bar = part("progress").querySelector("progress");
+  const say = (text) => { part("sent").textContent = text; };
+  const show = ({ received, total }) => {
+    if (!received) return;
+    bar.value = received / total;
+    say(`${Math.floor(100 * received / total)} % of ${megabytes(total)} MB received`);
+  };
   const busy = (is) => {
     form.querySelector("button").disabled = is;
     part("cancel").hidden = part("progress").hidden = !is;
   };
-  const failed = (why) => { busy(false); part("progress").hidden = false; part("sent").textContent = why; };
+  const failed = (why) => { busy(false); part("progress").hidden = false; say(why); };
 
-  request.upload.onprogress = ({ loaded, total }) => {
-    part("progress").querySelector("progress").value = loaded / total;
-    part("sent").textContent = loaded < total
-      ? `${Math.floor(100 * loaded / total)} % of ${(total / 1e6).toFixed(1)} MB`
-      : "Sent. Being hashed …";
-  };
   request.onload = () => {
     const page = request.response?.querySelector("main");
     if (!page) return failed(`The server answered ${request.status}.`);
@@ -33,8 +51,13 @@ document.addEventListener("submit", (event) => {
 
   const body = new FormData(form);
   part("cancel").onclick = () => request.abort();
+  bar.value = 0;
+  say("");
   busy(true);
-  request.open("POST", location.href);
+  const stop = watch(form.dataset.progress, show);
+  request.upload.onload = () => { stop(); bar.value = 1; say("Sent. Being hashed …"); };
+  request.onloadend = stop;
+  request.open("POST", form.action);
   request.responseType = "document";
   request.send(body);
 });
