@@ -7,13 +7,15 @@ belongs to the page itself. The examples meet the package as a project's own cod
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
+import uuid
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
@@ -22,15 +24,19 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
 from django.http import HttpResponse
-from django.test import override_settings
+from django.middleware.csrf import get_token
+from django.test import RequestFactory, override_settings
 from django.urls import path
 
 import trio_asgi
+from event_stream_parser import Dispatched, EventStreamParser
+from multipart_support import END, field_part, file_part, form_headers, form_request
 from project_support import counts, run_pytest, run_python
-from support import application, http_scope, request
+from support import application, http_scope, receive_answer, request
 from trio_asgi import conf
 from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.uploads import StorageUploadedFile, StorageUploadHandler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -45,9 +51,12 @@ WITH_CODE = {
     "docs/howto/deployment.md",
     "docs/howto/from-asyncio.md",
     "docs/howto/islands.md",
+    "docs/howto/server-sent-events.md",
+    "docs/howto/streaming.md",
     "docs/howto/testing.md",
     "docs/howto/threads-and-connections.md",
     "docs/howto/trio-program.md",
+    "docs/howto/uploads.md",
 }
 
 _BLOCK = re.compile(
@@ -210,6 +219,26 @@ async def test_deployment(execute: Callable[[str], Site]) -> None:
     assert site["DATABASES"]["default"]["CONN_MAX_AGE"] == 60
 
 
+async def test_streaming(
+    execute: Callable[[str], Site], autojump_clock: trio.abc.Clock
+) -> None:
+    """Streaming: each of the three streams is complete."""
+    site = execute("docs/howto/streaming.md")
+    app = application(
+        path("numbers/", site["numbers"]),
+        path("countdown/", site["countdown"]),
+        path("compare/", site["compare"]),
+        middleware=(),
+    )
+    assert (await request(app, "/countdown/")).parts[:3] == [b"3\n", b"2\n", b"1\n"]
+    assert trio.current_time() >= 3
+    prices = (await request(app, "/compare/")).body.decode().splitlines()
+    assert sorted(prices) == ["north: 3.20", "south: 3.20", "west: 3.20"]
+    rows = (await request(app, "/numbers/")).body.splitlines()
+    assert len(rows) == 1_000_000
+    assert rows[-1] == b"999999,999998000001"
+
+
 async def test_threads_declared_hooks(execute: Callable[[str], Site]) -> None:
     """Threads: with the page's middleware an async view takes no thread."""
     site = execute("docs/howto/threads-and-connections.md")
@@ -360,3 +389,181 @@ async def test_islands(execute: Callable[[str], Site]) -> None:
         assert (await request(app, "/moved/")).body == b"on Trio"
         assert (await request(app, "/not-yet/")).body == b"on asyncio"
         assert (await request(app, "/streaming/")).body == b"0 1 2 "
+
+
+async def events_of(
+    path: str, count: int, *headers: tuple[bytes, bytes]
+) -> list[Dispatched]:
+    """Return the first events of a stream of the page, as a browser reads them."""
+    app = trio_asgi.get_asgi_application()
+    scope = http_scope(path, headers=headers)
+    parser = EventStreamParser()
+    async with ApplicationCommunicator(app, scope) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        assert (await communicator.receive_output())["status"] == 200
+        while len(parser.events) < count:
+            parser.feed((await communicator.receive_output(timeout=20))["body"])
+        await communicator.send_input({"type": "http.disconnect"})
+        await communicator.wait()
+    return parser.events
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_server_sent_events(
+    execute: Callable[[str], Site], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Server-sent events: what the listeners get, until the browser leaves."""
+    execute("docs/howto/server-sent-events.md")
+    assert await events_of("/seconds/", 2) == [
+        Dispatched('{"second": 0}'),
+        Dispatched('{"second": 1}'),
+    ]
+    assert capsys.readouterr().out == "The browser has left\n"
+    assert await events_of("/delivery/", 2) == [
+        Dispatched("Packed\nand sealed", "step", "1"),
+        Dispatched('{"by": "bicycle"}', "step", "2"),
+    ]
+    headlines = await events_of("/headlines/", 2)
+    told = {event.data for event in headlines}
+    assert told == {"All quiet in Oslo", "All quiet in Rome"}
+
+
+async def test_server_sent_events_go_on(
+    execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """Server-sent events: a browser that comes again gets what is new since then."""
+    execute("docs/howto/server-sent-events.md")
+    ids = [(await User.objects.acreate(username=name)).pk for name in ("a", "b", "c")]
+    everybody = [
+        Dispatched(json.dumps({"name": name}), last_event_id=str(pk))
+        for name, pk in zip("abc", ids, strict=True)
+    ]
+    assert await events_of("/newcomers/", 3) == everybody
+    last = (b"last-event-id", str(ids[0]).encode())
+    assert await events_of("/newcomers/", 2, last) == everybody[1:]
+    # What no browser would say is no error.
+    assert await events_of("/newcomers/", 3, (b"last-event-id", b"x")) == everybody
+
+
+async def test_server_sent_events_hold_no_thread(
+    execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
+) -> None:
+    """Server-sent events: a stream that waits has given its thread back."""
+    execute("docs/howto/server-sent-events.md")
+    app = trio_asgi.get_asgi_application()
+    async with ApplicationCommunicator(app, http_scope("/newcomers/")) as communicator:
+        await communicator.send_input({"type": "http.request"})
+        assert (await communicator.receive_output())["status"] == 200
+        assert (await communicator.receive_output())["body"] == b""
+        assert await communicator.receive_nothing(7)
+        # The request's, and the one of this test's own calls.
+        assert len(current_pool()._idle) == len(current_pool().workers) - 1
+        await User.objects.acreate(username="new")
+        event = await communicator.receive_output(timeout=6)
+        assert event["body"].endswith(b'data: {"name": "new"}\n\n')
+
+
+@pytest.fixture
+def uploads_page(execute: Callable[[str], Site], tmp_path: Path) -> Iterator[Site]:
+    """Run the page on uploads, with all files in a directory of the test."""
+    backend = "django.core.files.storage.FileSystemStorage"
+    storages = {
+        "default": {"BACKEND": backend},
+        "incoming": {"BACKEND": backend, "OPTIONS": {"location": tmp_path}},
+    }
+    with override_settings(MEDIA_ROOT=tmp_path, STORAGES=storages):
+        yield execute("docs/howto/uploads.md")
+
+
+async def test_uploads_settings(uploads_page: Site) -> None:
+    """Uploads: the page's settings are allowed, and lead to its handler."""
+    with override_settings(TRIO_ASGI=uploads_page["TRIO_ASGI"]):
+        assert [*conf.problems()] == []
+    names = uploads_page["FILE_UPLOAD_HANDLERS"]
+    with override_settings(FILE_UPLOAD_HANDLERS=names):
+        form = form_request(file_part(b"leaves", filename=b"a.jpg") + END)
+        assert isinstance(form.FILES["file"], StorageUploadedFile)
+        assert re.fullmatch(r"upload_\w{7}\.jpg", form.FILES["file"].stored_name)
+        form.close()
+
+
+async def test_uploads_bodies(uploads_page: Site, tmp_path: Path) -> None:
+    """Uploads: the views that take a whole body read all of it."""
+    app = trio_asgi.get_asgi_application()
+    log = b"tea\n" * 1000
+    answer = await request(app, "/backup/", method="POST", body=log)
+    assert json.loads(answer.body) == {"sha256": hashlib.sha256(log).hexdigest()}
+    assert [file.name for file in tmp_path.iterdir()] == ["backup.tar"]
+    answer = await request(app, "/count-lines/", method="POST", body=log)
+    assert json.loads(answer.body) == {"lines": 1000}
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "kept"),
+    [
+        (file_part(b"leaves", name=b"photo"), 200, 1),
+        (file_part(b"leaves", name=b"other"), 422, 0),
+    ],
+)
+async def test_uploads_files(
+    uploads_page: Site, tmp_path: Path, form: bytes, status: int, kept: int
+) -> None:
+    """Uploads: a photo is kept, and what else comes is not."""
+    visit = RequestFactory().get("/")
+    token = field_part(get_token(visit).encode(), name=b"csrfmiddlewaretoken")
+    cookie = b"csrftoken=" + visit.META["CSRF_COOKIE"].encode()
+    body = token + form + END
+    answer = await request(
+        trio_asgi.get_asgi_application(),
+        "/photos/",
+        method="POST",
+        body=body,
+        headers=[*form_headers(len(body)), (b"cookie", cookie)],
+    )
+    assert answer.status == status
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) == kept
+
+
+async def test_uploads_progress(uploads_page: Site) -> None:
+    """Uploads: another request sees what has arrived, and nothing when all has."""
+    key, progress = uuid.uuid4(), uploads_page["progress"]
+
+    @trio_asgi.stream_body
+    async def view(request: trio_asgi.ASGIRequest) -> HttpResponse:
+        request.upload_handlers = [
+            progress.ProgressHandler(request),
+            StorageUploadHandler(request),
+        ]
+        await request.aread()
+        return HttpResponse()
+
+    app = application(
+        path("photos/", view), path("progress/<uuid:key>/", progress.progress)
+    )
+
+    async def seen() -> dict[str, int]:
+        answer = await request(app, f"/progress/{key}/")
+        return cast("dict[str, int]", json.loads(answer.body))
+
+    body = file_part(bytes(300_000)) + END
+    scope = http_scope(
+        "/photos/",
+        method="POST",
+        query_string=f"progress={key}",
+        headers=form_headers(len(body)),
+    )
+    async with ApplicationCommunicator(app, scope) as communicator:
+        assert await seen() == {}
+        await communicator.send_input(
+            {"type": "http.request", "body": body[:200_000], "more_body": True}
+        )
+        with trio.fail_after(10):
+            while not (now := await seen()):
+                await trio.lowlevel.checkpoint()
+        assert 0 < now["received"] <= 200_000
+        assert now["total"] == len(body)
+        await communicator.send_input({"type": "http.request", "body": body[200_000:]})
+        assert (await receive_answer(communicator)).status == 200
+        await communicator.wait()
+    assert await seen() == {}

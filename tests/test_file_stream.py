@@ -163,9 +163,9 @@ async def test_a_file_that_grows(file: Path, content: bytes) -> None:
 
 async def test_a_file_that_shrinks(file: Path) -> None:
     """It ends in an error, for the server to end the connection; nothing stays open."""
-    responses: list[FileResponse] = []
+    responses: list[Any] = []
 
-    def make() -> FileResponse:
+    def make() -> Any:
         responses.append(FileResponse(file.open("rb")))
         with file.open("r+b") as shorter:
             shorter.truncate(100_000)
@@ -176,7 +176,7 @@ async def test_a_file_that_shrinks(file: Path) -> None:
             await client.send_input({"type": "http.request"})
             with pytest.raises(EOFError, match=r"file\.bin' ended \d+ bytes before"):
                 await client.wait()
-    assert responses[0].file_to_stream.closed  # type: ignore[attr-defined]
+    assert responses[0].file_to_stream.closed
     assert log.names == ["started", "finished"]
 
 
@@ -220,8 +220,7 @@ class Unread(io.BytesIO):
 
 async def parts_of_nothing() -> Any:
     """Be an async generator that must not run."""
-    raise AssertionError("the generator was run")
-    yield b""
+    yield never()
 
 
 @pytest.mark.parametrize(
@@ -243,9 +242,10 @@ async def test_nothing_is_read_for_head(make: Any) -> None:
     answer = await request(application(path("", view)), method="HEAD")
     assert answer.body == b""
     assert len(answer.messages) == 2
-    if isinstance(responses[0], FileResponse):
+    file: Any = getattr(responses[0], "file_to_stream", None)
+    if file is not None:
         assert dict(answer.headers)[b"Content-Length"] == b"7"
-        assert responses[0].file_to_stream.closed  # type: ignore[attr-defined]
+        assert file.closed
 
 
 def never() -> bytes:

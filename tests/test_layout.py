@@ -19,12 +19,13 @@ LAYERS = [
     "_types",
     "_errors",
     # Trio only: no Django, no asgiref
-    "_beside _clock _executor _lookout _receive _send _sigterm _trio_thread _wakeups",
+    "_beside _byte_ranges _clock _executor _lookout _managed_stream _receive",
+    "_contents _send _sigterm _trio_thread _wakeups",
     "_websocket _hosting _lifespan _native_calls _serve",
     "_call",
     "_lease _reentry",
     "_worker",
-    "_exchange _island_loop _new_run",
+    "_body_stream _exchange _island_loop _new_run",
     "_island_stream",
     "testing.communicator testing.scopes",
     # Trio and asgiref
@@ -35,15 +36,18 @@ LAYERS = [
     "testing",
     "_bridge",
     # Django
-    "conf _loop_safe _release _request _response _signals _view_errors",
+    "conf _files _loop_safe _request_body _spool _server_sent_event _thread_stream",
+    "_view_errors ranges uploads",
+    "_body_options _release _request _response _signals middleware",
+    "_event_stream",
     "_passage",
     "_middleware",
     "_hop_causes _stage",
     "_stand_ins",
-    "checks",
+    "_background checks",
     "apps",
     "handler",
-    "staticfiles _rehearsal",
+    "servestatic staticfiles _rehearsal",
     "_hop_report",
     "management management.commands",
     "management.commands.trio_asgi_hops",
@@ -151,9 +155,10 @@ from django.conf import settings
 print(settings.configured, *sorted(trio_asgi.__all__))
 """
     assert run_python(code) == (
-        "False ASGIHandler ASGIRequest ASGIStaticFilesHandler __version__ "
-        "asyncio_island get_asgi_application install release_thread serve "
-        "trio_island uninstall"
+        "False ASGIHandler ASGIRequest ASGIStaticFilesHandler BodyTimeout BodyTooLarge "
+        "EventStream ServerSentEvent __version__ apply_range asyncio_island "
+        "get_asgi_application install last_event_id limit_body release_thread serve "
+        "stream_body trio_island uninstall"
     )
 
 

@@ -6,7 +6,7 @@ import gc
 import sys
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -973,3 +973,271 @@ async def test_an_async_stream_leaves_nothing_in_memory(how: str) -> None:
         ref = await make()
         await trio.lowlevel.checkpoint()
         assert ref() is None
+
+
+# Context managers, and what middleware puts around a stream
+
+
+@trio.as_safe_channel
+async def safe_channel(log: list[str], items: int = 3) -> AsyncGenerator[bytes, None]:
+    """Yield inside a nursery, one of whose tasks never ends."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            for number in range(items):
+                yield b"%d" % number
+            nursery.cancel_scope.cancel()
+    finally:
+        log.append("left")
+
+
+@asynccontextmanager
+async def manager(
+    log: list[Any],
+    parts: Any = (b"0", b"1", b"2"),
+    *,
+    cleanup: float = 0.0,
+    shield: bool = True,
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Give an async iterable inside a nursery, and note what it is left with."""
+
+    async def iterate() -> AsyncGenerator[bytes, None]:
+        for part in parts:
+            await trio.lowlevel.checkpoint()
+            yield part
+
+    log.append(trio.lowlevel.current_task())
+    try:
+        async with trio.open_nursery() as nursery, aclosing(iterate()) as iterator:
+            nursery.start_soon(trio.sleep_forever)
+            yield iterator
+            nursery.cancel_scope.cancel()
+    except BaseException as error:
+        log.append([type(leaf) for leaf in leaves(error)])
+        raise
+    finally:
+        with trio.CancelScope(shield=shield):
+            await trio.sleep(cleanup)
+            log.append(trio.lowlevel.current_task())
+
+
+async def test_a_context_manager_is_content() -> None:
+    """It is entered and left in the task that sends, and gives the parts."""
+    log: list[Any] = []
+    peer = Peer()
+    await send_all(manager(log), peer.send)
+    assert peer.body == b"012"
+    task = trio.lowlevel.current_task()
+    assert log == [task, task]
+
+
+async def test_a_safe_channel_is_content() -> None:
+    """What `trio.as_safe_channel` makes of a generator with a nursery."""
+    log: list[str] = []
+    peer = Peer()
+    await send_all(safe_channel(log), peer.send)
+    assert peer.body == b"012"
+    assert log == ["left"]
+
+
+async def test_a_context_manager_that_is_never_sent() -> None:
+    """It is never entered, and closing the response does it no harm."""
+    log: list[Any] = []
+    response = StreamingHttpResponse(manager(log))  # type: ignore[arg-type]
+    await close_stream(response)
+    response.close()
+    assert log == []
+
+
+@pytest.mark.parametrize("make", [manager, safe_channel])
+async def test_a_cancelled_context_manager(make: Any) -> None:
+    """A disconnect leaves it, with its clean-up; the cancellation goes on."""
+    log: list[Any] = []
+    peer = Peer(reads=False)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+
+            async def disconnect() -> None:
+                await peer.come[0].wait()
+                scope.cancel()
+
+            nursery.start_soon(disconnect)
+            await send_all(make(log), peer.send)
+            raise AssertionError("the cancellation was lost")
+    assert scope.cancelled_caught
+    if make is manager:
+        assert set(log[1]) == {trio.Cancelled}
+
+
+@pytest.mark.parametrize(("shield", "seconds"), [(True, 3), (False, 0)])
+async def test_the_clean_up_of_a_cancelled_context_manager(
+    autojump_clock: MockClock, shield: bool, seconds: int
+) -> None:
+    """It is cancelled as well, unless it has a shield: as in all code of Trio."""
+    log: list[Any] = []
+    peer = Peer(reads=False)
+    with trio.move_on_after(1) as scope:
+        await send_all(manager(log, cleanup=3, shield=shield), peer.send)
+    assert scope.cancelled_caught
+    assert trio.current_time() == pytest.approx(1 + seconds, abs=0.1)
+
+
+async def test_the_clean_up_of_a_context_manager_is_bounded(
+    autojump_clock: MockClock,
+) -> None:
+    """By `cleanup_seconds`, if it was not cancelled; the error stays what it was."""
+    log: list[Any] = []
+    with pytest.raises((OSError, BaseExceptionGroup)) as caught:
+        await send_all(
+            manager(log, cleanup=300, shield=False), fail_to_send, cleanup_seconds=5
+        )
+    assert [type(leaf) for leaf in leaves(caught.value)] == [OSError]
+    assert trio.current_time() == pytest.approx(5, abs=0.1)
+
+
+async def test_sending_fails_inside_a_context_manager() -> None:
+    """It meets the error, and can do nothing that hides it."""
+    log: list[Any] = []
+
+    async def send(part: bytes) -> None:
+        raise OSError("the peer is gone")
+
+    with pytest.raises((OSError, BaseExceptionGroup)) as caught:
+        await send_all(manager(log), send)
+    assert [type(leaf) for leaf in leaves(caught.value)] == [OSError]
+    assert log[1] == [OSError]
+
+
+async def test_a_task_of_a_context_manager_fails_while_the_client_reads() -> None:
+    """The sending is cancelled, and the error comes out."""
+    failing = trio.Event()
+    peer = Peer(reads=False)
+
+    @asynccontextmanager
+    async def failing_manager() -> AsyncIterator[Any]:
+        async def fail() -> None:
+            await peer.come[0].wait()
+            failing.set()
+            raise LookupError("a task")
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"one"
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            yield parts()
+
+    with pytest.raises((LookupError, BaseExceptionGroup)) as caught:
+        await send_all(failing_manager(), peer.send)
+    assert [type(leaf) for leaf in leaves(caught.value)] == [LookupError]
+    assert failing.is_set()
+
+
+async def test_a_context_manager_that_gives_nothing_to_iterate() -> None:
+    """It is left again, and the error says what it has given."""
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def wrong() -> AsyncIterator[int]:
+        try:
+            yield 42
+        finally:
+            log.append("left")
+
+    with pytest.raises(TypeError, match="int"):
+        await send_all(wrong(), Peer().send)
+    assert log == ["left"]
+
+
+async def test_what_can_be_iterated_is_no_context_manager() -> None:
+    """A memory channel is both, and is iterated as Django would."""
+    send_channel, receive_channel = trio.open_memory_channel[bytes](2)
+    with send_channel:
+        await send_channel.send(b"one")
+        await send_channel.send(b"two")
+    peer = Peer()
+    await send_all(receive_channel, peer.send)
+    assert peer.body == b"onetwo"
+
+
+async def test_a_context_manager_that_somebody_else_iterates() -> None:
+    """A test client reads ``streaming_content``: that enters it, and leaves it."""
+    log: list[Any] = []
+    response = StreamingHttpResponse(manager(log))  # type: ignore[arg-type]
+    parts = [part async for part in response]
+    assert b"".join(parts) == b"012"
+    assert len(log) == 2
+
+
+def test_other_content_is_refused_as_ever() -> None:
+    """Django's own error comes for what is no content at all."""
+    with pytest.raises(TypeError):
+        StreamingHttpResponse(42)  # type: ignore[arg-type]
+
+
+def receive_all(parts: list[bytes]) -> trio.MemoryReceiveChannel[bytes]:
+    """Return an async iterator that is no generator."""
+    send_channel, receive_channel = trio.open_memory_channel[bytes](len(parts))
+    with send_channel:
+        for part in parts:
+            send_channel.send_nowait(part)
+    return receive_channel
+
+
+@pytest.mark.parametrize("kind", ["generator", "manager"])
+@pytest.mark.parametrize("end", ["exhausted", "disconnect"])
+@pytest.mark.filterwarnings("error")
+async def test_all_that_middleware_puts_around_a_stream_is_closed(
+    kind: str, end: str
+) -> None:
+    """In the task that sends, from the outside in; nothing is left to be finalized."""
+    log: list[str] = []
+    tasks: set[Any] = set()
+
+    async def wrap(name: str, content: Any) -> AsyncGenerator[bytes, None]:
+        try:
+            async for part in content:
+                yield part
+        finally:
+            tasks.add(trio.lowlevel.current_task())
+            await trio.lowlevel.checkpoint()
+            log.append(name)
+
+    managed: list[Any] = []
+    parts = receive_all([b"one", b"two"])
+    content = wrap("view", parts) if kind == "generator" else manager(managed)
+    response = StreamingHttpResponse(content)  # type: ignore[arg-type]
+    for name in ("gzip", "outermost"):
+        response.streaming_content = wrap(name, response.streaming_content)
+    peer = Peer(reads=end == "exhausted")
+    with no_garbage_collection(), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+
+            async def disconnect() -> None:
+                await peer.come[0].wait()
+                scope.cancel()
+
+            if end == "disconnect":
+                nursery.start_soon(disconnect)
+            await send_parts(response, peer.send, cleanup_seconds=SECONDS)
+    names = ["outermost", "gzip", "view"]
+    if end == "exhausted":
+        names.reverse()
+    assert log == [name for name in names if name != "view" or kind == "generator"]
+    assert tasks == {trio.lowlevel.current_task()}
+    assert len(managed) == {"generator": 0}.get(kind, 2 if end == "exhausted" else 3)
+
+
+async def test_closed_content_is_let_go_of() -> None:
+    """Django's generator refers to the response: no cycle is left behind."""
+    things: list[weakref.ref[Any]] = []
+
+    async def send_one() -> None:
+        response = StreamingHttpResponse(safe_channel([]))  # type: ignore[arg-type]
+        response.streaming_content = response.streaming_content
+        things.append(weakref.ref(response))
+        await send_parts(response, Peer().send, cleanup_seconds=SECONDS)
+
+    with no_garbage_collection():
+        await send_one()
+        assert things[0]() is None

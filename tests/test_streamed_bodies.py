@@ -172,7 +172,8 @@ async def test_a_view_with_a_language_in_its_path(language: str) -> None:
         return HttpResponse(await request.aread())
 
     middleware = ["django.middleware.locale.LocaleMiddleware"]
-    app = application(*i18n_patterns(path("", view)), middleware=middleware)
+    patterns: list[Any] = i18n_patterns(path("", view))
+    app = application(*patterns, middleware=middleware)
     scope = http_scope(
         f"/{language}/", method="POST", headers=[(b"content-length", b"3")]
     )
@@ -247,11 +248,12 @@ async def test_aread_parses_a_form_in_the_requests_thread(stream: bool) -> None:
             threads.append(threading.current_thread())
             return parse(*args)
 
-        request.parse_file_upload = noting_parse  # type: ignore[method-assign]
+        request.parse_file_upload = noting_parse  # type: ignore[method-assign, assignment]
         assert await request.aread() == b""
         assert await request.aread() == b""
         threads.append(await sync_to_async(threading.current_thread)())
-        return HttpResponse([request.POST["name"], " ", request.FILES["file"].read()])
+        file: Any = request.FILES["file"]
+        return HttpResponse([request.POST["name"], " ", file.read()])
 
     app = application(path("", view))
     length = (b"content-length", str(len(FORM)).encode())
@@ -290,7 +292,7 @@ async def test_aread_of_a_body_that_is_too_large_for_memory(
             raise
 
     length = [(b"content-length", b"13")] if announced else []
-    views = [view, sync_view] if stream or announced else [view]
+    views: list[Any] = [view, sync_view] if stream or announced else [view]
     for each in views:
         app = application(path("", each))
         with override_settings(
@@ -536,7 +538,8 @@ async def test_sync_middleware_reads_for_an_async_view() -> None:
 
     @stream_body
     async def view(request: HttpRequest) -> HttpResponse:
-        return HttpResponse([request.POST["name"], request.FILES["file"].name or ""])
+        file: Any = request.FILES["file"]
+        return HttpResponse([request.POST["name"], file.name])
 
     middleware = ["test_streamed_bodies.reading_middleware"]
     app = application(path("", view), middleware=middleware)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asgiref.sync import iscoroutinefunction
-from django.conf import settings
 from django.urls import get_resolver
 from django.utils import translation
 
@@ -85,18 +85,12 @@ def limit_body(
     Raises:
         ValueError: one of them is no such number.
     """
-    if not (
-        max_size is AS_SET
-        or max_size is None
-        or (type(max_size) is int and max_size >= 0)
-    ):
+    if not (max_size is AS_SET or conf.KEYS["MAX_BODY_SIZE"].is_valid(max_size)):
         raise ValueError(
             f"limit_body() was given max_size={max_size!r}: it must be a number of "
             "bytes, 0 or more, or None for no limit."
         )
-    if not (
-        timeout is AS_SET or (isinstance(timeout, (int, float)) and timeout > 0)
-    ) or isinstance(timeout, bool):
+    if not (timeout is AS_SET or conf.KEYS["BODY_TIMEOUT"].is_valid(timeout)):
         raise ValueError(
             f"limit_body() was given timeout={timeout!r}: it must be a number of "
             "seconds, more than 0."
@@ -117,14 +111,11 @@ def options_for(path_info: str, urlconf: Any) -> BodyOptions:
         path_info: The path without the script prefix.
         urlconf: As ``request.urlconf``; None: the project's.
     """
-    language = settings.USE_I18N and translation.get_language_from_path(path_info)
+    # As LocaleMiddleware will have it, without which no prefix of a language matches.
+    language = translation.get_language_from_path(path_info)
     try:
-        if not language:
+        with translation.override(language) if language else nullcontext():
             match = get_resolver(urlconf).resolve(path_info)
-        else:
-            # As LocaleMiddleware will have it, without which no prefix would match.
-            with translation.override(language):
-                match = get_resolver(urlconf).resolve(path_info)
     except Exception:  # noqa: BLE001 - the chain will meet it again, and answer it
         return BodyOptions()
     return options_of(match.func)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -45,6 +46,9 @@ class RequestWithBody(asgi.ASGIRequest):
 
     #: What the body comes from while the view runs; None if it was read before.
     _receiver: Receiver | None = None
+    # Django's own.
+    _read_started: bool
+    _stream: Any
 
     def __init__(self, scope: Scope, body_file: IO[bytes]) -> None:
         """Take the body from a file: one of `open_streamed`, or at its beginning."""
@@ -100,7 +104,7 @@ class RequestWithBody(asgi.ASGIRequest):
                     "You cannot use aread() after reading from the request's stream."
                 )
             self._check_announced_size()
-            limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+            limit = _memory_limit()
             size, chunks = 0, []
             async for chunk in self.stream():
                 chunks.append(chunk)
@@ -132,7 +136,7 @@ class RequestWithBody(asgi.ASGIRequest):
         ):
             self._check_not_on_loop("body")
             self._check_announced_size()
-            limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+            limit = _memory_limit()
             with self._noting_errors():
                 self._keep(self.read() if limit is None else self.read(limit + 1))
         with self._readable_content_length():
@@ -161,14 +165,40 @@ class RequestWithBody(asgi.ASGIRequest):
         if is_form and not self._read_started:
             self._check_not_on_loop("POST or request.FILES")
         with self._noting_errors():
-            super()._load_post_and_files()  # type: ignore[misc] # not in the stubs
+            super()._load_post_and_files()
+
+    def parse_file_upload(self, META: Any, post_data: Any) -> Any:  # noqa: N803
+        """Parse a form with files; close the last one if that fails.
+
+        Django closes only those that were complete. And it takes a body without a
+        ``Content-Length`` for empty, which a chunked one is not.
+        """
+        meta = META
+        if "CONTENT_LENGTH" not in META:
+            meta = {**META, "CONTENT_LENGTH": self._length()}
+        try:
+            return super().parse_file_upload(meta, post_data)
+        except BaseException:
+            for handler in self.upload_handlers:
+                if (file := getattr(handler, "file", None)) is not None:
+                    file.close()
+            raise
+
+    def _length(self) -> int:
+        """Return how long the body is; if that is unknown, the most it could be."""
+        if self._receiver is not None and not hasattr(self, "_body"):
+            return sys.maxsize
+        length: int = self._stream.seek(0, io.SEEK_END)
+        self._stream.seek(0)
+        return length
 
     def _check_not_on_loop(self, what: str) -> None:
         if self._receiver is not None and not hasattr(self, "_body") and in_trio_run():
             raise SynchronousOnlyOperation(
-                f"Async code asked for request.{what} before the body was read: waiting "
-                "for it would stop all other requests. Say 'await request.aread()' "
-                "before, or read 'async for chunk in request.stream()'."
+                f"Async code asked for request.{what} before the body was read: to "
+                "wait for it would stop all other requests. Say 'await "
+                "request.aread()' before, or read 'async for chunk in "
+                "request.stream()'."
             )
 
     def _check_announced_size(self) -> None:
@@ -249,8 +279,13 @@ async def _read_block(file: Any) -> bytes:
     return block
 
 
+def _memory_limit() -> int | None:
+    limit: int | None = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    return limit
+
+
 def _check_size(size: int) -> None:
-    limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    limit = _memory_limit()
     if limit is not None and size > limit:
         raise RequestDataTooBig(
             "Request body exceeded settings.DATA_UPLOAD_MAX_MEMORY_SIZE."

@@ -14,7 +14,7 @@ from django.http.response import HttpResponseBase
 
 from . import conf
 from ._contents import contents, forget_contents, replace_contents
-from ._errors import ClientDisconnected
+from ._errors import ClientDisconnected, leaves
 from ._exchange import SEND_SECONDS
 from ._files import file_of, is_plain, path_to_send
 from ._island_stream import IslandStream
@@ -50,14 +50,20 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
 
 def iterate_in_island(response: HttpResponseBase) -> None:
     """Have an async iterator that is asyncio's iterated, and closed, by asyncio."""
-    if getattr(response, "is_async", False):
+    if not getattr(response, "is_async", False):
+        return
+    # An event stream is Trio's; only its events are asyncio's.
+    wrap_events = getattr(contents(response)[0], "wrap_events", None)
+    if wrap_events is not None:
+        wrap_events(IslandStream)
+    else:
         replace_contents(response, IslandStream(response._iterator))  # type: ignore[attr-defined]
 
 
 async def send_over_asgi(
     response: HttpResponseBase,
     send: Send,
-    chunk_bytes: Callable[[bytes], Iterator[tuple[bytes, bool]]],
+    chunk_bytes: Callable[[Any], Iterator[tuple[Any, bool]]],
 ) -> None:
     """Send a response in messages of ASGI.
 
@@ -137,8 +143,8 @@ async def send_parts(
     Args:
         response: The response; its parts may be bytes or str.
         send: Sends one part.
-        cleanup_seconds: How long the closing of async content may take, which no
-            cancellation interrupts.
+        cleanup_seconds: How long the closing of async content may take. No cancellation
+            interrupts that of generators.
     """
     if not response.is_async:
         await thread_stream(response).send_all(send)
@@ -147,6 +153,7 @@ async def send_parts(
     iterator: AsyncIterator[Any] = response._iterator  # type: ignore[attr-defined]
     sent: outcome.Outcome[None] = outcome.Value(None)
     closed: outcome.Outcome[None] = outcome.Value(None)
+    leaving = trio.CancelScope()
 
     async def send_all() -> None:
         async for part in iterator:
@@ -155,26 +162,33 @@ async def send_parts(
     async def send_managed() -> None:
         nonlocal sent, closed
         async with AsyncExitStack() as stack:
+            stack.enter_context(leaving)
             for content in contents(response):
                 if isinstance(content, ManagedStream):
                     await stack.enter_async_context(content)
-            sent = await outcome.acapture(send_all)
-            # The shield is put up on a scope that was there before the generator's own,
-            # and the manager's: a new one around the closing would break the order in
-            # which they nest.
-            scope.shield = True
-            scope.deadline = trio.current_time() + cleanup_seconds
-            try:
-                await close_stream(response)
-            except Exception as error:  # noqa: BLE001 - raised or logged
-                closed = outcome.Error(error)
-            sent.unwrap()
+            with trio.CancelScope() as scope:
+                sent = await outcome.acapture(send_all)
+                # The shield is put up on a scope that was there before the generator's
+                # own: a new one around the closing would break the order in which they
+                # nest. The manager is inside of none, but left as by any other code
+                # that is cancelled: its nursery would take the cancellation for one of
+                # its own, and what follows there would run as if all had been sent.
+                scope.shield = True
+                scope.deadline = trio.current_time() + cleanup_seconds
+                try:
+                    await close_stream(response)
+                except Exception as error:  # noqa: BLE001 - raised or logged
+                    closed = outcome.Error(error)
+            leaving.deadline = trio.current_time() + cleanup_seconds
+            if isinstance(sent, outcome.Error):
+                raise sent.error
 
-    with trio.CancelScope() as scope:
-        ended: outcome.Outcome[None] = await outcome.acapture(send_managed)
+    ended: outcome.Outcome[None] = await outcome.acapture(send_managed)
     try:
-        if _is_cancelled(ended) and isinstance(sent, outcome.Error):
-            # The closing has taken too long, unless it is the same.
+        if isinstance(sent, outcome.Error) and (
+            leaving.cancelled_caught or _is_cancelled(ended)
+        ):
+            # The end has taken too long, unless it is the same.
             ended = sent
         await _raise_what_counts(ended, closed)
     finally:
@@ -190,10 +204,9 @@ async def _raise_what_counts(
     of its own.
     """
     try:
-        if isinstance(ended, outcome.Value) or _is_cancelled(ended):
-            # It may also come from a scope of the generator's, and be at its end there;
-            # or a nursery of the manager's has taken ours for its own, behind the
-            # shield. Only what cancels this task still goes on.
+        if _is_cancelled(ended):
+            # It may also come from a scope of the generator's, and be at its end there:
+            # only what cancels this task still goes on.
             ended = await outcome.acapture(trio.lowlevel.checkpoint_if_cancelled)
         if isinstance(ended, outcome.Error) and isinstance(closed, outcome.Error):
             logger.error("Error in the closing of a stream", exc_info=closed.error)
@@ -204,7 +217,10 @@ async def _raise_what_counts(
 
 
 def _is_cancelled(ended: outcome.Outcome[None]) -> bool:
-    return isinstance(ended, outcome.Error) and isinstance(ended.error, trio.Cancelled)
+    """Whether nothing but cancellations has ended it; a nursery groups even one."""
+    return isinstance(ended, outcome.Error) and all(
+        isinstance(leaf, trio.Cancelled) for leaf in leaves(ended.error)
+    )
 
 
 async def close_stream(response: HttpResponseBase | None) -> None:

@@ -20,6 +20,7 @@ from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
+from django.http import HttpResponse
 from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
@@ -79,11 +80,17 @@ class _Life:
 
     @property
     def response_to_close(self) -> HttpResponseBase | None:
-        """The response; or the view's, if it was cancelled on its way from there."""
-        if self.response is None and self.request is not None:
-            # A request of Django's own class has none until the view returns.
-            return getattr(self.request, "view_response", None)
-        return self.response
+        """The response; or the view's, if it was cancelled on its way from there.
+
+        If there is none, one that closes the request: its form may have files.
+        """
+        if self.response is not None or self.request is None:
+            return self.response
+        # A request of Django's own class has none until the view returns.
+        response: Any = getattr(self.request, "view_response", None) or HttpResponse()
+        if self.request.close not in response._resource_closers:
+            response._resource_closers.append(self.request.close)
+        return response  # type: ignore[no-any-return] # it has private attributes
 
 
 class ASGIHandler(ChainHandler):

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 if sys.platform == "win32":
     # Without SIGTERM and process groups, servers would have to be ended in other ways.
     collect_ignore = [
+        "test_bad_bodies.py",
         "test_disconnects.py",
+        "test_event_stream.py",
+        "test_files.py",
         "test_hostile_clients.py",
         "test_requests.py",
         "test_shutdown.py",
         "test_startup.py",
+        "test_uploads.py",
     ]
 
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def environment(database: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": path,
         "TEAHOUSE_DB": str(database),
+        "TEAHOUSE_MEDIA": str(database.with_name("media")),
         "DJANGO_SETTINGS_MODULE": "teahouse.settings",
     }
 
@@ -52,6 +53,22 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the path of a database that setup_demo made."""
     path = tmp_path_factory.mktemp("teahouse") / "db.sqlite3"
     manage(path, "setup_demo")
+    return path
+
+
+def wait_until(check: Callable[[], object]) -> None:
+    """Call ``check`` until it returns something true."""
+    deadline = time.monotonic() + 60
+    while not check():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def media(database: Path) -> Path:
+    """Return the directory of the site's files."""
+    path = database.with_name("media")
+    path.mkdir(exist_ok=True)
     return path
 
 
@@ -251,6 +268,80 @@ def test_upload_without_a_file(client: httpx.Client) -> None:
     """A form without its file is shown again, with the reason."""
     page = client.post("/uploads/", data=token(client.get("/uploads/")))
     assert "This field is required." in page.text
+
+
+def multipart(**fields: str) -> tuple[dict[str, str], bytes]:
+    """Return a form's headers, and its body up to the content of a file."""
+    boundary = "leaves"
+    part = '--{}\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n{}'
+    parts = [part.format(boundary, name, "", text) for name, text in fields.items()]
+    parts.append(part.format(boundary, "file", '; filename="leaves.bin"', ""))
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return headers, "\r\n".join(parts).encode()
+
+
+def progress_of(page: httpx.Response) -> str:
+    """Return where a page with a form for uploads asks how far they are."""
+    found = re.search(r'data-progress="([^"]+)"', page.text)
+    assert found is not None
+    return found[1]
+
+
+def test_progress_of_an_upload(client: httpx.Client, media: Path) -> None:
+    """Another request sees what has arrived so far, on disk by then."""
+    page = client.get("/uploads/")
+    action = re.search(r'action="(\?progress=[^"]+)"', page.text)
+    assert action is not None
+    headers, start = multipart(**token(page))
+    half, end = os.urandom(1 << 20), b"\r\n--leaves--\r\n"
+    headers["Content-Length"] = str(len(start) + 2 * len(half) + len(end))
+    seen: list[dict[str, int]] = []
+
+    def body(site: httpx.Client) -> Iterator[bytes]:
+        yield start
+        yield half
+        while not seen or not seen[-1]:
+            seen.append(site.get(progress_of(page)).json())
+        assert [file.suffix for file in media.iterdir()] == [".bin"]
+        yield half
+        yield end
+
+    with httpx.Client(base_url=client.base_url, trust_env=False) as other:
+        page_after = client.post(
+            "/uploads/" + action[1], content=body(other), headers=headers
+        )
+        assert other.get(progress_of(page)).json() == {}
+    assert "leaves.bin has arrived." in page_after.text
+    assert hashlib.sha256(half + half).hexdigest() in page_after.text
+    assert 0 < seen[-1]["received"] <= len(half)
+    assert seen[-1]["total"] == int(headers["Content-Length"])
+    assert [*media.iterdir()] == []
+
+
+def test_upload_that_breaks_off(client: httpx.Client, media: Path) -> None:
+    """Somebody who leaves midway leaves nothing on disk."""
+    headers, start = multipart(**token(client.get("/uploads/")))
+    headers["Content-Length"] = "5000000"
+
+    class LeaveError(Exception):
+        """What a browser does when its tab is closed."""
+
+    def body() -> Iterator[bytes]:
+        yield start
+        yield os.urandom(1 << 20)
+        wait_until(lambda: [*media.iterdir()])
+        raise LeaveError
+
+    with pytest.raises(LeaveError):
+        client.post("/uploads/", content=body(), headers=headers)
+    wait_until(lambda: not [*media.iterdir()])
+
+
+def test_a_form_that_is_far_too_large(client: httpx.Client) -> None:
+    """Only the page for uploads takes more than a megabyte."""
+    note = {"note": "x" * (1 << 20)}
+    answer = client.post("/orders/", data=token(client.get("/orders/")) | note)
+    assert answer.status_code == 413
 
 
 def test_market_counts_who_leaves(client: httpx.Client) -> None:

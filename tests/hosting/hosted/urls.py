@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from . import views
+from . import upload_views, views
 
 urlpatterns = [
     path("hello/", views.hello),
@@ -26,4 +26,18 @@ urlpatterns = [
     path("boom/", views.boom),
     path("sync/boom/", views.sync_boom),
     path("state/", views.state),
+    path("events/page/", views.events_page),
+    path("events/seen/", views.events_seen),
+    path("events/for/browser/", views.events_for_browser),
+    path("events/", views.events),
+    path("sync/events/", views.sync_events),
+    path("no/events/", views.no_events),
+    path("many/events/", views.many_events),
+    path("failing/events/", views.failing_events),
+    path("file/", views.file),
+    path("store/", upload_views.store),
+    path("sync/store/", upload_views.sync_store),
+    path("store/later/", upload_views.store_later),
+    path("take/", upload_views.take),
+    path("sync/take/", upload_views.sync_take),
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import tempfile
 import threading
@@ -12,8 +14,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 from django.core.files.uploadedfile import TemporaryUploadedFile
-from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import (
+    FileResponse,
+    HttpResponse,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.utils.http import http_date
 from django.views.decorators.csrf import csrf_exempt
+
+from trio_asgi._event_stream import EventStream
+from trio_asgi._server_sent_event import ServerSentEvent, last_event_id
+from trio_asgi.ranges import apply_range
 
 from . import journal
 
@@ -270,3 +282,135 @@ def _peak_kilobytes() -> int:
     except FileNotFoundError:
         return 0
     return int(status.partition("VmHWM:")[2].split()[0])
+
+
+# Server-sent events
+
+
+EVENTS_PAGE = """<!doctype html>
+<title>Events</title>
+<script>
+const query = location.search;
+const seen = [];
+const note = event => seen.push([event.type, event.data, event.lastEventId]);
+const source = new EventSource("/events/for/browser/" + query);
+source.onopen = () => seen.push(["open"]);
+source.onerror = () => seen.push(["error", source.readyState]);
+source.onmessage = note;
+source.addEventListener("caf\xe9", note);
+source.addEventListener("done", event => {
+  note(event);
+  fetch("/events/seen/" + query, {method: "POST", body: JSON.stringify(seen)});
+});
+</script>
+"""
+
+
+async def events_page(request: HttpRequest) -> HttpResponse:
+    """Return a page that listens to events, and tells in the end what it has seen."""
+    return HttpResponse(EVENTS_PAGE)
+
+
+@csrf_exempt
+async def events_seen(request: HttpRequest) -> HttpResponse:
+    """Write down what a page has seen."""
+    journal.note("seen", request, events=json.loads(request.body))
+    return HttpResponse(status=204)
+
+
+async def events_for_browser(request: HttpRequest) -> EventStream:
+    """Stream events of all kinds, and the last one when the browser comes again."""
+    last = last_event_id(request)
+    journal.note("connected", request, last_event_id=last)
+    return EventStream(_last_events(request) if last else _first_events(request))
+
+
+async def _first_events(request: HttpRequest) -> AsyncIterator[object]:
+    yield ServerSentEvent(retry=50)
+    yield "plain"
+    yield " one\ntwo\r\n\rfour\n"
+    yield ""
+    yield "\ufeff\u2615 \U0001f375 \0 \x85 \u2028 :"
+    yield {"price": 1.5, "name": "\u2615\n"}
+    yield ServerSentEvent(comment="nobody sees this\ndata: nor this")
+    yield ServerSentEvent("typed", event="caf\xe9")
+    yield ServerSentEvent("not listened to", event="other")
+    yield ServerSentEvent("with an id", id="caf\xe9 \u2615")
+    yield "with the same id"
+    if request.GET["then"] == "fail":
+        raise LookupError("the browser's kettle is empty")
+    if request.GET["then"] == "stay":
+        journal.note("entered", request)
+        try:
+            await trio.sleep_forever()
+        finally:
+            journal.note("cleaned up", request)
+
+
+async def _last_events(request: HttpRequest) -> AsyncIterator[object]:
+    yield ServerSentEvent("done", event="done", id="")
+    await trio.sleep_forever()
+
+
+async def events(request: HttpRequest) -> EventStream:
+    """Stream an event, and then nothing for ever."""
+    return EventStream(_one_event(request), keep_alive=60)
+
+
+def sync_events(request: HttpRequest) -> EventStream:
+    """Do the same in a thread."""
+    return EventStream(_one_event(request), keep_alive=60)
+
+
+async def _one_event(request: HttpRequest) -> AsyncIterator[str]:
+    try:
+        yield "first"
+        journal.note("entered", request)
+        await trio.sleep_forever()
+    finally:
+        journal.note("cleaned up", request)
+
+
+async def no_events(request: HttpRequest) -> EventStream:
+    """Stream nothing but comments."""
+
+    async def wait() -> AsyncIterator[str]:
+        await trio.sleep(math.inf)
+        yield "never"
+
+    return EventStream(wait(), keep_alive=float(request.GET["keep_alive"]))
+
+
+async def many_events(request: HttpRequest) -> EventStream:
+    """Stream large events without end."""
+
+    async def make() -> AsyncIterator[str]:
+        journal.note("entered", request)
+        try:
+            while True:
+                yield "x" * 100_000
+        finally:
+            journal.note("cleaned up", request)
+
+    return EventStream(make())
+
+
+async def failing_events(request: HttpRequest) -> EventStream:
+    """Stream an event, and fail."""
+
+    async def fail() -> AsyncIterator[str]:
+        yield "first"
+        raise LookupError("the kettle is empty")
+
+    return EventStream(fail())
+
+
+# Files
+
+
+def file(request: HttpRequest) -> FileResponse:
+    """Send a file, whole or in parts."""
+    name = Path(request.GET["path"])
+    response = FileResponse(name.open("rb"))
+    response["Last-Modified"] = http_date(name.stat().st_mtime)
+    return apply_range(request, response)
