@@ -21,6 +21,7 @@ import pytest
 import trio
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
+from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.management import call_command
 from django.db import connections
 from django.http import HttpResponse
@@ -49,6 +50,7 @@ WITH_CODE = {
     "README.md",
     "docs/tutorial.md",
     "docs/howto/deployment.md",
+    "docs/howto/files.md",
     "docs/howto/from-asyncio.md",
     "docs/howto/islands.md",
     "docs/howto/server-sent-events.md",
@@ -567,3 +569,35 @@ async def test_uploads_progress(uploads_page: Site) -> None:
         assert (await receive_answer(communicator)).status == 200
         await communicator.wait()
     assert await seen() == {}
+
+
+async def test_files(execute: Callable[[str], Site], tmp_path: Path) -> None:
+    """Files: the view sends parts of a recording, the settings serve static files."""
+    pytest.importorskip("servestatic")
+    site = execute("docs/howto/files.md")
+    (tmp_path / "song.ogg").write_bytes(bytes(range(100)))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "app.js").write_bytes(b"var answer = 42;" * 50)
+    header = (b"range", b"bytes=10-19")
+    with override_settings(
+        MEDIA_ROOT=tmp_path,
+        MIDDLEWARE=site["MIDDLEWARE"],
+        STATIC_URL="/static/",
+        STATIC_ROOT=tmp_path / "static",
+        STATICFILES_DIRS=[source],
+        STORAGES=site["STORAGES"],
+    ):
+        await sync_to_async(call_command)("collectstatic", verbosity=0)
+        app = trio_asgi.get_asgi_application()
+        answer = await request(app, "/recordings/song/", headers=[header])
+        assert (answer.status, answer.body) == (206, bytes(range(10, 20)))
+        assert (await request(app, "/recordings/none/")).status == 404
+        storage: Any = staticfiles_storage
+        name = storage.stored_name("app.js")
+        answer = await request(
+            app, f"/static/{name}", headers=[(b"accept-encoding", b"gzip")]
+        )
+    headers = dict(answer.headers)
+    assert headers[b"Content-Encoding"] == b"gzip"
+    assert headers[b"Cache-Control"].endswith(b"immutable")

@@ -52,6 +52,7 @@ async def test_a_static_file(static: ASGIStaticFilesHandler) -> None:
     answer = await request(static, "/static/file.txt")
     assert answer.status == 200
     assert sorted(answer.headers) == [
+        (b"Accept-Ranges", b"bytes"),
         (b"Content-Disposition", b'inline; filename="file.txt"'),
         (b"Content-Length", str(FILE.stat().st_size).encode()),
         (b"Content-Type", b"text/plain"),
@@ -67,6 +68,33 @@ async def test_a_file_that_was_not_modified(static: ASGIStaticFilesHandler) -> N
         header = (b"if-modified-since", http_date(since).encode())
         answer = await request(static, "/static/file.txt", headers=[header])
         assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    ("ranges", "where"), [(b"bytes=0-0", slice(1)), (b"bytes=-1", slice(-1, None))]
+)
+async def test_a_part_of_a_static_file(
+    static: ASGIStaticFilesHandler, ranges: bytes, where: slice
+) -> None:
+    """The first byte, and the last."""
+    answer = await request(static, "/static/file.txt", headers=[(b"range", ranges)])
+    content = FILE.read_bytes()
+    start, stop, _ = where.indices(len(content))
+    assert (answer.status, answer.body) == (206, content[where])
+    assert dict(answer.headers)[b"Content-Range"] == (
+        f"bytes {start}-{stop - 1}/{len(content)}".encode()
+    )
+
+
+async def test_a_part_that_a_static_file_has_not(
+    static: ASGIStaticFilesHandler,
+) -> None:
+    """A range beyond the end is answered 416, and not logged as an error."""
+    header = (b"range", b"bytes=1000-")
+    answer = await request(static, "/static/file.txt", headers=[header])
+    assert (answer.status, answer.body) == (416, b"")
+    size = FILE.stat().st_size
+    assert dict(answer.headers)[b"Content-Range"] == f"bytes */{size}".encode()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from django.core.files.utils import FileProxyMixin
 
+from ._byte_ranges import PieceReader
+
 if TYPE_CHECKING:
     from django.http import HttpResponseBase
 
@@ -38,8 +40,10 @@ def is_plain(file: object) -> bool:
     """Whether any thread may read a file, since it is no more than that.
 
     Not so is a file of somebody's own class: what it reads from, a database for
-    example, may belong to the request's thread.
+    example, may belong to the request's thread. Sections of a file are what it is.
     """
+    if isinstance(file, PieceReader):
+        file = file.file
     return _plain(file) is not None
 
 

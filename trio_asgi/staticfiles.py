@@ -11,6 +11,7 @@ from django.core.handlers.exception import response_for_exception
 from django.http import Http404
 
 from .handler import ASGIHandler
+from .ranges import apply_range
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,13 +38,13 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
         self.application.start_soon(async_fn, *args, name=name)
 
     def serve(self, request: HttpRequest) -> HttpResponse | FileResponse:
-        """Serve the file that the path names.
+        """Serve the file that the path names, or the parts of it that are asked for.
 
         Raises:
             Http404: there is none, or the path leads out of the static directories.
         """
         try:
-            return super().serve(request)
+            return apply_range(request, super().serve(request))
         except SuspiciousFileOperation as error:
             raise Http404(str(error)) from error
 
