@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from . import upload_views, views
+from . import bad_views, upload_views, views
 
 urlpatterns = [
     path("hello/", views.hello),
@@ -40,4 +40,11 @@ urlpatterns = [
     path("store/later/", upload_views.store_later),
     path("take/", upload_views.take),
     path("sync/take/", upload_views.sync_take),
+    path("failing/", bad_views.failing),
+    path("sync/failing/", bad_views.sync_failing),
+    path("odd/parts/", bad_views.odd_parts),
+    path("no/parts/", bad_views.no_parts),
+    path("shrinking/file/", bad_views.shrinking_file),
+    path("vanishing/file/", bad_views.vanishing_file),
+    path("uninterested/", bad_views.uninterested),
 ]

@@ -1,0 +1,82 @@
+"""Views whose content goes wrong on its way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from django.http import FileResponse, HttpRequest, StreamingHttpResponse
+from django.views.decorators.csrf import csrf_exempt
+
+from trio_asgi import stream_body
+
+from . import journal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+def sync_failing(request: HttpRequest) -> StreamingHttpResponse:
+    """Fail after a part, in a thread."""
+
+    def parts() -> Iterator[bytes]:
+        try:
+            yield b"first part"
+            raise LookupError("the sync kettle is empty")
+        finally:
+            journal.note("cleaned up", request)
+
+    return StreamingHttpResponse(parts())
+
+
+async def failing(request: HttpRequest) -> StreamingHttpResponse:
+    """Fail after a part."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            yield b"first part"
+            raise LookupError("the async kettle is empty")
+        finally:
+            journal.note("cleaned up", request)
+
+    return StreamingHttpResponse(parts())
+
+
+def odd_parts(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream what is no bytes."""
+    parts: list[Any] = ["t\xe9a ", 42, None, memoryview(b" view")]
+    return StreamingHttpResponse(parts)
+
+
+def no_parts(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream what cannot be iterated."""
+    return StreamingHttpResponse(42)  # type: ignore[arg-type] # the mistake
+
+
+def shrinking_file(request: HttpRequest) -> FileResponse:
+    """Send a file that loses its end meanwhile."""
+    name = Path(request.GET["path"])
+    response = FileResponse(name.open("rb"))
+    with name.open("r+b") as file:
+        file.truncate(100_000)
+    return response
+
+
+def vanishing_file(request: HttpRequest) -> FileResponse:
+    """Send a file that is deleted meanwhile."""
+    name = Path(request.GET["path"])
+    response = FileResponse(name.open("rb"))
+    name.unlink()
+    return response
+
+
+@csrf_exempt
+@stream_body
+async def uninterested(request: HttpRequest) -> StreamingHttpResponse:
+    """Answer without reading the body."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"no, "
+        yield b"thanks"
+
+    return StreamingHttpResponse(parts())

@@ -1,0 +1,131 @@
+"""Bodies that go wrong, in either direction: the answer, and nothing left behind."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ._wire import request_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ._server import Server
+
+MEGABYTE = 2**20
+
+
+def assert_it_goes_on(server: Server, identity: str) -> None:
+    """Check that a request has ended, left nothing, and that the next one works."""
+    server.wait_for_rest()
+    assert server.events(identity)[-1] == "finished"
+    assert server.get("/hello/?id=next") == b"hello next"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/failing/", "LookupError: the async kettle is empty"),
+        ("/sync/failing/", "LookupError: the sync kettle is empty"),
+    ],
+)
+def test_a_stream_that_fails_midway(server: Server, path: str, message: str) -> None:
+    """The client gets what came before, no clean end, and the log one traceback."""
+    identity = server.new_id()
+    before = server.log.count(message)
+    with server.connect() as connection:
+        connection.send_request(f"{path}?id={identity}")
+        received = connection.read_to_end()
+    server.tracebacks += 1
+    assert b"first part" in received
+    assert not received.endswith(b"0\r\n\r\n")
+    assert_it_goes_on(server, identity)
+    assert "cleaned up" in server.events(identity)
+    assert server.log.count(message) == before + 1
+
+
+def test_parts_that_are_no_bytes(server: Server) -> None:
+    """They are made bytes of, as Django does it: text, numbers, None."""
+    body = server.get(f"/odd/parts/?id={server.new_id()}")
+    assert body.decode() == "t\xe9a 42None view"
+
+
+def test_content_that_cannot_be_iterated(server: Server) -> None:
+    """It is answered with a 500, for nothing was promised yet."""
+    identity = server.new_id()
+    with server.connect() as connection:
+        connection.send_request(f"/no/parts/?id={identity}")
+        assert connection.read_response().status == 500
+    server.tracebacks += 2  # no iterable, and no async one
+    assert_it_goes_on(server, identity)
+
+
+def test_a_file_that_shrinks_while_it_is_sent(server: Server, tmp_path: Path) -> None:
+    """The connection ends before the announced length: the client can tell."""
+    identity = server.new_id()
+    file = tmp_path / "file"
+    file.write_bytes(bytes(MEGABYTE))
+    with server.connect() as connection:
+        connection.send_request(f"/shrinking/file/?id={identity}&path={file}")
+        received = connection.read_to_end()
+    server.tracebacks += 1
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"content-length: 1048576" in head.lower()
+    assert len(body) == 100_000
+    assert "before the Content-Length" in server.log
+    assert_it_goes_on(server, identity)
+
+
+def test_a_file_that_vanishes_while_it_is_sent(server: Server, tmp_path: Path) -> None:
+    """It is open: its bytes are sent, and no path is given to the server."""
+    identity = server.new_id()
+    file = tmp_path / "file"
+    file.write_bytes(bytes(MEGABYTE))
+    body = server.get(f"/vanishing/file/?id={identity}&path={file}")
+    assert body == bytes(MEGABYTE)
+    assert_it_goes_on(server, identity)
+
+
+def test_an_answer_before_the_end_of_the_upload(server: Server) -> None:
+    """A client that sends on gets it whole, and then the end of the connection."""
+    identity = server.new_id()
+    head = request_bytes(
+        f"/uninterested/?id={identity}", "Transfer-Encoding: chunked", method="POST"
+    )
+    chunk = b"10000\r\n" + bytes(2**16) + b"\r\n"
+    with server.connect() as connection:
+        connection.send(head + chunk)
+        response = connection.read_response()
+        assert (response.status, response.body) == (200, b"no, thanks")
+        with suppress(ConnectionError):
+            for _ in range(100):
+                connection.send(chunk)
+    assert_it_goes_on(server, identity)
+
+
+def test_a_chunked_body_that_stops_short(server: Server) -> None:
+    """The view is never called, and the server may say what is wrong."""
+    identity = server.new_id()
+    with server.connect() as connection:
+        connection.send_request(
+            f"/digest/?id={identity}", "Transfer-Encoding: chunked", method="POST"
+        )
+        connection.send(b"10\r\nshort")
+        connection.end_sending()
+        received = connection.read_to_end()
+    assert received.startswith(b"HTTP/1.1 400 ") or not received
+    server.wait_for_rest()
+    assert server.events(identity) == []
+    assert server.get("/hello/?id=next") == b"hello next"
+
+
+@pytest.mark.parametrize("name", ["Bad\x00Name", "Bad\x01Name", "Bad Name", "Bad\x7f"])
+def test_header_names_with_control_characters(server: Server, name: str) -> None:
+    """The server refuses them, before the application."""
+    with server.connect() as connection:
+        connection.send_request(f"/hello/?id={server.new_id()}", f"{name}: value")
+        assert connection.read_response().status == 400
+    server.wait_for_rest()
+    assert server.get("/hello/?id=next") == b"hello next"
