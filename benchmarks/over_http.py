@@ -68,17 +68,30 @@ def wrk_version() -> str:
     return done.stdout.split()[1].removeprefix("debian/")
 
 
+def need_modules(*names: str) -> None:
+    """Check that servers, or what they need, are installed.
+
+    Raises:
+        Skipped: one is not.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise Skipped(f"no {name}")
+
+
 class Server:
     """A server's process."""
 
-    def __init__(self, name: str, databases: Mapping[str, str]) -> None:
-        """Start it; `wait_ready` waits until it answers."""
+    def __init__(
+        self, name: str, databases: Mapping[str, str], **variables: str
+    ) -> None:
+        """Start it, with more in its environment; `wait_ready` waits for its answer."""
         self.name = name
         application, *command = SERVERS[name]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        address = str(self._port)
+            self.port: int = free.getsockname()[1]
+        address = str(self.port)
         if command[-1] == "--bind":
             address = f"127.0.0.1:{address}"
         target = f"project.{application}:application"
@@ -86,8 +99,13 @@ class Server:
         self._process = subprocess.Popen(  # noqa: S603 - servers that we know
             [sys.executable, "-m", *command, address, target],
             cwd=HERE,
-            env=environment(WORKS["seven-async"], kind, databases),
+            env=environment(WORKS["seven-async"], kind, databases) | variables,
         )
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +138,7 @@ class Server:
         Raises:
             Broken: its status is not 200.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE)
         try:
             connection.request("GET", f"/{path}/")
             response = connection.getresponse()
@@ -139,7 +157,7 @@ class Server:
         """
         command = ("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s")
         done = subprocess.run(  # noqa: S603 - a command of ours
-            [*command, f"http://127.0.0.1:{self._port}/{path}/"],
+            [*command, f"http://127.0.0.1:{self.port}/{path}/"],
             capture_output=True,
             text=True,
             timeout=seconds + PATIENCE,
@@ -163,9 +181,7 @@ def measure(
     """
     if shutil.which("wrk") is None:
         raise Skipped("no wrk: apt-get install wrk")
-    for module in ("hypercorn", "uvicorn", "uvloop"):
-        if importlib.util.find_spec(module) is None:
-            raise Skipped(f"no {module}")
+    need_modules("hypercorn", "uvicorn", "uvloop")
     shapes = SHAPES if rounds > 1 else SHAPES[:1]
     found: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:

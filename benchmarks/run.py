@@ -21,6 +21,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bodies
 import growth
 import in_process
 import over_http
@@ -56,6 +57,7 @@ class Scale:
     waiting: int
     waiting_rounds: int
     bridge_rounds: int
+    bodies: bodies.Sizes
 
 
 FULL = Scale(
@@ -67,6 +69,7 @@ FULL = Scale(
     waiting=5000,
     waiting_rounds=3,
     bridge_rounds=15,
+    bodies=bodies.FULL,
 )
 #: All parts, but nothing to judge by.
 SHORT = Scale(
@@ -78,6 +81,7 @@ SHORT = Scale(
     waiting=100,
     waiting_rounds=1,
     bridge_rounds=1,
+    bodies=bodies.SHORT,
 )
 
 
@@ -179,6 +183,28 @@ def run_growth(
     )
 
 
+def run_bodies(
+    results: Results, databases: Mapping[str, str], scale: Scale, _works: Sequence[str]
+) -> None:
+    """Measure what large bodies take of memory and of time."""
+    sizes = scale.bodies
+    titles = {
+        "download": f"download of a file of {sizes.file // bodies.MIB:,} MiB",
+        "upload": f"upload of {sizes.file // bodies.MIB:,} MiB, read by an async view",
+        "rows": f"{sizes.rows:,} rows of CSV from a sync generator",
+        "crowd": f"{sizes.fast} fast clients download, and as many of 10 KiB/s",
+        "events": f"{sizes.streams:,} event streams, an event each {sizes.period:g} s",
+    }
+
+    def lines(name: str) -> Iterator[Line | Note]:
+        for line in getattr(bodies.Works(databases, sizes), name)():
+            line.facts["work"] = name
+            yield line
+
+    for name, title in titles.items():
+        results.section("bodies", f"Bodies: {title}", lines(name))
+
+
 def run_bridge(
     results: Results,
     _databases: Mapping[str, str],
@@ -203,6 +229,7 @@ PARTS = {
     "in-process": run_in_process,
     "http": run_http,
     "growth": run_growth,
+    "bodies": run_bodies,
     "bridge": run_bridge,
 }
 
@@ -239,7 +266,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--short", action="store_true", help="all parts, but too little to judge by")
     add("--only", action="append", choices=PARTS, help="a part; can be repeated")
     add("--work", action="append", choices=WORKS, help="only in-process, this work")
-    add("--rounds", type=int, help="in-process and over HTTP")
+    add("--rounds", type=int, help="in-process, over HTTP, bodies")
     add("--seconds", type=float, help="for a candidate in one round, in-process")
     add("--output", type=Path, metavar="FILE", help="all figures as JSON")
     add("--plot", type=Path, metavar="FILE", help="a picture, in SVG")
@@ -254,7 +281,11 @@ def choose_scale(options: argparse.Namespace) -> Scale:
     scale = SHORT if options.short else FULL
     changes: dict[str, Any] = {}
     if options.rounds:
-        changes |= {"rounds": options.rounds, "http_rounds": options.rounds}
+        changes |= {
+            "rounds": options.rounds,
+            "http_rounds": options.rounds,
+            "bodies": dataclasses.replace(scale.bodies, rounds=options.rounds),
+        }
     if options.seconds:
         changes |= {"seconds": options.seconds}
     return dataclasses.replace(scale, **changes)
@@ -267,7 +298,8 @@ def measure(databases: Mapping[str, str], options: argparse.Namespace) -> None:
     print(", ".join(f"{name} {number}" for name, number in header.items()))
     print(
         f"{os.cpu_count()} cores; {scale.rounds} rounds in-process, "
-        f"{scale.http_rounds} over HTTP; medians (and quartiles) of the rounds' ratios"
+        f"{scale.http_rounds} over HTTP, {scale.bodies.rounds} of bodies; "
+        "medians (and quartiles) of the rounds"
     )
     results = Results(judge=not options.short)
     only = ["in-process"] if options.work else options.only

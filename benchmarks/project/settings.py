@@ -8,6 +8,7 @@ A candidate's process is given, see `works.Work.environment`:
   ``PGPORT``, ``PGUSER`` and ``PGPASSWORD``.
 - ``BENCHMARK_CONN_MAX_AGE``: seconds.
 - ``BENCHMARK_NAME``: what PostgreSQL is told of who connects.
+- ``BENCHMARK_FILES``: the directory of the files that are downloaded.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ DATABASES = {
         "CONN_MAX_AGE": int(os.environ.get("BENCHMARK_CONN_MAX_AGE", "0")),
     }
 }
+# At "warning", it says a line for each message to a client that has left.
+LOGGING = {"version": 1, "loggers": {"asyncio": {"level": "ERROR"}}}
+FILES = os.environ.get("BENCHMARK_FILES", "")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Tables are made from the models at once, which is quicker than by steps.
 MIGRATION_MODULES = dict.fromkeys(["auth", "contenttypes", "sessions"])

@@ -1,12 +1,17 @@
-"""One path for each view: its name."""
+"""One path for each view: its name, and what it wants to know."""
 
 from __future__ import annotations
 
 from django.urls import path
 
-from . import views
+from . import body_views, views
 
 urlpatterns = [
+    path("download/<name>/", body_views.download),
+    path("rows/<int:count>/", body_views.rows),
+    path("events/<int:milliseconds>/", body_views.events),
+]
+urlpatterns += [
     path(f"{view.__name__}/", view)
     for view in (
         views.hello,
@@ -17,5 +22,7 @@ urlpatterns = [
         views.row_async,
         views.backend,
         views.wait,
+        body_views.upload,
+        body_views.upload_stream,
     )
 ]
