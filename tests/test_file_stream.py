@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -16,9 +18,10 @@ from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.urls import path
 
 from support import Answer, application, http_scope, receive_answer, request, signal_log
+from trio_asgi._file_stream import LARGEST_BLOCK, DiskFile
 from trio_asgi._files import is_plain, path_to_send
 from trio_asgi._response import thread_stream
-from trio_asgi._thread_stream import LARGEST, LARGEST_BLOCK, SMALLEST, ThreadStream
+from trio_asgi._thread_stream import LARGEST, SMALLEST, ThreadStream
 from trio_asgi._worker import Lease, current_pool
 from trio_asgi.testing import ApplicationCommunicator
 
@@ -459,3 +462,84 @@ async def test_answers_of_all_kinds_are_complete(file: Path, content: bytes) -> 
         for _ in range(10):
             nursery.start_soon(client)
     assert [answer.body == content for answer in answers] == [True] * 10
+
+
+# Files that the system has in memory
+
+
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux can be asked what is in memory"
+)
+
+
+@on_linux
+async def test_what_is_in_memory_takes_no_thread(file: Path, content: bytes) -> None:
+    """It is read at once: only the view and the closing have had a thread."""
+    pool = current_pool()
+    calls: list[object] = []
+    run_sync = pool.run_sync
+
+    async def noting(fn: Any, **options: Any) -> Any:
+        calls.append(fn)
+        return await run_sync(fn, **options)
+
+    pool.run_sync = noting  # type: ignore[method-assign]
+    answer = await request(serving(lambda: FileResponse(file.open("rb"))))
+    assert answer.body == content
+    assert calls == []
+
+
+@on_linux
+@pytest.mark.parametrize("in_memory", [0, 1, 3])
+async def test_from_the_first_block_that_is_not_a_thread_reads(
+    file: Path, content: bytes, in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost or sent twice where one takes over from the other."""
+    asked = 0
+
+    def is_in_memory(self: DiskFile, size: int) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked <= in_memory
+
+    monkeypatch.setattr(DiskFile, "is_in_memory", is_in_memory)
+    reads: list[str] = []
+    read = DiskFile.read
+
+    def noting(self: DiskFile, size: int) -> bytes:
+        reads.append(threading.current_thread().name)
+        return read(self, size)
+
+    monkeypatch.setattr(DiskFile, "read", noting)
+    answer = await request(serving(lambda: FileResponse(file.open("rb"))))
+    assert answer.body == content
+    here = threading.current_thread().name
+    assert reads[:in_memory] == [here] * in_memory
+    assert here not in reads[in_memory:]
+
+
+@on_linux
+def test_a_file_system_that_cannot_tell(file: Path) -> None:
+    """Then nothing counts as in memory: a closed file has no number to ask by."""
+    opened_file = file.open("rb")
+    disk_file = DiskFile(opened_file)
+    assert disk_file.is_in_memory(2**16)
+    opened_file.close()
+    assert not disk_file.is_in_memory(2**16)
+
+
+@on_linux
+async def test_a_pipe_is_no_file_on_disk(content: bytes) -> None:
+    """It has a number, but no position: it is read in a thread as it comes."""
+    read_end, write_end = os.pipe()
+
+    def make() -> FileResponse:
+        threading.Thread(target=write).start()
+        return FileResponse(os.fdopen(read_end, "rb"))
+
+    def write() -> None:
+        with os.fdopen(write_end, "wb") as pipe:
+            pipe.write(content[: 2**17])
+
+    answer = await request(serving(make))
+    assert answer.body == content[: 2**17]

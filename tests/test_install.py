@@ -76,7 +76,8 @@ def owners(prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         if f"{name}.".startswith(prefixes) and module is not None:
             yield name, module
             for cls in list(vars(module).values()):
-                if isinstance(cls, type) and cls.__module__ == name:
+                # Not by isinstance(), which would load what is lazy.
+                if issubclass(type(cls), type) and cls.__module__ == name:
                     yield f"{name}.{cls.__qualname__}", cls
 
 

@@ -37,7 +37,7 @@ LAYERS = [
     "_bridge",
     # Django
     "conf _files _loop_safe _request_body _spool _server_sent_event _thread_stream",
-    "_view_errors ranges uploads",
+    "_file_stream _view_errors ranges uploads",
     "_body_options _release _request _response _signals middleware",
     "_event_stream",
     "_passage",

@@ -298,7 +298,7 @@ async def test_the_thread_of_a_task_goes_back_without_old_connections(
     def tidy_up() -> None:
         closed.append(threading.current_thread().name)
 
-    monkeypatch.setattr("trio_asgi.handler.tidy_up", tidy_up)
+    monkeypatch.setattr("trio_asgi._background.tidy_up", tidy_up)
     names: list[str] = []
 
     async def task() -> None:

@@ -44,7 +44,7 @@ def is_plain(file: object) -> bool:
     """
     if isinstance(file, PieceReader):
         file = file.file
-    return _plain(file) is not None
+    return plain_file(file) is not None
 
 
 def path_to_send(file: object, length: str | None) -> str | None:
@@ -58,7 +58,7 @@ def path_to_send(file: object, length: str | None) -> str | None:
         None if it is not on disk under its name any more, or not to be sent from its
         beginning to its end. Asks the file system: for a worker thread.
     """
-    plain = _plain(file)
+    plain = plain_file(file)
     name = getattr(plain, "name", None)
     if plain is None or not isinstance(name, str):
         return None
@@ -74,7 +74,7 @@ def path_to_send(file: object, length: str | None) -> str | None:
     return None
 
 
-def _plain(file: Any) -> Any:
+def plain_file(file: Any) -> Any:
     """Take off what Django and tempfile put around a file; None if it is not plain."""
     while type(file) not in _PLAIN:
         if isinstance(file, tempfile._TemporaryFileWrapper):

@@ -16,10 +16,11 @@ from . import conf
 from ._contents import contents, forget_contents, replace_contents
 from ._errors import ClientDisconnected, leaves
 from ._exchange import SEND_SECONDS
-from ._files import file_of, is_plain, path_to_send
+from ._file_stream import DiskFileStream, FileStream, disk_file
+from ._files import file_of, is_plain, path_to_send, plain_file
 from ._island_stream import IslandStream
 from ._managed_stream import ManagedStream
-from ._thread_stream import FileStream, ThreadStream
+from ._thread_stream import ThreadStream
 from ._worker import current_pool
 
 if TYPE_CHECKING:
@@ -263,9 +264,13 @@ def thread_stream(response: StreamingHttpResponse) -> ThreadStream:
         return ThreadStream(response._iterator, make_bytes)  # type: ignore[attr-defined]
     length = response.headers.get("Content-Length", "")
     size = int(length) if length.isdecimal() else None
-    if is_plain(file):
-        return FileStream(file, make_bytes, size=size, run=current_pool().run_sync)
-    return FileStream(file, make_bytes, size=size)
+    if not is_plain(file):
+        return FileStream(file, make_bytes, size=size)
+    run = current_pool().run_sync
+    on_disk = disk_file(plain_file(file))
+    if on_disk is not None:
+        return DiskFileStream(on_disk, size=size, run=run)
+    return FileStream(file, make_bytes, size=size, run=run)
 
 
 def _bytes_maker(response: StreamingHttpResponse) -> Callable[[Any], bytes]:

@@ -27,9 +27,8 @@ async def spool_body(receive: Receive) -> IO[bytes]:
     """
     limit = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
     chunk, more_body = await _receive_chunk(receive)
-    if not more_body and len(chunk) <= limit:
-        # Most bodies are empty, or come in one piece.
-        return io.BytesIO(chunk)
+    if not (chunk or more_body):
+        return io.BytesIO()  # as most are
     file = tempfile.SpooledTemporaryFile(max_size=limit, mode="w+b")  # noqa: SIM115
     size = 0
     try:

@@ -1,4 +1,4 @@
-"""What a thread makes of a streamed body, while it is sent: sync iterators and files.
+"""What a thread makes of a streamed body while it is sent; for files: `_file_stream`.
 
 The thread makes a batch while the one before it is being sent:
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import outcome
 import trio
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 SMALLEST: Final = 2**14
 #: How far it goes for an iterator, and what a batch of small parts holds; bytes.
 LARGEST: Final = 2**18
-#: How much of a file is read, and sent, at a time; and how far the limit goes for it.
-#: Each block costs as much as some 100 KiB of it, in the thread and in the server.
-LARGEST_BLOCK: Final = 2**20
-LARGEST_OF_FILES: Final = 2**22
 
 #: For how long parts that come quickly are gathered, before a batch that is not full
 #: leaves; a client is quick that takes no longer for one. Seconds.
@@ -105,10 +101,7 @@ class ThreadStream:
         while await self._has_parts():
             await self._gather(until=sent_at + QUICK)
             batch = self._take_batch()
-            begun = trio.current_time()
-            await send(batch)
-            sent_at = trio.current_time()
-            self._follow_client(len(batch), sent_at - begun)
+            sent_at = await self._send_batch(send, batch)
 
     async def _has_parts(self) -> bool:
         """Wait for parts; False if there are none any more."""
@@ -148,11 +141,20 @@ class ThreadStream:
         self._taken.set()
         return batch[0] if len(batch) == 1 else b"".join(batch)
 
-    def _follow_client(self, size: int, seconds: float) -> None:
-        if seconds > SLOW:
+    async def _send_batch(
+        self, send: Callable[[bytes], Awaitable[None]], batch: bytes
+    ) -> float:
+        """Send a batch, and have the limit follow the client; return when that was."""
+        begun = trio.current_time()
+        await send(batch)
+        sent_at = trio.current_time()
+        if sent_at - begun > SLOW:
             self._limit = max(self._limit // 2, SMALLEST)
-        elif seconds < QUICK and size >= min(self._limit, self.largest_batch) // 2:
+        elif sent_at - begun < QUICK and (
+            len(batch) >= min(self._limit, self.largest_batch) // 2
+        ):
             self._limit = min(self._limit * 2, self.largest)
+        return sent_at
 
     # The task beside it
 
@@ -200,64 +202,3 @@ class ThreadStream:
 
     def _tell(self) -> None:
         self._news.set()
-
-
-class FileStream(ThreadStream):
-    """The blocks of a file, which are read while those before them are being sent."""
-
-    largest = LARGEST_OF_FILES
-    largest_batch = LARGEST_BLOCK
-
-    def __init__(
-        self,
-        file: IO[Any],
-        make_bytes: Callable[[Any], bytes],
-        *,
-        size: int | None,
-        run: Callable[[Callable[[], None]], Awaitable[None]] = hop,
-    ) -> None:
-        """Take a file where it stands; whoever opened it closes it.
-
-        Args:
-            file: Is read in blocks.
-            make_bytes: Makes bytes of a block; called in the thread.
-            size: How many bytes were announced to the client; None: to the file's end.
-            run: Runs a function in the thread that the file may be read in.
-        """
-        super().__init__(iter(()), make_bytes)
-        self._file = file
-        self._left = size
-        self._run = run
-
-    async def _gather(self, until: float) -> None:
-        """Wait for nothing: a block is large enough."""
-
-    def _pull(self) -> None:
-        """Read blocks until enough wait for being sent. Worker thread.
-
-        Raises:
-            EOFError: the file has become shorter than what was announced.
-        """
-        while self._left != 0:
-            block = self._make_bytes(self._file.read(self._block_size()))
-            if not block:
-                self._check_left()
-                break
-            self._add(block)
-            if self._left is not None:
-                self._left = max(self._left - len(block), 0)
-            if self._stopped or self._is_full():
-                return
-        self._exhausted = True
-
-    def _check_left(self) -> None:
-        if self._left is not None:
-            name = getattr(self._file, "name", self._file)
-            raise EOFError(
-                f"The file {name!r} ended {self._left} bytes before the Content-Length "
-                "that was sent already: it has become shorter meanwhile."
-            )
-
-    def _block_size(self) -> int:
-        size = min(self._limit, LARGEST_BLOCK)
-        return size if self._left is None else min(size, self._left)

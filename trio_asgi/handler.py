@@ -28,6 +28,7 @@ from ._background import end_islands_and_threads, run_in_background
 from ._body_options import options_for
 from ._errors import BodyTimeout, BodyTooLarge, ClientDisconnected
 from ._exchange import Exchange
+from ._file_stream import LARGEST_BLOCK
 from ._files import sends_file
 from ._islands import asyncio_island, is_trio_island
 from ._lifespan import Lifespan
@@ -39,7 +40,6 @@ from ._response import close_stream, end_body, iterate_in_island, send_over_asgi
 from ._send import ResponseSender
 from ._signals import RequestSignals, join_transaction
 from ._spool import spool_body
-from ._thread_stream import LARGEST_BLOCK
 from ._view_errors import raise_to_server, refuse_body, server_error
 from ._websocket import refuse
 

@@ -44,9 +44,12 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
             Http404: there is none, or the path leads out of the static directories.
         """
         try:
-            return apply_range(request, super().serve(request))
+            response = super().serve(request)
         except SuspiciousFileOperation as error:
             raise Http404(str(error)) from error
+        if "HTTP_RANGE" in request.META:
+            return apply_range(request, response)
+        return response  # as Django's, to each header
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         """Find the file and answer, all in the request's thread."""
