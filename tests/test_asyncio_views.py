@@ -436,3 +436,41 @@ async def test_a_client_of_asyncio_in_a_view() -> None:
         await client.aclose()
 
     await asyncio_island(clean_up)()
+
+
+def trio_wrapper(get_response: Any) -> Any:
+    """Put an async generator of Trio's around a stream."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        response = await get_response(request)
+        content = response.streaming_content
+
+        async def parts() -> AsyncIterator[bytes]:
+            async for part in content:
+                await trio.lowlevel.checkpoint()
+                yield part.upper()
+
+        response.streaming_content = parts()
+        return response
+
+    return middleware
+
+
+trio_wrapper.async_capable = True  # type: ignore[attr-defined]
+trio_wrapper.sync_capable = False  # type: ignore[attr-defined]
+
+
+async def test_middleware_of_trio_around_a_stream_of_asyncio() -> None:
+    """Only what the view has made is asyncio's."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one "
+        await asyncio.sleep(0)
+        yield b"two"
+
+    @asyncio_island
+    async def view(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(parts())
+
+    app = application(path("", view), middleware=[f"{__name__}.trio_wrapper"])
+    assert (await request(app)).body == b"ONE TWO"

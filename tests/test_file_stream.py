@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 import os
 import sys
@@ -14,7 +15,7 @@ import pytest
 import trio
 from django.core.files import File
 from django.core.files.base import ContentFile
-from django.http import FileResponse, HttpRequest, StreamingHttpResponse
+from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
 from support import Answer, application, http_scope, receive_answer, request, signal_log
@@ -543,3 +544,203 @@ async def test_a_pipe_is_no_file_on_disk(content: bytes) -> None:
 
     answer = await request(serving(make))
     assert answer.body == content[: 2**17]
+
+
+# What a response is made of
+
+
+async def test_an_iterator_that_begins_anew_is_asked_once() -> None:
+    """Python's tutorial writes them so: ``iter()`` starts from the beginning."""
+
+    class Again:
+        def __iter__(self) -> Again:
+            self.number = 0
+            return self
+
+        def __next__(self) -> bytes:
+            self.number += 1
+            if self.number > 1000:
+                raise StopIteration
+            return b"%100d" % self.number
+
+    view = lambda request: StreamingHttpResponse(Again())  # noqa: E731
+    answer = await request(application(path("", view)))
+    assert answer.body == b"".join(b"%100d" % number for number in range(1, 1001))
+
+
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
+
+
+async def test_the_closing_sees_what_the_iterator_has_left_in_its_context() -> None:
+    """Caches are kept there, which the end of the request closes."""
+    seen: list[str] = []
+
+    class Parts:
+        def __init__(self) -> None:
+            self._parts = iter([b"one", b"two"])
+
+        def __iter__(self) -> Parts:
+            return self
+
+        def __next__(self) -> bytes:
+            VARIABLE.set("set while it was iterated")
+            return next(self._parts)
+
+        def close(self) -> None:
+            seen.append(VARIABLE.get())
+
+    view = lambda request: StreamingHttpResponse(Parts())  # noqa: E731
+    assert (await request(application(path("", view)))).body == b"onetwo"
+    assert seen == ["set while it was iterated"]
+
+
+class Shout(io.RawIOBase):
+    """Somebody's own raw file: what it gives is not what is on disk."""
+
+    def __init__(self, file: Path) -> None:
+        self._raw = io.FileIO(file)
+        self.name = str(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._raw.seek(offset, whence)
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer)) or b""
+        buffer[: len(data)] = data.upper()
+        return len(data)
+
+
+class ShoutingResponse(FileResponse):
+    """A response that makes something of its file's bytes."""
+
+    def make_bytes(self, value: Any) -> bytes:
+        return bytes(value).upper()
+
+
+class IteratingResponse(FileResponse):
+    """A response that reads its file in its own way."""
+
+    def _set_streaming_content(self, value: Any) -> None:
+        super()._set_streaming_content(value)  # type: ignore[misc] # not in the stubs
+        if hasattr(value, "read"):
+            self._iterator = iter(lambda: value.read(4).upper(), b"")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda file: FileResponse(io.BufferedReader(Shout(file))),
+        lambda file: ShoutingResponse(file.open("rb")),
+        lambda file: IteratingResponse(file.open("rb")),
+    ],
+    ids=["file", "make_bytes", "iterator"],
+)
+@pytest.mark.parametrize("scope", [{}, PATHSEND], ids=["read", "sent by the server"])
+async def test_bytes_that_are_not_those_on_disk(
+    make: Any, scope: dict[str, Any], tmp_path: Path
+) -> None:
+    """Neither the server nor a short cut of ours reads behind somebody's back."""
+    file = tmp_path / "file"
+    file.write_bytes(b"quiet words")
+    messages = await ask(serving(lambda: make(file)), **scope)
+    assert b"".join(m.get("body", b"") for m in messages) == b"QUIET WORDS"
+
+
+async def test_a_closer_of_the_views_keeps_the_thread(file: Path) -> None:
+    """What a view wants to be done at the end is done where it has begun."""
+    seen: dict[str, threading.Thread] = {}
+    app: Any = None
+
+    def view(request: HttpRequest) -> Any:
+        seen["view"] = threading.current_thread()
+        response: Any = FileResponse(file.open("rb"))
+        response._resource_closers.append(
+            lambda: seen.setdefault("closer", threading.current_thread())
+        )
+        return response
+
+    async def other() -> None:
+        await request(app, "/other/")
+
+    app = application(
+        path("", view), path("other/", lambda request: HttpResponse("other"))
+    )
+    async with ApplicationCommunicator(app, http_scope()) as client:
+        await client.send_input({"type": "http.request"})
+        await client.receive_output(timeout=SECONDS)
+        await other()
+        await receive_rest(client)
+    assert seen["closer"] is seen["view"]
+
+
+async def receive_rest(client: ApplicationCommunicator) -> None:
+    """Receive what is left of an answer."""
+    while (await client.receive_output(timeout=SECONDS)).get("more_body"):
+        pass
+    await client.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are no files there")
+async def test_a_pipes_bytes_leave_as_they_come() -> None:
+    """A block is not waited for."""
+    read_end, write_end = os.pipe()
+    app = serving(lambda: FileResponse(os.fdopen(read_end, "rb")))
+    with os.fdopen(write_end, "wb", buffering=0) as pipe:
+        async with ApplicationCommunicator(app, http_scope()) as client:
+            await client.send_input({"type": "http.request"})
+            await client.receive_output(timeout=SECONDS)
+            for part in (b"one", b"two"):
+                pipe.write(part)
+                message = await client.receive_output(timeout=SECONDS)
+                assert message["body"] == part
+            pipe.close()
+            await receive_rest(client)
+
+
+@on_linux
+async def test_a_file_that_is_closed_while_it_is_sent(file: Path) -> None:
+    """Its number may be another file's by then: nothing is read."""
+    opened_file = file.open("rb")
+    response = FileResponse(opened_file)
+
+    async def send(part: bytes) -> None:
+        opened_file.close()
+        await trio.lowlevel.checkpoint()
+
+    with pytest.raises(ValueError, match="was closed while it was sent"):
+        await thread_stream(response).send_all(send)
+
+
+async def test_a_server_that_cannot_open_the_file(file: Path) -> None:
+    """That is no disconnect: the error comes out, and is logged by the server."""
+
+    asked = 0
+
+    async def receive() -> Any:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await trio.sleep_forever()
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        if message["type"] == "http.response.pathsend":
+            raise FileNotFoundError(2, "No such file", message["path"])
+
+    app = serving(lambda: FileResponse(file.open("rb")))
+    with pytest.raises(FileNotFoundError):
+        await app(http_scope(**PATHSEND), receive, send)

@@ -1241,3 +1241,22 @@ async def test_closed_content_is_let_go_of() -> None:
     with no_garbage_collection():
         await send_one()
         assert things[0]() is None
+
+
+async def test_content_that_middleware_has_read_in_part_and_replaced() -> None:
+    """It is closed, though what is sent is no async content any more."""
+    log: list[str] = []
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"one"
+            yield b"two"
+        finally:
+            log.append("closed")
+
+    response: Any = StreamingHttpResponse(parts())
+    first = await anext(response.streaming_content)
+    response.streaming_content = [first]
+    with no_garbage_collection():
+        await close_stream(response)
+        assert log == ["closed"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import trio.testing
 from asgiref.sync import sync_to_async
 from django.core.exceptions import RequestDataTooBig, SynchronousOnlyOperation
 from django.http import (
+    FileResponse,
     HttpRequest,
     HttpResponse,
     RawPostDataException,
@@ -34,11 +36,13 @@ from support import (
     signal_log,
 )
 from trio_asgi import ASGIHandler, ASGIRequest, stream_body
+from trio_asgi._receive import AHEAD
 from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 DISCONNECT = {"type": "http.disconnect"}
 SECONDS = 10
@@ -363,16 +367,19 @@ async def test_two_tasks_share_a_body() -> None:
 
 
 async def test_a_view_that_does_not_read_stops_the_upload() -> None:
-    """The server is asked for no more than the view has asked for."""
+    """The server is asked for no more than `AHEAD` bytes, and what exceeds them."""
     asked = 0
     read = trio.Event()
     answered = trio.Event()
+    size = AHEAD // 2
 
     async def receive() -> dict[str, Any]:
         nonlocal asked
         asked += 1
         await trio.lowlevel.checkpoint()
-        return body(b"x" * 100, more_body=asked < 10)
+        if asked > 10:
+            await trio.sleep_forever()
+        return body(bytes(size), more_body=asked < 10)
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -381,20 +388,246 @@ async def test_a_view_that_does_not_read_stops_the_upload() -> None:
     @stream_body
     async def view(request: ASGIRequest) -> HttpResponse:
         chunks = request.stream()
-        assert len(await anext(chunks)) == 100
         await read.wait()
-        size = sum([len(chunk) async for chunk in chunks])
-        assert size == 900
+        assert sum([len(chunk) async for chunk in chunks]) == 10 * size
         return HttpResponse("fine")
 
-    scope = http_scope(method="POST", headers=[(b"content-length", b"1000")])
+    length = str(10 * size).encode()
+    scope = http_scope(method="POST", headers=[(b"content-length", length)])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(application(path("", view)), scope, receive, send)
         await trio.testing.wait_all_tasks_blocked()
-        assert asked == 1
+        assert asked == 3
         read.set()
     assert answered.is_set()
-    assert asked == 11  # for the disconnect, the last time
+    assert asked <= 11  # for the disconnect, the last time
+
+
+@pytest.mark.parametrize("size", [0, 3])
+async def test_a_disconnect_is_seen_behind_a_body_that_nobody_reads(size: int) -> None:
+    """The watcher reads ahead: a view that waits is cancelled as behind any GET."""
+    left = trio.Event()
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        try:
+            await trio.sleep_forever()
+        finally:
+            left.set()
+
+    async with uploading(application(path("", view))) as communicator:
+        await communicator.send_input(body(bytes(size)))
+        await communicator.send_input(body(b"", more_body=False))
+        await trio.testing.wait_all_tasks_blocked()
+        await communicator.send_input(DISCONNECT)
+        with trio.fail_after(SECONDS):
+            await left.wait()
+
+
+async def test_a_view_starts_before_the_first_byte() -> None:
+    """When the headers are in."""
+    started = trio.Event()
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        started.set()
+        return HttpResponse([chunk async for chunk in request.stream()])
+
+    async with uploading(application(path("", view))) as communicator:
+        with trio.fail_after(SECONDS):
+            await started.wait()
+        await communicator.send_input(body(UPLOAD, more_body=False))
+        assert (await receive_answer(communicator)).body == UPLOAD
+
+
+async def test_many_readers_of_one_body() -> None:
+    """All of them come to an end."""
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        chunks: list[bytes] = []
+
+        async def read() -> None:
+            chunks.extend([chunk async for chunk in request.stream()])
+
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(read)
+        return HttpResponse(b"".join(sorted(chunks)))
+
+    answer = await upload(application(path("", view)))
+    assert answer.body == b"one threetwo "
+
+
+async def test_the_end_waits_for_no_thread_that_reads() -> None:
+    """A thread of the view's own may read on: the loop does not wait for its lock."""
+    reading, ended = threading.Event(), threading.Event()
+    raised: list[BaseException] = []
+
+    @stream_body
+    def view(request: ASGIRequest) -> HttpResponse:
+        def read() -> None:
+            reading.set()
+            try:
+                request.read()
+            except BaseException as error:  # is looked at below
+                raised.append(error)
+            ended.set()
+
+        threading.Thread(target=read).start()
+        assert reading.wait(SECONDS)
+        return HttpResponse("done")
+
+    app = application(path("", view))
+    async with uploading(app) as communicator:
+        await communicator.send_input(body(b"one"))
+        answer = await communicator.receive_output(timeout=SECONDS)
+        assert answer["status"] == 200
+        await communicator.send_input(DISCONNECT)
+        await communicator.wait(timeout=SECONDS)
+    assert await trio.to_thread.run_sync(ended.wait, SECONDS)
+    assert len(raised) <= 1
+
+
+async def test_a_body_and_a_limit_that_no_memory_holds() -> None:
+    """``DATA_UPLOAD_MAX_MEMORY_SIZE`` may be any number."""
+
+    @stream_body
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.body)
+
+    for limit in (2**62, None):
+        with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=limit):
+            assert (await upload(application(path("", view)))).body == UPLOAD
+
+
+async def test_aread_of_a_form_after_the_stream_was_read() -> None:
+    """A form cannot be parsed from its middle, and that is said."""
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        async for _ in request.stream():
+            break
+        with pytest.raises(RawPostDataException, match="aread"):
+            await request.aread()
+        return HttpResponse("fine")
+
+    app = application(path("", view))
+    parts = [FORM[:50], FORM[50:]]
+    assert (await upload(app, MULTIPART, parts=parts)).body == b"fine"
+
+
+async def test_a_disconnect_where_async_code_goes_on_after_sync_code(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It cancels the view, as everywhere, and nothing is logged."""
+
+    @stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        await sync_to_async(request.read)(2)
+        async for _ in request.stream():
+            pass
+        raise AssertionError("the body did not end")
+
+    async with uploading(application(path("", view))) as communicator:
+        await communicator.send_input(body(b"one"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await communicator.send_input(DISCONNECT)
+        await communicator.wait()
+    assert not caplog.records
+
+
+@pytest.fixture
+def request_finalizer() -> Iterator[ExitStack]:
+    """Undo at the end what a test has changed."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_an_error_is_answered_without_waiting_for_the_body(
+    debug: bool, kind: str, request_finalizer: ExitStack
+) -> None:
+    """What reports it would show the form: it finds an empty one."""
+
+    @stream_body
+    async def view(request: HttpRequest) -> HttpResponse:
+        raise LookupError("before the body")
+
+    @stream_body
+    def sync_view(request: HttpRequest) -> HttpResponse:
+        raise LookupError("before the body")
+
+    class Reporter(logging.Handler):
+        def emit(self, record: Any) -> None:
+            forms.append(dict(record.request.POST))
+
+    forms: list[dict[str, Any]] = []
+    reporter = Reporter()
+    logging.getLogger("django.request").addHandler(reporter)
+    request_finalizer.callback(
+        logging.getLogger("django.request").removeHandler, reporter
+    )
+    app = application(path("", view if kind == "async" else sync_view))
+    with override_settings(DEBUG=debug):
+        async with uploading(app, MULTIPART) as communicator:
+            await communicator.send_input(body(FORM[:50]))
+            answer = await communicator.receive_output(timeout=SECONDS)
+            assert answer["status"] == 500
+            await communicator.send_input(body(b"", more_body=False))
+            await communicator.wait(timeout=SECONDS)
+    assert forms == [{}]
+
+
+async def test_a_large_answer_to_a_client_that_sends_all_first() -> None:
+    """What it sends is dropped while the answer waits to be read."""
+    received = 0
+    all_sent = trio.Event()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal received
+        await trio.lowlevel.checkpoint()
+        received += 1
+        if received == 100:
+            all_sent.set()
+        if received > 100:
+            await trio.sleep_forever()
+        return body(bytes(2**16), more_body=received < 100)
+
+    async def send(message: Any) -> None:
+        await all_sent.wait()
+
+    @stream_body
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(bytes(3 * 2**20))
+
+    with trio.fail_after(SECONDS):
+        await application(path("", view))(scope_of_upload(), receive, send)
+
+
+async def test_an_early_file_that_the_server_sends(tmp_path: Path) -> None:
+    """It does not wait for the client to stop sending."""
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    sent: list[str] = []
+
+    @stream_body
+    async def view(request: HttpRequest) -> FileResponse:
+        return FileResponse(file.open("rb"))
+
+    async def send(message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        sent.append(message["type"])
+
+    scope = scope_of_upload()
+    scope["extensions"] = {"http.response.pathsend": {}}
+    wire = Wire()
+    before = trio.current_time()
+    await application(path("", view))(scope, wire.receive, send)
+    assert sent == ["http.response.start", "http.response.pathsend"]
+    assert trio.current_time() - before < 2
 
 
 # The client leaves

@@ -34,7 +34,13 @@ def open_body(receiver: Receiver) -> io.BufferedReader:
     Args:
         receiver: Leads to the server. Of the running Trio task's run.
     """
-    return io.BufferedReader(_RawBody(receiver), _BUFFER_SIZE)
+    return _Body(_RawBody(receiver), _BUFFER_SIZE)
+
+
+class _Body(io.BufferedReader):
+    def close(self) -> None:
+        """Let no more be read. Waits for no thread that reads, unlike Python's own."""
+        self.raw.close()
 
 
 class _RawBody(io.RawIOBase):
@@ -67,7 +73,10 @@ class _RawBody(io.RawIOBase):
     def _wait_chunk(self) -> bytes:
         try:
             return _run_in_task(self.receiver.read_chunk, self._token)
-        except ClientDisconnected:
+        except (ClientDisconnected, trio.Cancelled):
+            # The waiting may have been cancelled by the very disconnect.
+            if not self.receiver.disconnected:
+                raise
             raise OSError(
                 "The client has left before the request's body was complete."
             ) from None
@@ -79,7 +88,11 @@ def _run_in_task(
     """Run ``afn()`` in the task that waits for this thread, if one does."""
     if calling() is not None:
         result, _ = run_async(afn)
-        return result.unwrap()
+        try:
+            return result.unwrap()
+        finally:
+            # An error's traceback holds this frame: leave no cycle behind.
+            del result, _
     if in_trio_thread():
         return trio.from_thread.run(afn)
     return trio.from_thread.run(afn, trio_token=token)

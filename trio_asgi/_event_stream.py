@@ -16,6 +16,7 @@ is at its end. So the waiting has a task of its own.
 
 from __future__ import annotations
 
+import contextvars
 import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -25,6 +26,7 @@ import trio
 from django.http import StreamingHttpResponse
 
 from . import conf
+from ._carry import restore_context
 from ._managed_stream import ManagedStream, is_manager
 from ._response import send_parts
 from ._server_sent_event import EMPTY_COMMENT, encode_item
@@ -160,6 +162,8 @@ class EventParts(ManagedStream):
                 # nursery, or else the nursery raises what has cancelled it.
                 ended = outcome.Error(error)
             nursery.cancel_scope.cancel()
+        # Such as the caches that the events have used, which the request's end closes.
+        restore_context(handover.context)
         try:
             ended.unwrap()
         finally:
@@ -179,6 +183,8 @@ class EventParts(ManagedStream):
             handover.end(error)
         else:
             handover.end(StopAsyncIteration())
+        finally:
+            handover.context = contextvars.copy_context()
 
 
 class _Events(StreamingHttpResponse):
@@ -199,6 +205,8 @@ class _Handover:
 
     def __init__(self, keep_alive: float) -> None:
         self._keep_alive = keep_alive
+        #: What the events have left in theirs, when they have ended.
+        self.context = contextvars.copy_context()
         #: Whether the sender had its first part.
         self._has_begun = False
         #: What was given and not taken yet; set by one task, and taken by the other.

@@ -17,10 +17,9 @@ from ._thread_stream import ThreadStream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-#: How much of a file is read, and sent, at a time; and how far the limit goes for it.
-#: Each block costs as much as some 100 KiB of it, in the thread and in the server.
+#: How much of a file is read, and sent, at a time; bytes. Each block costs as much as
+#: some 100 KiB of it, in the thread and in the server.
 LARGEST_BLOCK: Final = 2**20
-LARGEST_OF_FILES: Final = 2**22
 
 #: How much of a file the system reads from disk at a time, at least; bytes.
 _READAHEAD: Final = 2**16
@@ -29,7 +28,7 @@ _READAHEAD: Final = 2**16
 class FileStream(ThreadStream):
     """The blocks of a file. Owned by the task that calls `send_all`."""
 
-    largest = LARGEST_OF_FILES
+    largest = LARGEST_BLOCK
     largest_batch = LARGEST_BLOCK
 
     def __init__(
@@ -50,6 +49,7 @@ class FileStream(ThreadStream):
         """
         super().__init__(iter(()), make_bytes)
         self._file = file
+        self._read = _reader(file)
         self._left = size
         self._run = run
 
@@ -63,7 +63,7 @@ class FileStream(ThreadStream):
             EOFError: the file has become shorter than what was announced.
         """
         while self._left != 0:
-            block = self._make_bytes(self._file.read(self._block_size()))
+            block = self._make_bytes(self._read(self._block_size()))
             self._note(block)
             if self._exhausted:
                 return
@@ -86,8 +86,14 @@ class FileStream(ThreadStream):
             )
 
     def _block_size(self) -> int:
-        size = min(self._limit, LARGEST_BLOCK)
-        return size if self._left is None else min(size, self._left)
+        return self._limit if self._left is None else min(self._limit, self._left)
+
+
+def _reader(file: Any) -> Callable[[int], Any]:
+    """Return what reads a block; of a pipe or a socket, no more than has come."""
+    read1: Callable[[int], Any] | None = getattr(file, "read1", None)
+    read: Callable[[int], Any] = file.read
+    return read if read1 is None or file.seekable() else read1
 
 
 class DiskFileStream(FileStream):
@@ -134,12 +140,19 @@ class DiskFile:
             OSError: it has no number, or no position.
         """
         self.name = file.name
+        self._file = file
         self._number = file.fileno()
         self._position = file.tell()
         self._byte = [bytearray(1)]
 
     def read(self, size: int) -> bytes:
-        """Read up to so many bytes; none at the end. Any thread, one at a time."""
+        """Read up to so many bytes; none at the end. Any thread, one at a time.
+
+        Raises:
+            ValueError: the file was closed; its number may be another file's by now.
+        """
+        if self._file.closed:
+            raise ValueError(f"The file {self.name!r} was closed while it was sent.")
         block = os.pread(self._number, size, self._position)
         self._position += len(block)
         return block
@@ -151,6 +164,8 @@ class DiskFile:
         then the loop waits for the disk, as it does whenever the system swaps.
         """
         last = self._position + size - 1
+        if self._file.closed:
+            return False
         try:
             for position in (*range(self._position, last, _READAHEAD), last):
                 os.preadv(self._number, self._byte, position, os.RWF_NOWAIT)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 from django.core.files.utils import FileProxyMixin
+from django.http import FileResponse
+from django.http.response import HttpResponseBase
 
 from ._byte_ranges import PieceReader
-
-if TYPE_CHECKING:
-    from django.http import HttpResponseBase
 
 _READ: Final = vars(FileProxyMixin)["read"]
 _PLAIN: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO, io.BytesIO)
 _BLOCKS_OF_A_FILE: Final = type(iter(int, 1))
+_SET_CONTENT: Final = FileResponse._set_streaming_content  # type: ignore[attr-defined]
 
 
 def file_of(response: HttpResponseBase) -> IO[Any] | None:
@@ -26,6 +26,13 @@ def file_of(response: HttpResponseBase) -> IO[Any] | None:
     """
     file: IO[Any] | None = getattr(response, "file_to_stream", None)
     if file is None or type(response._iterator) is not _BLOCKS_OF_A_FILE:  # type: ignore[attr-defined]
+        return None
+    # A subclass may make something else of the file.
+    kind: Any = type(response)
+    if (
+        kind._set_streaming_content is not _SET_CONTENT
+        or kind.make_bytes is not HttpResponseBase.make_bytes
+    ):
         return None
     return file
 
@@ -84,4 +91,6 @@ def plain_file(file: Any) -> Any:
             file = vars(file).get("_file") or vars(file).get("file")
         else:
             return None
-    return file
+    # Below the buffer there may be a class of somebody's own.
+    raw = getattr(file, "raw", None)
+    return file if raw is None or type(raw) is io.FileIO else None

@@ -40,6 +40,7 @@ from django.utils.log import log_response
 
 from ._hop import hop, was_left
 from ._islands import is_asyncio_island
+from ._response import iterate_in_island
 from ._view_errors import as_view_errors, body_refusal, log_lost
 
 if TYPE_CHECKING:
@@ -192,6 +193,8 @@ class Passage:
                 response = layer.instance(request)
         except Exception as error:  # noqa: BLE001 - Django answers it
             yield from self._take_to_thread(error, request)
+            if (give_up_form := getattr(request, "give_up_form", None)) is not None:
+                give_up_form()
             response = body_refusal(error) or exception.response_for_exception(
                 request, error
             )
@@ -257,8 +260,10 @@ class Passage:
         __traceback_hide__ = True
         with as_view_errors(request.path):
             if iscoroutinefunction(view):
-                request.in_island = is_asyncio_island(view)
                 response = yield functools.partial(view, request, *args, **kwargs)
+                if is_asyncio_island(view):
+                    # What middleware puts around it is Trio's.
+                    iterate_in_island(response)
             else:
                 if not self.in_thread:
                     yield THREAD

@@ -1,19 +1,20 @@
 """The one reader: first the request's body, then the news that the client has left.
 
 A server's ``receive`` has one queue. Whoever calls it must be the only one, and must
-have read all of the body before a disconnect can be seen:
+have read all of the body before a disconnect can be seen. So all of a request read
+through its `Receiver`, and one at a time calls the server for all:
 
-    BEGINNING ──► BODY ──► BODY ... ──► COMPLETE ──► the disconnect
-        └───────────┴─────────┴──────────────────────────▲
-                     the client has left before, or a limit was passed
+    server ──► [messages that came ahead] ──► whoever reads the body
+      ▲                                       (the handler, the view, a thread)
+      └── called by a reader that finds nothing, or by the watcher, up to a bound
 
-So all of a request read through its `Receiver`: whoever reads the body, the watcher
-for the disconnect, and what lets go of the rest of a body that nobody wants.
+The watcher reads ahead, since the disconnect is behind the body.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,17 +23,21 @@ import trio
 from ._errors import BodyTimeout, BodyTooLarge, ClientDisconnected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ._types import Message, Receive, Scope
 
-#: For how long a server is asked for the first message if the client waits to be told
-#: that it may send its body. Seconds.
-_EXPECTING_SECONDS: Final = 0.05
+#: For how long the first message is waited for before an answer that needs none of the
+#: body. Servers want to have been asked; but a client may wait, too. Seconds.
+FIRST_SECONDS: Final = 0.05
 
 #: For how long the rest of a body is received, and dropped, before the connection is
 #: closed: so long a client has to read the answer. Seconds.
 LINGER_SECONDS: Final = 2.0
+
+#: How much of a body the watcher has received before it is read, besides the message
+#: that exceeds it; bytes.
+AHEAD: Final = 2**16
 
 
 @dataclass(frozen=True)
@@ -48,93 +53,85 @@ class BodyLimits:
 class Receiver:
     """A server's ``receive`` for one request, with limits, and with a memory.
 
-    Any task of the request may call it; one at a time calls the server. A cancelled
-    call loses nothing.
+    Owned by the request; any of its tasks may call it, and nothing is lost if one is
+    cancelled. Each chunk of the body goes to one of them, in the order of asking.
     """
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         """Receive nothing yet."""
         self._scope = scope
         self._receive = receive
-        #: Whether a task calls the server just now; and where others wait meanwhile.
+        #: Whether a task calls the server just now.
         self._busy = False
-        self._others = trio.lowlevel.ParkingLot()
-        #: Received by `begin`, and to be given to whoever asks first.
-        self._first: Message | None = None
+        #: Where others wait for what that brings.
+        self._news = trio.lowlevel.ParkingLot()
+        #: Messages that nobody has asked for yet, and how many bytes they hold.
+        self._ahead: deque[Message] = deque()
+        self._ahead_size = 0
         #: What is allowed. May change while the body is being read.
         self.limits = BodyLimits()
         #: How many bytes of the body have come.
-        self.size = 0
+        self._size = 0
+        #: Whether the server has been asked, and has answered.
+        self.begun = False
         #: Whether all of the body has come.
         self.complete = False
-        self._watcher: trio.Event | None = None
         #: Whether the client has left.
         self.disconnected = False
-        #: Called when it has.
-        self.on_disconnect: Callable[[], object] = lambda: None
+        #: Which limit the body has passed: no more of it is wanted.
+        self._passed: int | None = None
+        #: Called when the client has left.
+        self.on_disconnect: Callable[[], object] | None = None
 
-    @property
-    def announced(self) -> int | None:
-        """The body's size as the client has announced it; None if it has not."""
-        for name, value in self._scope.get("headers", ()):
-            if name == b"content-length":
-                return int(value) if value.isdigit() else None
-        return None
+    # What the headers say
 
     @property
     def may_have_body(self) -> bool:
-        """Whether the request's headers leave room for a body.
-
-        If not, the server says at once that there is none.
-        """
-        if self._scope.get("http_version", "1.1") < "2":
-            return self.announced != 0 and any(
-                name in (b"content-length", b"transfer-encoding")
-                for name, _ in self._scope.get("headers", ())
+        """Whether the request's headers leave room for a body."""
+        announced = self._announced
+        if self.is_http1:
+            return (announced is not None and announced != 0) or any(
+                name == b"transfer-encoding" for name, _ in self._headers
             )
         # HTTP/2 says so beside the headers, where no server tells it.
-        announced = self.announced
-        return announced != 0 and (
-            announced is not None or self._scope["method"] not in ("GET", "HEAD")
-        )
+        if announced is None:
+            return self._scope["method"] not in ("GET", "HEAD")
+        return announced != 0
 
     @property
-    def has_body(self) -> bool:
-        """Whether there is a body, as far as is known after `begin`."""
-        return self.size > 0 or not self.complete
+    def is_http1(self) -> bool:
+        """Whether the connection is this request's alone."""
+        version: str = self._scope.get("http_version", "1.1")
+        return version < "2"
 
     @property
-    def _is_too_large(self) -> bool:
-        limit, announced = self.limits.size, self.announced
-        return limit is not None and announced is not None and announced > limit
+    def _announced(self) -> int | None:
+        for name, value in self._headers:
+            if name == b"content-length":
+                return int(value) if value.isdigit() else -1
+        return None
 
-    async def begin(self) -> None:
-        """Receive the first message, without which no server may be answered.
+    @property
+    def _headers(self) -> Iterable[tuple[bytes, bytes]]:
+        headers: Iterable[tuple[bytes, bytes]] = self._scope.get("headers", ())
+        return headers
 
-        Not waited for is a client that waits itself, for leave to send a body that is
-        too large anyway.
+    # For those who read
+
+    async def check_announced_size(self) -> None:
+        """Refuse a body that is announced to be larger than allowed.
 
         Raises:
-            ClientDisconnected: the client has left.
-            BodyTooLarge: as `__call__`, or that much is announced.
-            BodyTimeout: as `__call__`.
+            BodyTooLarge: it is; the server was asked for something before, if it gives
+                anything soon.
+            ClientDisconnected: it is, and the client has left.
         """
-        if self._is_too_large and self._is_expected():
-            with trio.move_on_after(_EXPECTING_SECONDS):
-                self._first = await self._receive_next()
-        else:
-            self._first = await self._receive_next()
-        if self.disconnected:
-            raise ClientDisconnected
-        if self._is_too_large:
-            assert self.limits.size is not None
-            raise BodyTooLarge(self.limits.size)
-
-    def _is_expected(self) -> bool:
-        return any(
-            name == b"expect" and value.lower() == b"100-continue"
-            for name, value in self._scope.get("headers", ())
-        )
+        limit, announced = self.limits.size, self._announced
+        if limit is not None and announced is not None and announced > limit:
+            await self.wait_begun()
+            if self.disconnected:
+                raise ClientDisconnected
+            raise BodyTooLarge(limit)
 
     async def __call__(self) -> Message:
         """Return the next message of the body: ASGI's ``receive``, for `read_body`.
@@ -143,10 +140,19 @@ class Receiver:
             BodyTooLarge: the body has become larger than is allowed.
             BodyTimeout: no byte has come for longer than is allowed.
         """
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return await self._receive_next()
+        if not self._ahead:
+            await self._wait_news(self.limits.timeout)
+        if self._ahead:
+            message = self._ahead.popleft()
+            self._ahead_size -= len(message.get("body") or b"")
+            # The watcher may wait for room.
+            self._news.unpark_all()
+            return message
+        if self._passed is not None:
+            raise BodyTooLarge(self._passed)
+        if self.disconnected:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request"}
 
     async def read_chunk(self) -> bytes:
         """Return some bytes of the body, as they come; none at its end.
@@ -157,9 +163,8 @@ class Receiver:
             ClientDisconnected: the client has left.
             BodyTooLarge, BodyTimeout: as `__call__`.
         """
-        while not self.complete or self._first is not None:
-            if self.disconnected:
-                raise ClientDisconnected
+        message: Message = {"more_body": True}
+        while message.get("more_body"):
             message = await self()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
@@ -167,17 +172,74 @@ class Receiver:
                 return bytes(chunk)
         return b""
 
-    async def wait_disconnect(self) -> None:
-        """Wait until the client has left.
+    async def wait_begun(self) -> None:
+        """Wait until the server has sent anything, but no longer than a moment."""
+        if not self.begun:
+            with trio.move_on_after(FIRST_SECONDS):
+                while not self.begun:
+                    await self._receive_or_park()
 
-        As long as the body is incomplete, whoever reads it is told instead.
+    async def linger(self) -> None:
+        """Let the client send on for some time, and drop what it sends.
+
+        A connection that is closed while bytes arrive is reset, and then the client
+        may lose the answer. Most stop when they have read it. HTTP/2 has a connection
+        for many requests, which is not closed.
+        """
+        if self.is_http1:
+            with trio.move_on_after(LINGER_SECONDS):
+                await self.drop_rest()
+
+    async def drop_rest(self) -> None:
+        """Receive the rest of the body, and drop it, whatever its size."""
+        self.limits = BodyLimits()
+        while not (self.complete or self.disconnected):
+            self._drop()
+            await self._receive_or_park()
+        self._drop()
+
+    def _drop(self) -> None:
+        self._ahead.clear()
+        self._ahead_size = 0
+
+    async def _wait_news(self, seconds: float) -> None:
+        """Wait until there is a message, or an end of them."""
+        if self._has_news():
+            return
+        if seconds == math.inf:
+            while not self._has_news():
+                await self._receive_or_park()
+            return
+        try:
+            with trio.fail_after(seconds):
+                while not self._has_news():
+                    await self._receive_or_park()
+        except trio.TooSlowError:
+            raise BodyTimeout(seconds) from None
+
+    def _has_news(self) -> bool:
+        return bool(
+            self._ahead
+            or self.complete
+            or self.disconnected
+            or self._passed is not None
+        )
+
+    # For the watcher
+
+    async def wait_disconnect(self) -> None:
+        """Wait until the client has left; meanwhile receive the body ahead.
 
         Raises:
             AssertionError: the server sent what no server may send here.
         """
-        if not self.complete:
-            self._watcher = trio.Event()
-            await self._watcher.wait()
+        while not (self.complete or self.disconnected):
+            if self._ahead_size > AHEAD or self._passed is not None:
+                await self._news.park()
+            else:
+                await self._receive_or_park()
+        if self.disconnected:
+            return
         message = await self._receive()
         if message["type"] != "http.disconnect":
             raise AssertionError(
@@ -185,61 +247,37 @@ class Receiver:
             )
         self.disconnected = True
 
-    async def linger(self) -> None:
-        """Let the client send on for some time, and drop what it sends.
+    # The server
 
-        A connection that is closed while bytes arrive is reset, and then the client
-        may lose the answer. Most stop when they have read it.
-        """
-        with trio.move_on_after(LINGER_SECONDS):
-            await self.drop_rest()
-
-    async def drop_rest(self) -> None:
-        """Receive the rest of the body, and drop it, whatever its size."""
-        self.limits = BodyLimits()
-        self._first = None
-        while not (self.complete or self.disconnected):
-            await self._receive_next()
-
-    async def _receive_next(self) -> Message:
-        while self._busy:
-            await self._others.park()
-        # While this call waited, another may have met the end.
-        if self.disconnected:
-            return {"type": "http.disconnect"}
-        if self.complete:
-            return {"type": "http.request"}
+    async def _receive_or_park(self) -> None:
+        """Receive a message, or wait until another task has received one."""
+        if self._busy:
+            await self._news.park()
+            return
         self._busy = True
         try:
-            if self.limits.timeout == math.inf:
-                message = await self._receive()
-            else:
-                message = await self._receive_in_time(self.limits.timeout)
+            message = await self._receive()
+            self.begun = True
+            self._note(message)
         finally:
             self._busy = False
-            self._others.unpark()
-        self._note(message)
-        return message
-
-    async def _receive_in_time(self, seconds: float) -> Message:
-        try:
-            with trio.fail_after(seconds):
-                return await self._receive()
-        except trio.TooSlowError:
-            raise BodyTimeout(seconds) from None
+            self._news.unpark_all()
 
     def _note(self, message: Message) -> None:
         kind = message["type"]
         if kind == "http.disconnect":
             self.disconnected = True
-            self.on_disconnect()
-        elif kind == "http.request":
-            self.size += len(message.get("body") or b"")
-            if not message.get("more_body", False):
-                self.complete = True
-                if self._watcher is not None:
-                    self._watcher.set()
-            if self.limits.size is not None and self.size > self.limits.size:
-                raise BodyTooLarge(self.limits.size)
-        else:
+            if self.on_disconnect is not None:
+                self.on_disconnect()
+            return
+        if kind != "http.request":
             raise AssertionError(f"Invalid ASGI message in request body: {kind}")
+        self.complete = not message.get("more_body", False)
+        size = len(message.get("body") or b"")
+        self._size += size
+        if self.limits.size is not None and self._size > self.limits.size:
+            self._passed = self.limits.size
+        elif size:
+            # An empty one is no news, unless it is the last.
+            self._ahead.append(message)
+            self._ahead_size += size

@@ -31,9 +31,6 @@ class ASGIRequest(RequestWithBody):
     #: Its two signals. Set by the handler.
     _signals: RequestSignals | None = None
 
-    #: Whether the view is asyncio's, and with it what it streams. Set by the handler.
-    in_island = False
-
     def __init__(self, scope: Scope, body_file: IO[bytes]) -> None:
         """Make a request of an ASGI scope and a file with the body, at its beginning.
 

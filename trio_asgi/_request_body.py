@@ -94,15 +94,17 @@ class RequestWithBody(asgi.ASGIRequest):
             RuntimeError: called outside Trio.
         """
         _check_trio("aread")
-        if self.method == "POST" and self.content_type == _FORM_WITH_FILES:
-            if not hasattr(self, "_post"):
-                await self._read_in_thread(self._load_post_and_files)
+        is_form = self.method == "POST" and self.content_type == _FORM_WITH_FILES
+        if is_form and hasattr(self, "_post"):
+            return b""
+        if self._read_started and not hasattr(self, "_body"):
+            raise RawPostDataException(
+                "You cannot use aread() after reading from the request's stream."
+            )
+        if is_form:
+            await self._read_in_thread(self._load_post_and_files)
             return b""
         if not hasattr(self, "_body"):
-            if self._read_started:
-                raise RawPostDataException(
-                    "You cannot use aread() after reading from the request's stream."
-                )
             self._check_announced_size()
             limit = _memory_limit()
             size, chunks = 0, []
@@ -117,10 +119,10 @@ class RequestWithBody(asgi.ASGIRequest):
     async def _read_in_thread(self, read: Callable[[], Any]) -> Any:
         try:
             return await hop(read)
-        except UnreadablePostError:
+        except OSError as error:
             # The disconnect has cancelled this task, most likely.
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise
+            raise UnreadablePostError(*error.args) from error
 
     # What Django has, for sync code, and for async code when the body is there
 
@@ -136,11 +138,20 @@ class RequestWithBody(asgi.ASGIRequest):
         ):
             self._check_not_on_loop("body")
             self._check_announced_size()
-            limit = _memory_limit()
             with self._noting_errors():
-                self._keep(self.read() if limit is None else self.read(limit + 1))
+                self._keep(self._read_up_to_limit())
         with self._readable_content_length():
             return super().body
+
+    def _read_up_to_limit(self) -> bytes:
+        """Read a body that need not have announced its length."""
+        limit, data = _memory_limit(), bytearray()
+        while limit is None or len(data) <= limit:
+            block = self.read(_BLOCK_SIZE)
+            if not block:
+                break
+            data += block
+        return bytes(data)
 
     def read(self, *args: Any, **kwargs: Any) -> bytes:
         """Read bytes of the body, as Django documents it. For sync code.
@@ -211,6 +222,16 @@ class RequestWithBody(asgi.ASGIRequest):
         _check_size(len(data))
         self._body = data
         self._stream = io.BytesIO(data)
+
+    def give_up_form(self) -> None:
+        """Let what reports an error find an empty form, rather than wait for it.
+
+        Or, on the loop, fail for it. Called before that, if the body is not read.
+        """
+        if self._receiver is not None and not (
+            hasattr(self, "_body") or hasattr(self, "_post")
+        ):
+            self._mark_post_parse_error()  # type: ignore[attr-defined]
 
     @contextmanager
     def _noting_errors(self) -> Iterator[None]:

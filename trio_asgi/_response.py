@@ -230,7 +230,7 @@ async def close_stream(response: HttpResponseBase | None) -> None:
     What middleware has put around the view's content is closed first. A sync iterator
     is left to ``response.close()``, for it belongs in a thread.
     """
-    if response is None or not getattr(response, "is_async", False):
+    if response is None or not response.streaming:
         return
     async with AsyncExitStack() as stack:
         for content in contents(response):

@@ -21,6 +21,8 @@ from ._beside import run_beside
 from ._errors import ASGIOrderError, ClientDisconnected
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ._receive import Receiver
     from ._types import Message, Send
 
@@ -165,6 +167,17 @@ class ResponseSender:
         """
         return self._order.state is SendState.COMPLETE
 
+    async def beside_body(self, send: Callable[[], Awaitable[None]]) -> None:
+        """Send a response in one piece; meanwhile drop what comes of the body.
+
+        Nobody reads it any more. A client that reads nothing before it has sent all
+        would wait for us, and we for it.
+        """
+        if self._receiver is None or self._receiver.complete:
+            await send()
+        else:
+            await run_beside(self._receiver.drop_rest, send)
+
     async def __call__(self, message: Message) -> None:
         """Send a message; a checkpoint if it is the last one.
 
@@ -173,10 +186,13 @@ class ResponseSender:
                 by one of Trio's errors about a connection that is gone.
             ASGIOrderError: the message may not come now.
         """
+        receiver = self._receiver
+        if receiver is not None and not receiver.begun:
+            await receiver.wait_begun()
         self._order.advance(message)
         if self.complete:
-            if self._receiver is not None and not self._receiver.complete:
-                await self._send_last_early(message, self._receiver)
+            if receiver is not None and not receiver.complete:
+                await self._send_last_early(message, receiver)
                 return
             # hypercorn 0.18 drops what is sent while it refuses bytes that the client
             # sent too much, and does so without a checkpoint. If it is not given one
@@ -191,13 +207,15 @@ class ResponseSender:
         read the answer. And as long as messages wait for us, the server may be busy
         with handing over the next, and could not even close.
         """
-        if message.get("body"):
-            await self._pass_on({**message, "more_body": True})
-            message = {"type": "http.response.body"}
-        await receiver.linger()
 
         async def send_last() -> None:
-            await self._pass_on(message)
+            last = message
+            if last["type"] == "http.response.body":
+                if last.get("body"):
+                    await self._pass_on({**last, "more_body": True})
+                    last = {"type": "http.response.body"}
+                await receiver.linger()
+            await self._pass_on(last)
 
         await run_beside(receiver.drop_rest, send_last)
 
@@ -210,4 +228,8 @@ class ResponseSender:
             trio.BrokenResourceError,
             trio.ClosedResourceError,
         ) as error:
+            if message["type"] == "http.response.pathsend" and isinstance(
+                getattr(error, "filename", None), str
+            ):
+                raise  # about the file, and not about the client
             raise ClientDisconnected from error

@@ -26,7 +26,7 @@ from django.http.response import HttpResponseBase
 from django.urls import set_urlconf
 
 from ._carry import with_locals
-from ._files import sends_file
+from ._files import is_plain, sends_file
 from ._hop import hop
 from ._worker import current_pool
 
@@ -89,7 +89,7 @@ class RequestSignals:
         A file can be read in any thread; that it has to be closed is no reason to keep
         this one.
         """
-        if not (sends_file(response) or _closes_nothing(response)):
+        if not (_closes_a_file(response) or _closes_nothing(response)):
             return False
         if not self._is_tidy():
             return False
@@ -144,7 +144,7 @@ class RequestSignals:
 
         So its end needs no hop, if nothing else of the request runs there after this.
         """
-        is_harmless = _closes_nothing(response) or sends_file(response)
+        is_harmless = _closes_nothing(response) or _closes_a_file(response)
         if is_harmless and _djangos_of_finish.are_alone():
             self._tidy_up()
 
@@ -263,6 +263,22 @@ def _closes_nothing(response: HttpResponseBase) -> bool:
         and getattr(closers[0], "__func__", None) in _REQUEST_CLOSE
         # Uploaded files. What is left is the body, which the handler closes itself.
         and not getattr(request, "_files", None)
+    )
+
+
+def _closes_a_file(response: HttpResponseBase) -> bool:
+    """Whether closing a response closes a plain file, which any thread may do."""
+    return (
+        sends_file(response)
+        and type(response).close is _RESPONSE_CLOSE
+        and "close" not in vars(response)
+        and all(
+            isinstance(owner, ASGIRequest) or is_plain(owner)
+            for owner in (
+                getattr(closer, "__self__", None)
+                for closer in response._resource_closers  # type: ignore[attr-defined]
+            )
+        )
     )
 
 

@@ -12,6 +12,7 @@ thousand slow ones hold little memory.
 
 from __future__ import annotations
 
+import contextvars
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ import outcome
 import trio
 
 from ._beside import run_beside
+from ._carry import restore_context
 from ._hop import hop
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ LARGEST: Final = 2**18
 QUICK: Final = 0.005
 #: A client is slow that takes longer than this. Seconds.
 SLOW: Final = 0.1
+
+_END: Final = object()
 
 
 class ThreadStream:
@@ -82,6 +86,8 @@ class ThreadStream:
         self._stopped = False
         self._exhausted = False
         self._ended: outcome.Outcome[None] | None = None
+        #: What the iterator has left in its context.
+        self._context: contextvars.Context | None = None
 
     async def send_all(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         """Send all parts; then raise what the iterator raised, if it did."""
@@ -92,7 +98,13 @@ class ThreadStream:
         def stop() -> None:
             self._stopped = True
 
-        await run_beside(self._keep_pulling, send_batches, stop=stop)
+        try:
+            await run_beside(self._keep_pulling, send_batches, stop=stop)
+        finally:
+            # Such as the caches that it has used, which the request's end closes.
+            if self._context is not None:
+                restore_context(self._context)
+                self._context = None
 
     # The request's task
 
@@ -165,6 +177,8 @@ class ThreadStream:
             self._ended = outcome.Error(error)
         else:
             self._ended = outcome.Value(None)
+        finally:
+            self._context = contextvars.copy_context()
         self._news.set()
 
     async def _pull_all(self) -> None:
@@ -178,7 +192,8 @@ class ThreadStream:
 
     def _pull(self) -> None:
         """Pull parts until enough wait for being sent. Worker thread."""
-        for item in self._iterator:
+        # Not `for`, which asks for an iterator each time: some begin anew then.
+        while (item := next(self._iterator, _END)) is not _END:
             if part := self._make_bytes(item):
                 self._add(part)
             if self._stopped or self._is_full():

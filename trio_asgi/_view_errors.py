@@ -87,6 +87,8 @@ def server_error(
     The server would answer 500 as well, but what it does if the client is just leaving
     can end hypercorn's worker.
     """
+    if (give_up_form := getattr(request, "give_up_form", None)) is not None:
+        give_up_form()
     extra = {"status_code": 500, "request": request}
     logger.error("Internal Server Error: %s", path, exc_info=error, extra=extra)
     text = "".join(traceback.format_exception(error))

@@ -25,7 +25,7 @@ from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
 from ._background import end_islands_and_threads, run_in_background
-from ._body_options import options_for
+from ._body_options import BodyOptions, options_for
 from ._errors import BodyTimeout, BodyTooLarge, ClientDisconnected
 from ._exchange import Exchange
 from ._file_stream import LARGEST_BLOCK
@@ -36,7 +36,7 @@ from ._middleware import ChainHandler
 from ._receive import Receiver
 from ._request import ASGIRequest, path_info_of
 from ._request_body import open_streamed
-from ._response import close_stream, end_body, iterate_in_island, send_over_asgi
+from ._response import close_stream, end_body, send_over_asgi
 from ._send import ResponseSender
 from ._signals import RequestSignals, join_transaction
 from ._spool import spool_body
@@ -236,6 +236,8 @@ class ASGIHandler(ChainHandler):
             try:
                 await self._end(life)
             finally:
+                # It refers to the exchange, which refers to it.
+                receiver.on_disconnect = None
                 _call.current_loop.reset(outer_loop)
                 body_file.close()
 
@@ -247,12 +249,15 @@ class ASGIHandler(ChainHandler):
             BodyTooLarge, BodyTimeout: it is refused.
         """
         if not receiver.may_have_body:
+            if not receiver.is_http1:
+                # There is none, but only if the client keeps to the rules.
+                receiver.limits = BodyOptions().limits
             return await self.read_body(receiver)
         urlconf = getattr(self.request_class, "urlconf", None)
         options = options_for(path_info_of(scope), urlconf)
         receiver.limits = options.limits
-        await receiver.begin()
-        if options.starts_early and receiver.has_body:
+        await receiver.check_announced_size()
+        if options.starts_early:
             return open_streamed(receiver)
         return await self.read_body(receiver)
 
@@ -272,8 +277,6 @@ class ASGIHandler(ChainHandler):
             life.request = request
             request._signals = life.signals  # type: ignore[attr-defined]
             life.response = await self.run_get_response(request)
-            if getattr(request, "in_island", False):
-                iterate_in_island(life.response)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             # Answered, and logged: also what asyncio's code in middleware raises.
             life.response = server_error(error, life.path, life.request)
@@ -307,18 +310,21 @@ class ASGIHandler(ChainHandler):
             await exchange.look()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
-        if in_one_piece:
-            exchange.stop_watching()
-        if threadless or not in_one_piece:
+        send = functools.partial(self.send_response, response, sender)
+        if not in_one_piece:
             try:
-                await self.send_response(response, sender)
+                await send()
             except trio.Cancelled:
                 if getattr(response, "ends_cleanly", False) and not exchange.aborted:
                     await end_body(sender)
                 raise
             return
+        exchange.stop_watching()
+        if threadless:
+            await sender.beside_body(send)
+            return
         with exchange.sending_last(functools.partial(self._end_early, life)):
-            await self.send_response(response, sender)
+            await sender.beside_body(send)
 
     async def _end(self, life: _Life) -> None:
         """Close the response, send ``request_finished``, and give the thread back.
