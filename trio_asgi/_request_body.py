@@ -64,7 +64,8 @@ class RequestWithBody(asgi.ASGIRequest):
         takes its time holds the client back. Works as well if the body was read before
         the view; and goes on where sync code has left off.
 
-        A disconnect cancels the view. The iterator can be left at any time.
+        A disconnect cancels the view. The iterator can be left at any time. What a
+        thread was reading when its task was cancelled is lost.
 
         Raises:
             UnreadablePostError: when iterated: the client has left, and the running
@@ -209,7 +210,8 @@ class RequestWithBody(asgi.ASGIRequest):
                 f"Async code asked for request.{what} before the body was read: to "
                 "wait for it would stop all other requests. Say 'await "
                 "request.aread()' before, or read 'async for chunk in "
-                "request.stream()'."
+                "request.stream()'; in an island of asyncio, 'await "
+                "trio_asgi.trio_island(request.aread)()'."
             )
 
     def _check_announced_size(self) -> None:
@@ -317,5 +319,5 @@ def _check_trio(name: str) -> None:
     if not in_trio_task():
         raise RuntimeError(
             f"request.{name}() was called outside Trio. Code of asyncio calls it by "
-            "trio_asgi.trio_island(), and sync code has request.read()."
+            f"trio_asgi.trio_island(request.{name}); sync code has request.read()."
         )
