@@ -148,14 +148,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy, strictly."""
-    session.install(*group("types"), ".[hypercorn,anycorn]")
+    session.install(*group("types"), ".[hypercorn,anycorn,servestatic]")
     session.run("mypy")
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    session.install(*group("docs"), ".[hypercorn]")
+    session.install(*group("docs"), ".[hypercorn,servestatic]")
     session.run(
         "sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html"
     )
