@@ -167,6 +167,11 @@ def wsgi_differs(chain: Chain) -> bool:
         any(view.kind == "object" and view.act.is_async for view in chain.views)
         # The same with these hooks, which the mixin takes for sync code.
         or any(does.is_async and name in SYNC_HOOKS for name, does in hooks)
+        # Nor does WSGI look whether this answers a failed render by a coroutine.
+        or (
+            any(does.is_async and name == "process_exception" for name, does in hooks)
+            and any("template" in does.end for does in chain.acts)
+        )
         # WSGI does not await a ``render`` that is a coroutine function.
         or any(does.end == "async template" for does in chain.acts)
         # The user of request.auser() is kept apart from that of request.user.
