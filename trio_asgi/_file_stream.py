@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: How much of a file is read, and sent, at a time; bytes. Each block costs as much as
 #: some 100 KiB of it, in the thread and in the server.
-LARGEST_BLOCK: Final = 2**20
+LARGEST_BLOCK: Final = 2**21
 
 #: How much of a file the system reads from disk at a time, at least; bytes.
 _READAHEAD: Final = 2**16
