@@ -73,7 +73,9 @@ async def send_over_asgi(
         send: Sends one message; a `ResponseSender` knows what the server takes.
         chunk_bytes: Splits bytes for several messages, and says which are the last.
     """
-    path = await _path_for_server(response, send)
+    path = None
+    if getattr(send, "takes_paths", False) and getattr(send, "wants_body", True):
+        path = await _path_for_server(response)
     await send(
         {
             "type": "http.response.start",
@@ -104,13 +106,11 @@ async def send_over_asgi(
     await send({"type": "http.response.body"})
 
 
-async def _path_for_server(response: HttpResponseBase, send: Send) -> str | None:
+async def _path_for_server(response: HttpResponseBase) -> str | None:
     """Return the path of a file that the server shall send by itself, if any.
 
     It is looked up in a worker thread.
     """
-    if not (getattr(send, "takes_paths", False) and getattr(send, "wants_body", True)):
-        return None
     file = file_of(response)
     if file is None:
         return None
