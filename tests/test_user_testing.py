@@ -100,7 +100,7 @@ def test_pytest(database: Database, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     on_postgresql = int("POSTGRESQL_NAME" in database)
     assert counts(done) == {
-        "passed": 34 + on_postgresql,
+        "passed": 35 + on_postgresql,
         "skipped": 3 - on_postgresql,
         "xfailed": 1,
     }

@@ -50,6 +50,19 @@ async def receive_body(communicator: ApplicationCommunicator) -> bytes:
 
 
 @pytest.mark.django_db
+async def test_requests_of_the_client_have_streams(async_client: AsyncClient) -> None:
+    """A view that reads its body as it comes can be tested as any other."""
+    response = await async_client.post(
+        "/count/", b"x" * 100_000, content_type="application/octet-stream"
+    )
+    assert response.json() == {"size": 100_000}
+    response = await async_client.post("/count/", {"name": "Ada"})
+    assert response.json() == {"form": ["name"]}
+    response = await async_client.post("/count/")
+    assert response.json() == {"form": []}
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("round_", [1, 2])
 async def test_views_see_the_rows(async_client: AsyncClient, round_: int) -> None:
     """Test, async view, sync view and sync middleware share one transaction."""

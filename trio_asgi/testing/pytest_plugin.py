@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from django.core.handlers import asgi
+from django.test import client
 
-from trio_asgi import ASGIHandler, install, serve
+from trio_asgi import ASGIHandler, ASGIRequest, install, serve
 
 from .communicator import ApplicationCommunicator
 from .threads import run
@@ -35,6 +37,9 @@ _DATABASE_FIXTURES = {"db", "transactional_db", "live_server"}
 def pytest_configure(config: pytest.Config) -> None:
     """Install the bridge; which loops it starts is said by the settings.
 
+    And have Django's `AsyncClient` make requests as the handler does, with `stream()`
+    and `aread()`.
+
     Raises:
         pytest.UsageError: pytest-trio is not there.
     """
@@ -44,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
             "disable it."
         )
     install()
+    vars(client)["ASGIRequest"] = ASGIRequest
+
+
+def pytest_unconfigure() -> None:
+    """Give Django's client back its own class of requests."""
+    vars(client)["ASGIRequest"] = asgi.ASGIRequest
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import trio
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
 
+import trio_asgi
 from books.models import Book
 
 if TYPE_CHECKING:
@@ -60,7 +62,18 @@ async def fails(request: HttpRequest) -> HttpResponse:
     raise ValueError("the view failed")
 
 
+@csrf_exempt
+@trio_asgi.stream_body
+async def count(request: trio_asgi.ASGIRequest) -> JsonResponse:
+    """Count the bytes of the body, and then of its form."""
+    if request.content_type == "multipart/form-data":
+        await request.aread()
+        return JsonResponse({"form": [*request.POST, *request.FILES]})
+    return JsonResponse({"size": sum([len(part) async for part in request.stream()])})
+
+
 urlpatterns = [
+    path("count/", count),
     path("books/", books),
     path("sync/", sync_books),
     path("stream/", stream),
