@@ -85,17 +85,16 @@ def limit_body(
     Raises:
         ValueError: one of them is no such number.
     """
-    if not (max_size is AS_SET or conf.KEYS["MAX_BODY_SIZE"].is_valid(max_size)):
-        raise ValueError(
-            f"limit_body() was given max_size={max_size!r}: it must be a number of "
-            "bytes, 0 or more, or None for no limit."
-        )
-    if not (timeout is AS_SET or conf.KEYS["BODY_TIMEOUT"].is_valid(timeout)):
-        raise ValueError(
-            f"limit_body() was given timeout={timeout!r}: it must be a number of "
-            "seconds, more than 0."
-        )
+    _check("max_size", max_size, conf.KEYS["MAX_BODY_SIZE"])
+    _check("timeout", timeout, conf.KEYS["BODY_TIMEOUT"])
     return lambda view: _with_options(view, max_size=max_size, timeout=timeout)
+
+
+def _check(name: str, value: Any, key: conf.Key) -> None:
+    if not (value is AS_SET or key.is_valid(value)):
+        raise ValueError(
+            f"limit_body() was given {name}={value!r}: it must be {key.allowed}."
+        )
 
 
 def options_of(view: object) -> BodyOptions:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ._errors import ClientDisconnected
+from ._errors import LEFT_EARLY, ClientDisconnected
 from ._reentry import run_async
 from ._trio_thread import calling, in_trio_thread
 
@@ -77,9 +77,7 @@ class _RawBody(io.RawIOBase):
             # The waiting may have been cancelled by the very disconnect.
             if not self.receiver.disconnected:
                 raise
-            raise OSError(
-                "The client has left before the request's body was complete."
-            ) from None
+            raise OSError(LEFT_EARLY) from None
 
 
 def _run_in_task(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 import trio
 
@@ -16,6 +17,10 @@ class ASGIOrderError(AssertionError):
 
 class ClientDisconnected(Exception):  # noqa: N818 - the ASGI term
     """The client has left, and nobody will read what is sent."""
+
+
+#: What code that reads a body is told then.
+LEFT_EARLY: Final = "The client has left before the request's body was complete."
 
 
 class BodyTooLarge(Exception):  # noqa: N818 - as Django's RequestDataTooBig

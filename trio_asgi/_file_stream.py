@@ -29,7 +29,6 @@ class FileStream(ThreadStream):
     """The blocks of a file. Owned by the task that calls `send_all`."""
 
     largest = LARGEST_BLOCK
-    largest_batch = LARGEST_BLOCK
 
     def __init__(
         self,

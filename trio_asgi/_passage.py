@@ -41,7 +41,7 @@ from django.utils.log import log_response
 from ._hop import hop, was_left
 from ._islands import is_asyncio_island
 from ._response import iterate_in_island
-from ._view_errors import as_view_errors, body_refusal, log_lost
+from ._view_errors import as_view_errors, body_refusal, give_up_form, log_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -193,8 +193,7 @@ class Passage:
                 response = layer.instance(request)
         except Exception as error:  # noqa: BLE001 - Django answers it
             yield from self._take_to_thread(error, request)
-            if (give_up_form := getattr(request, "give_up_form", None)) is not None:
-                give_up_form()
+            give_up_form(request)
             response = body_refusal(error) or exception.response_for_exception(
                 request, error
             )

@@ -14,7 +14,7 @@ from django.core.handlers import asgi
 from django.http import RawPostDataException, UnreadablePostError
 
 from ._body_stream import open_body
-from ._errors import BodyTimeout, BodyTooLarge, ClientDisconnected
+from ._errors import LEFT_EARLY, BodyTimeout, BodyTooLarge, ClientDisconnected
 from ._hop import hop
 from ._trio_thread import in_trio_run, in_trio_task
 from ._worker import current_pool
@@ -287,9 +287,7 @@ class _Chunks:
             return await receiver.read_chunk()
         except ClientDisconnected:
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise UnreadablePostError(
-                "The client has left before the request's body was complete."
-            ) from None
+            raise UnreadablePostError(LEFT_EARLY) from None
 
 
 async def _read_block(file: Any) -> bytes:

@@ -217,7 +217,7 @@ class ResponseSender:
                 await receiver.linger()
             await self._pass_on(last)
 
-        await run_beside(receiver.drop_rest, send_last)
+        await self.beside_body(send_last)
 
     async def _pass_on(self, message: Message) -> None:
         try:

@@ -89,9 +89,7 @@ class RequestSignals:
         A file can be read in any thread; that it has to be closed is no reason to keep
         this one.
         """
-        if not (_closes_a_file(response) or _closes_nothing(response)):
-            return False
-        if not self._is_tidy():
+        if not (_closes_anywhere(response) and self._is_tidy()):
             return False
         self._lease.release_idle_thread(on_take=close_old_connections)
         return True
@@ -144,8 +142,7 @@ class RequestSignals:
 
         So its end needs no hop, if nothing else of the request runs there after this.
         """
-        is_harmless = _closes_nothing(response) or _closes_a_file(response)
-        if is_harmless and _djangos_of_finish.are_alone():
+        if _closes_anywhere(response) and _djangos_of_finish.are_alone():
             self._tidy_up()
 
     def _tidy_up(self) -> None:
@@ -244,14 +241,23 @@ _CACHE_CLOSE = BaseCache.close
 _CLOSE_IF_OBSOLETE = BaseDatabaseWrapper.close_if_unusable_or_obsolete
 
 
+def _closes_anywhere(response: HttpResponseBase) -> bool:
+    """Whether it makes no difference in which thread a response is closed."""
+    return _closes_nothing(response) or _closes_a_file(response)
+
+
+def _has_djangos_close(response: HttpResponseBase) -> bool:
+    return type(response).close is _RESPONSE_CLOSE and "close" not in vars(response)
+
+
 def _closes_nothing(response: HttpResponseBase) -> bool:
     """Whether closing a response does no more than to let go of what is in memory.
 
     An async iterator is closed by the handler.
     """
-    if (response.streaming and not getattr(response, "is_async", False)) or (
-        type(response).close is not _RESPONSE_CLOSE or "close" in vars(response)
-    ):
+    if response.streaming and not getattr(response, "is_async", False):
+        return False
+    if not _has_djangos_close(response):
         return False
     closers = response._resource_closers  # type: ignore[attr-defined]
     if not closers:
@@ -270,8 +276,7 @@ def _closes_a_file(response: HttpResponseBase) -> bool:
     """Whether closing a response closes a plain file, which any thread may do."""
     return (
         sends_file(response)
-        and type(response).close is _RESPONSE_CLOSE
-        and "close" not in vars(response)
+        and _has_djangos_close(response)
         and all(
             isinstance(owner, ASGIRequest) or is_plain(owner)
             for owner in (

@@ -38,9 +38,9 @@ async def spool_body(receive: Receive) -> IO[bytes]:
                 await current_pool().run_sync(functools.partial(file.write, chunk))
             else:
                 file.write(chunk)
-            chunk, more_body = (
-                await _receive_chunk(receive) if more_body else (b"", False)
-            )
+            if not more_body:
+                break
+            chunk, more_body = await _receive_chunk(receive)
     except BaseException:
         file.close()
         raise

@@ -55,7 +55,6 @@ class ThreadStream:
 
     #: How far the limit may go, and what a batch may hold; bytes.
     largest = LARGEST
-    largest_batch = LARGEST
 
     def __init__(
         self, iterator: Iterator[Any], make_bytes: Callable[[Any], bytes]
@@ -145,7 +144,7 @@ class ThreadStream:
     def _take_batch(self) -> bytes:
         batch = [self._parts.popleft()]
         size = len(batch[0])
-        while self._parts and size + len(self._parts[0]) <= self.largest_batch:
+        while self._parts and size + len(self._parts[0]) <= self.largest:
             part = self._parts.popleft()
             size += len(part)
             batch.append(part)
@@ -162,9 +161,7 @@ class ThreadStream:
         sent_at = trio.current_time()
         if sent_at - begun > SLOW:
             self._limit = max(self._limit // 2, SMALLEST)
-        elif sent_at - begun < QUICK and (
-            len(batch) >= min(self._limit, self.largest_batch) // 2
-        ):
+        elif sent_at - begun < QUICK and len(batch) >= self._limit // 2:
             self._limit = min(self._limit * 2, self.largest)
         return sent_at
 

@@ -87,14 +87,20 @@ def server_error(
     The server would answer 500 as well, but what it does if the client is just leaving
     can end hypercorn's worker.
     """
-    if (give_up_form := getattr(request, "give_up_form", None)) is not None:
-        give_up_form()
+    give_up_form(request)
     extra = {"status_code": 500, "request": request}
     logger.error("Internal Server Error: %s", path, exc_info=error, extra=extra)
     text = "".join(traceback.format_exception(error))
     return HttpResponseServerError(
         text if settings.DEBUG else "Internal Server Error", content_type="text/plain"
     )
+
+
+def give_up_form(request: HttpRequest | None) -> None:
+    """Have what reports an error not wait for a form; see `RequestWithBody`."""
+    # A request of Django's own class has no form to wait for.
+    if (give_up := getattr(request, "give_up_form", None)) is not None:
+        give_up()
 
 
 def refuse_body(error: BodyTooLarge | BodyTimeout, path: str) -> HttpResponseBase:
