@@ -24,12 +24,12 @@ from thread_support import (
     cancel_later,
     in_task,
     in_thread,
+    interrupt_each_line,
     join,
     leave,
     nothing,
     open_lease,
     open_pool,
-    run_script,
     variable,
     wait_all_tasks_blocked_and,
 )
@@ -832,69 +832,12 @@ async def test_left_while_last_runs(pool: WorkerPool) -> None:
 
 def test_an_interrupt_at_any_line() -> None:
     """Wherever Control-C hits a release and a call, no slot, turn or token is lost."""
-    output = run_script(
-        """
-        import signal, sys, trio
-        from trio_asgi import _call, _hosting, _lease, _wakeups, _worker
-
-        modules = [_call, _hosting, _lease, _wakeups, _worker]
-        files = {module.__file__ for module in modules}
-        remaining = 0
-
-        def count(frame, event, argument):
-            global remaining
-            if event == "line":
-                remaining -= 1
-                if remaining == 0:
-                    sys.settrace(None)
-                    signal.raise_signal(signal.SIGINT)
-            return count
-
-        def trace(frame, event, argument):
-            ours = frame.f_code.co_filename in files
-            return count if ours and remaining > 0 else None
-
-        async def use(pool, lease):
-            with trio.fail_after(5):
-                await lease.run_sync(int)
-                await lease.release_thread(int, on_take=int)
-            assert pool.limiter.borrowed_tokens == 0
-            assert pool.slots.borrowed_tokens == 0
-
-        async def main(line):
-            global remaining
-            pool = _worker.current_pool()
-            pool.slots = trio.CapacityLimiter(1)
-            lease = pool.lease()
-            await use(pool, lease)
-            remaining = line
-            sys.settrace(trace)
-            try:
-                await lease.run_sync(int)
-                await lease.release_thread(int, on_take=int)
-                await trio.lowlevel.checkpoint()
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
-            try:
-                await trio.lowlevel.checkpoint()
-            except KeyboardInterrupt:
-                pass
-            try:
-                await use(pool, lease)
-            except BaseException as error:
-                sys.exit(f"after an interrupt at line event {line}: {error!r}")
-            lease.release()
-            return remaining > 0
-
-        for line in range(1, 1000):
-            if trio.run(main, line):
-                break
-        print(line > 60)
-        """
+    lines = interrupt_each_line(
+        setup="pool.slots = trio.CapacityLimiter(1); lease = pool.lease()",
+        steps=["lease.run_sync(int)", "lease.release_thread(int, on_take=int)"],
+        free=["pool.limiter", "pool.slots"],
     )
-    assert output == "True\n"
+    assert lines > 60
 
 
 # All together

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from thread_support import run_script
+from thread_support import interrupt_each_line, run_script
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -126,60 +126,9 @@ def test_an_interrupt_reaches_a_coroutine() -> None:
 
 def test_an_interrupt_at_any_line_leaves_the_lease_usable() -> None:
     """Wherever Control-C hits the making of a call, no turn and no token is lost."""
-    output = run_script(
-        """
-        import signal, sys, trio
-        from trio_asgi import _call, _worker
-
-        remaining = 0
-
-        def count(frame, event, argument):
-            global remaining
-            if event == "line":
-                remaining -= 1
-                if remaining == 0:
-                    sys.settrace(None)
-                    signal.raise_signal(signal.SIGINT)
-            return count
-
-        def trace(frame, event, argument):
-            ours = frame.f_code.co_filename in (_call.__file__, _worker.__file__)
-            return count if ours and remaining > 0 else None
-
-        async def use(pool, lease):
-            with trio.fail_after(5):
-                await lease.run_sync(int)
-            assert pool.limiter.borrowed_tokens == 0
-
-        async def main(line):
-            global remaining
-            pool = _worker.current_pool()
-            lease = _worker.Lease(pool)
-            await use(pool, lease)
-            remaining = line
-            sys.settrace(trace)
-            try:
-                await lease.run_sync(int)
-                await trio.lowlevel.checkpoint()
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
-            try:
-                await trio.lowlevel.checkpoint()
-            except KeyboardInterrupt:
-                pass
-            try:
-                await use(pool, lease)
-            except BaseException as error:
-                sys.exit(f"after an interrupt at line event {line}: {error!r}")
-            lease.release()
-            return remaining > 0
-
-        for line in range(1, 1000):
-            if trio.run(main, line):
-                break
-        print(line > 20)
-        """
+    lines = interrupt_each_line(
+        setup="lease = _worker.Lease(pool)",
+        steps=["lease.run_sync(int)"],
+        free=["pool.limiter"],
     )
-    assert output == "True\n"
+    assert lines > 20

@@ -20,7 +20,7 @@ from trio_asgi._reentry import run_async
 from trio_asgi._worker import Lease, WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -187,6 +187,87 @@ def run_script(script: str, *args: str) -> str:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
+
+
+_INTERRUPTED = """
+import signal, sys, trio
+from trio_asgi import _call, _hosting, _lease, _wakeups, _worker
+
+modules = [_call, _hosting, _lease, _wakeups, _worker]
+files = {{module.__file__ for module in modules}}
+remaining = 0
+
+def count(frame, event, argument):
+    global remaining
+    if event == "line":
+        remaining -= 1
+        if remaining == 0:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+    return count
+
+def trace(frame, event, argument):
+    ours = frame.f_code.co_filename in files
+    return count if ours and remaining > 0 else None
+
+async def use(pool, lease):
+    with trio.fail_after(5):
+        {steps}
+    for limiter in ({free},):
+        assert limiter.borrowed_tokens == 0
+
+async def main(line):
+    global remaining
+    pool = _worker.current_pool()
+    {setup}
+    await use(pool, lease)
+    remaining = line
+    sys.settrace(trace)
+    try:
+        {steps}; await trio.lowlevel.checkpoint()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    try:
+        await trio.lowlevel.checkpoint()
+    except KeyboardInterrupt:
+        pass
+    try:
+        await use(pool, lease)
+    except BaseException as error:
+        sys.exit(f"after an interrupt at line event {{line}}: {{error!r}}")
+    lease.release()
+    return remaining > 0
+
+for line in range(1, 1000):
+    if trio.run(main, line):
+        break
+print(line)
+"""
+
+
+def interrupt_each_line(
+    *, setup: str, steps: Sequence[str], free: Sequence[str]
+) -> int:
+    """Use a lease anew for each line of code that this takes, with Control-C there.
+
+    Afterwards the lease has to be usable, and nothing to be taken.
+
+    Args:
+        setup: Makes ``lease`` of ``pool``.
+        steps: What is awaited, one after the other.
+        free: The limiters of which no token may be borrowed afterwards.
+
+    Returns:
+        At how many lines Control-C was tried.
+    """
+    script = _INTERRUPTED.format(
+        setup=setup,
+        steps="; ".join(f"await {step}" for step in steps),
+        free=", ".join(free),
+    )
+    return int(run_script(script))
 
 
 async def wait_all_tasks_blocked_and(then: Callable[[], object]) -> None:
