@@ -28,6 +28,7 @@ from support import (
     request,
     signal_log,
 )
+from thread_support import assert_at_rest
 from trio_asgi import ASGIHandler
 from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
@@ -55,10 +56,7 @@ def assert_ended(log: SignalLog, sender: type[ASGIHandler]) -> None:
     assert log.calls[1][2] == {"sender": sender}
     assert len(log.threads) == 1
     assert threading.current_thread() not in log.threads
-    # The thread is free again.
-    pool = current_pool()
-    assert pool.limiter.borrowed_tokens == 0
-    assert len(pool._idle) == len(pool.workers)
+    assert_at_rest(current_pool())
 
 
 class Point:

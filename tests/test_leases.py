@@ -402,7 +402,8 @@ async def test_a_thread_that_shall_end_keeps_its_slot() -> None:
     async with open_pool(leases=1, on_thread_exit=at_exit) as pool:
         lease = pool.lease()
         await lease.run_sync(nothing)
-        lease.release(retire=True)
+        lease.retire = True
+        lease.release()
         with open_lease_of(pool) as other:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(other.run_sync, nothing)

@@ -34,7 +34,7 @@ from hop_support import (
     path_of,
 )
 from support import application, http_scope, request, signal_log
-from thread_support import Gate
+from thread_support import Gate, assert_at_rest
 from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
 
@@ -690,9 +690,7 @@ class Request:
         """Wait for its end, and check that it was not answered."""
         await self._communicator.wait(10)
         assert not self._communicator._outputs
-        pool = current_pool()
-        assert pool.limiter.borrowed_tokens == 0
-        assert len(pool._idle) == len(pool.workers)
+        assert_at_rest(current_pool())
 
 
 both_sides = pytest.mark.parametrize("by", ["client", "server"])
@@ -1094,9 +1092,7 @@ async def test_cancelled_at_every_checkpoint(
         errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
         reached = f"view {LOOP if is_async else THREAD}" in steps
         assert len(errors) == (raises and reached)
-        pool = current_pool()
-        assert pool.limiter.borrowed_tokens == 0
-        assert len(pool._idle) == len(pool.workers) <= 1
+        assert_at_rest(current_pool())
     assert count > 5
     assert [message["type"] for message in sent] == [
         "http.response.start",

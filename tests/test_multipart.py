@@ -28,6 +28,7 @@ from multipart_support import (
     part,
 )
 from support import Answer, application, http_scope, receive_answer, request
+from thread_support import assert_at_rest
 from trio_asgi import ASGIHandler, ASGIRequest, stream_body
 from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
@@ -209,8 +210,7 @@ async def send_form(app: ASGIHandler, view: str, case: Case) -> Answer:
 async def assert_healthy(app: ASGIHandler, view: str, directory: Path) -> None:
     """Nothing is left of the requests so far, and the next one is answered."""
     assert open_files(directory) == []
-    pool = current_pool()
-    assert len(pool._idle) == len(pool.workers)
+    assert_at_rest(current_pool())
     case = Case(WHOLE + END)
     answer = await send_form(app, view, case)
     assert json.loads(answer.body) == {"fields": ["field"], "files": ["file"]}

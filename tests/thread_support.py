@@ -163,6 +163,14 @@ def assert_ending(threads: set[threading.Thread]) -> None:
         assert not thread.is_alive()
 
 
+def assert_at_rest(pool: WorkerPool) -> None:
+    """Check that nobody uses the pool: each thread is idle, or at its end."""
+    assert pool.limiter.borrowed_tokens == 0
+    assert_ending(
+        {worker.thread for worker in list(pool.workers) if worker not in pool._idle}
+    )
+
+
 def error_of(fn: Callable[..., object], *args: Any) -> type[BaseException] | None:
     """Return the type of what a call raises."""
     try:

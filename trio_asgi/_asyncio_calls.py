@@ -180,4 +180,5 @@ def _exit(
         return
     current_loop.reset(marker)
     context._exited = lease.closed_error is not None
-    lease.release(retire=True)
+    lease.retire = True
+    lease.release()

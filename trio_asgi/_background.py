@@ -24,13 +24,17 @@ async def run_in_background(
         # The connections of its thread may have been idle for long.
         lease.on_take = tidy_up
     _call.current_loop.set(lease)
+    ended = False
     try:
         await async_fn(*args)
+        ended = True
     except (Exception, asyncio.CancelledError):
         logging.getLogger("trio_asgi").exception(
             "A background task failed: %r", async_fn
         )
     finally:
+        # Code that was cut short may have left something in the thread.
+        lease.retire = not ended
         # What the end of a request does for the thread that goes back.
         lease.release(last=tidy_up if lease.has_thread else None)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from asgiref.sync import sync_to_async
 
+from ._call import current_loop
 from ._carry import restore_context
 from ._trio_thread import in_trio_task
 from ._worker import sensitive_loop
@@ -47,3 +48,23 @@ async def hop(fn: Callable[[], T]) -> T:
 def was_left() -> bool:
     """Whether a hop was left whose thread runs on. In the task that has hopped."""
     return in_trio_task() and sensitive_loop().lease.abandoned
+
+
+def retire_thread() -> None:
+    """Have the thread of the running code's request end with it. Any thread.
+
+    For a request that was cut short: code that would have cleaned up in the thread did
+    not run, and the next request must not find what is left, such as a tenant in a
+    `threading.local`.
+    """
+    if (loop := current_loop.get()) is not None:
+        loop.lease.retire = True
+
+
+def note_unfinished() -> None:
+    """Note that code has begun something in its request's thread. Worker thread.
+
+    It will end that when the response comes back. See `Lease.unfinished`.
+    """
+    if (loop := current_loop.get()) is not None:
+        loop.lease.unfinished = True

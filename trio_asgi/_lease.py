@@ -76,9 +76,9 @@ class Lease(CallLoop):
         super().__init__(pool, parent=None)
         self._borrowed = inbox
         self._slots = slots
-        #: Whether one of them is taken: from before a thread is, until it is idle again
-        #: or has ended.
-        self._has_slot = False
+        #: The one that is taken: from before a thread is, until that is idle again or
+        #: has ended.
+        self._slot: object | None = None
         #: What is raised by calls after the release; None: they go to the program's
         #: thread.
         self.closed_error: str | None = None
@@ -86,6 +86,13 @@ class Lease(CallLoop):
         self.impatient = False
         #: Whether a task has left a running call. Then the thread is not used again.
         self.abandoned = False
+        #: Whether the thread ends with the lease, because code that was cut short may
+        #: have left something in it. May also be set in the worker thread.
+        self.retire = False
+        #: Whether code has begun something in the thread that it ends only with the
+        #: lease, as a middleware does. Then the thread cannot be given to others before
+        #: that, and `release_thread` ends it.
+        self.unfinished = False
         #: Leases of calls that are not thread-sensitive, made under this one.
         self.others: set[Lease] = set()
         #: Whether a task has left one of those calls.
@@ -102,7 +109,6 @@ class Lease(CallLoop):
         # Whether nothing has run in the thread since it was taken.
         self._fresh = True
         self._worker: Worker | None = None
-        self._retire = False
 
     @property
     def lease(self) -> Lease:
@@ -121,18 +127,15 @@ class Lease(CallLoop):
 
     @property
     def _needs_slot(self) -> bool:
-        return self._slots is not None and not self._has_slot
+        return self._slots is not None and self._slot is None
 
     async def _wait_slot(self) -> None:
         assert self._slots is not None
-        await self._slots.acquire_on_behalf_of(self)
-        self._has_slot = True
-
-    def _release_slot(self) -> None:
-        if self._has_slot:
-            assert self._slots is not None
-            self._slots.release_on_behalf_of(self)
-            self._has_slot = False
+        # Not on behalf of the lease, which can take another thread, and another slot,
+        # while the one that it had is ending.
+        slot = object()
+        await self._slots.acquire_on_behalf_of(slot)
+        self._slot = slot
 
     def _outer_loop(self) -> CallLoop:
         if self.closed_error is not None:
@@ -170,11 +173,9 @@ class Lease(CallLoop):
 
     def _pass_on(self) -> None:
         super()._pass_on()
-        if not self.open:
+        # Without a worker its call was cancelled, or no thread could be started.
+        if not self.open or self._worker is None:
             self._give_back()
-        elif self._worker is None:
-            # Its call was cancelled, or no thread could be started.
-            self._release_slot()
 
     @trio.lowlevel.enable_ki_protection
     def stop_waiting(self) -> None:
@@ -192,20 +193,17 @@ class Lease(CallLoop):
             other.stop_waiting()
 
     @trio.lowlevel.enable_ki_protection
-    def release(
-        self, last: Callable[[], object] | None = None, *, retire: bool = False
-    ) -> None:
+    def release(self, last: Callable[[], object] | None = None) -> None:
         """Give the thread back, when it has finished what it is running.
+
+        If `retire` is set it ends then, and nobody else gets what was left in it.
 
         Args:
             last: Called in the thread before, without being waited for. Errors are
                 logged. If there is no thread, one is taken, slot or no slot: nobody is
                 there to wait for it.
-            retire: Whether the thread shall end, so that nobody else gets what was left
-                in it.
         """
         self.open = False
-        self._retire = retire
         if last is None:
             # They may refer to what refers to the lease.
             self.on_take = self.on_return = None
@@ -223,7 +221,7 @@ class Lease(CallLoop):
 
         Does nothing but a checkpoint if the lease has no thread of the pool. Else it
         waits for its turn, as a call does. If it is cancelled before, or if ``last``
-        fails, the thread stays.
+        fails, the thread stays. If something is `unfinished` there, the thread ends.
 
         Args:
             last: Called in the thread before it goes back.
@@ -251,7 +249,7 @@ class Lease(CallLoop):
             if self._worker is not None:
                 await call.host(self._worker.inbox)
                 self.on_take, self._fresh = on_take, True
-                self._give_back()
+                self._give_back(retire=self.unfinished)
         finally:
             self._finish(call)
 
@@ -280,16 +278,22 @@ class Lease(CallLoop):
                 "sync middleware? Make that async, or keep the thread."
             )
 
-    def _give_back(self) -> None:
+    def _give_back(self, *, retire: bool = False) -> None:
         worker, self._worker = self._worker, None
-        if worker is None:
-            self._release_slot()
-        elif self.abandoned or self._retire or self.pool.closed:
-            # Until the thread has ended it has its connections.
-            worker.stop(then=self._release_slot)
-        else:
+        slot, self._slot = self._slot, None
+
+        def release_slot() -> None:
+            if slot is not None:
+                assert self._slots is not None
+                self._slots.release_on_behalf_of(slot)
+
+        if worker is not None:
+            if retire or self.retire or self.abandoned or self.pool.closed:
+                # Until the thread has ended it has its connections.
+                worker.stop(then=release_slot)
+                return
             self.pool.give_back(worker)
-            self._release_slot()
+        release_slot()
 
 
 class OneCallLease(Lease):

@@ -237,6 +237,8 @@ class LoopSafety:
         self._middleware = middleware
         self._conditions = _conditions(type(middleware))
         self._code = _Code(type(middleware)) if self._conditions else None
+        #: Whether anything is known of it: it is Django's, or has declared its hooks.
+        self.known = bool(self._conditions)
 
     def holds(self) -> bool:
         """Whether anything is known of the middleware, and it is as it was then.

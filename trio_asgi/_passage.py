@@ -38,7 +38,7 @@ from django.core.handlers import exception
 from django.urls import set_urlconf
 from django.utils.log import log_response
 
-from ._hop import hop, was_left
+from ._hop import hop, note_unfinished, retire_thread, was_left
 from ._islands import is_asyncio_island
 from ._response import iterate_in_island
 from ._view_errors import as_view_errors, body_refusal, give_up_form, log_lost
@@ -115,7 +115,12 @@ class Passage:
 
     async def drive(self, steps: Steps) -> Any:
         """Go the whole way from the loop; hop where the thread is wanted."""
-        return await self._drive_on(steps, _advance(steps.send, None))
+        try:
+            return await self._drive_on(steps, _advance(steps.send, None))
+        except BaseException:
+            # Whatever `through` could not answer has skipped hooks.
+            retire_thread()
+            raise
 
     async def _drive_on(self, steps: Steps, wanted: Any) -> Any:
         """Go on from the loop, where something is wanted first."""
@@ -139,10 +144,14 @@ class Passage:
 
     def drive_in_thread(self, steps: Steps) -> Any:
         """Go the whole way from the thread; back to the loop where that is wanted."""
-        wanted = self._advance_here(steps)
-        if type(wanted) is Ended:
-            return wanted.response
-        return async_to_sync(self._drive_on)(steps, wanted)
+        try:
+            wanted = self._advance_here(steps)
+            if type(wanted) is Ended:
+                return wanted.response
+            return async_to_sync(self._drive_on)(steps, wanted)
+        except BaseException:
+            retire_thread()  # see drive()
+            raise
 
     def _advance_here(self, steps: Steps) -> Any:
         """Go on until something is wanted that the loop has. Worker thread."""
@@ -211,6 +220,8 @@ class Passage:
                 safe and safety.allows("process_request", request)
             ):
                 yield THREAD
+            if self.in_thread and not safety.known:
+                note_unfinished()
             response = process_request(request)
         response = response or (yield from self.through(below, request))
         process_response = getattr(middleware, "process_response", None)
@@ -302,6 +313,8 @@ class Passage:
             and safety.allows(name, request, args[0])
         ):
             yield THREAD
+        if self.in_thread and not (safety is not None and safety.known):
+            note_unfinished()
         return hook.method(request, *args)
 
     def _ask_exception_hooks(self, error: Exception, request: Any) -> Steps:

@@ -89,7 +89,7 @@ class RequestSignals:
         A file can be read in any thread; that it has to be closed is no reason to keep
         this one.
         """
-        if not (_closes_anywhere(response) and self._is_tidy()):
+        if self._lease.retire or not (_closes_anywhere(response) and self._is_tidy()):
             return False
         self._lease.release_idle_thread(on_take=close_old_connections)
         return True
@@ -114,8 +114,19 @@ class RequestSignals:
         # Noted first: even if a receiver fails, others may have been called, and want
         # to hear of the end.
         self._started = True
-        with self._around():
+        # What a receiver begins in the thread, another ends with the request.
+        self._lease.unfinished = self.start_first
+        with self._around(), self._retiring():
             signals.request_started.send(sender=self._sender, scope=self._scope)
+
+    @contextmanager
+    def _retiring(self) -> Iterator[None]:
+        """Retire the thread if a receiver fails: those after it are not called."""
+        try:
+            yield
+        except BaseException:
+            self._lease.retire = True
+            raise
 
     def send_finished(self, response: HttpResponseBase | None) -> None:
         """Close the response, if there is one, and send ``request_finished`` once.
@@ -126,7 +137,7 @@ class RequestSignals:
             return
         self._finished = True
         try:
-            with self._around():
+            with self._around(), self._retiring():
                 if response is None:
                     signals.request_finished.send(sender=self._sender)
                 else:

@@ -109,6 +109,8 @@ class StandInLease:
 
     abandoned = False
     borrowed = False
+    retire = False
+    unfinished = False
 
     def __init__(self) -> None:
         self.on_take: Callable[[], object] | None = None

@@ -77,6 +77,8 @@ class _Life:
     lease: _worker.Lease
     request: HttpRequest | None = None
     response: HttpResponseBase | None = None
+    #: Whether all of it has run, and nothing was cut short.
+    complete: bool = False
 
     @property
     def response_to_close(self) -> HttpResponseBase | None:
@@ -225,6 +227,7 @@ class ASGIHandler(ChainHandler):
             else:
                 await self._make_response(scope, body_file, life)
             await self._send(life, exchange, sender)
+            life.complete = True
 
         try:
             await exchange.run(respond)
@@ -233,6 +236,7 @@ class ASGIHandler(ChainHandler):
         except BaseExceptionGroup as group:
             raise_to_server(group, life.path)
         finally:
+            lease.retire |= not life.complete
             try:
                 await self._end(life)
             finally:
@@ -279,6 +283,7 @@ class ASGIHandler(ChainHandler):
             life.response = await self.run_get_response(request)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             # Answered, and logged: also what asyncio's code in middleware raises.
+            life.lease.retire = True
             life.response = server_error(error, life.path, life.request)
 
     def _makes_plain_requests(self) -> bool:
