@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
+from thread_support import run_script
 from trio_asgi import _worker, conf, get_asgi_application
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WRONG: list[tuple[Any, str, str]] = [
     ([], "E001", "TRIO_ASGI must be a dict, not []."),
@@ -118,3 +123,126 @@ def test_the_worker_threads_have_the_settings() -> None:
         assert trio.run(main) == (3, 0.5)
     get_asgi_application()
     assert trio.run(main) == (40, 30)
+
+
+# When the settings are read
+
+
+SETTINGS = """
+import sys
+import trio
+import trio_asgi
+from asgiref.sync import sync_to_async
+from django.conf import settings
+
+def configure(**trio_asgi):
+    settings.configure(
+        TRIO_ASGI=trio_asgi,
+        DATABASES={
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": sys.argv[1],
+                "CONN_MAX_AGE": None,
+            }
+        },
+    )
+
+def query():
+    from django.db import connection
+    connection.ensure_connection()
+    return connection
+
+async def show():
+    from trio_asgi._worker import current_pool
+    pool = current_pool()
+    print(
+        pool.limiter.total_tokens,
+        pool.slots and pool.slots.total_tokens,
+        pool.idle_seconds,
+    )
+
+trio_asgi.install()
+"""
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        # A program that uses the ORM alone.
+        """
+        configure(THREADS=3, LEASES=2, THREAD_IDLE_SECONDS=9)
+
+        async def main():
+            used.append(await sync_to_async(query)())
+            await show()
+        """,
+        # And then makes the handler, in the same run.
+        """
+        configure(THREADS=3, LEASES=2, THREAD_IDLE_SECONDS=9)
+
+        async def main():
+            used.append(await sync_to_async(query)())
+            trio_asgi.get_asgi_application()
+            await show()
+        """,
+        # The first call comes before there are settings.
+        """
+        async def main():
+            await sync_to_async(int)()
+            configure(THREADS=3, LEASES=2, THREAD_IDLE_SECONDS=9)
+            trio_asgi.get_asgi_application()
+            used.append(await sync_to_async(query)())
+            await show()
+        """,
+    ],
+)
+def test_settings_count_whenever_the_first_call_comes(
+    tmp_path: Path, steps: str
+) -> None:
+    """Also when the ORM was used before the handler was made."""
+    script = f"{SETTINGS}\nused = []\n{textwrap.dedent(steps)}\n"
+    script += "trio.run(main)\nprint(used[0].connection)"
+    assert run_script(script, str(tmp_path / "db")) == "3 2 9\nNone\n"
+
+
+def test_wrong_settings_are_refused_at_the_first_call(tmp_path: Path) -> None:
+    """A program that makes no handler hears of them, too."""
+    script = f"""{SETTINGS}
+configure(THREADS=0)
+
+async def main():
+    await sync_to_async(query)()
+
+try:
+    trio.run(main)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    assert run_script(script, str(tmp_path / "db")) == (
+        "ImproperlyConfigured TRIO_ASGI['THREADS'] must be a whole number of threads, "
+        "1 or more, not 0.\n"
+    )
+
+
+async def test_a_new_handler_changes_the_options_of_the_run() -> None:
+    """The bound counts for the leases that come; those that hold a thread keep it."""
+    pool = _worker.current_pool()
+    before = pool.lease()
+    await before.run_sync(int)
+    try:
+        for leases in (3, 2, None):
+            with override_settings(TRIO_ASGI={"THREADS": 7, "LEASES": leases}):
+                get_asgi_application()
+            lease = pool.lease()
+            await lease.run_sync(int)
+            assert pool.limiter.total_tokens == 7
+            if leases is None:
+                assert pool.slots is None
+            else:
+                assert pool.slots is not None
+                assert pool.slots.total_tokens == leases
+                assert pool.slots.borrowed_tokens == 1
+            lease.release()
+    finally:
+        before.release()
+        get_asgi_application()

@@ -34,9 +34,11 @@ LAYERS = [
     "_async_to_sync _asyncio_calls _sync_to_async",
     "testing.threads",
     "testing",
-    "_bridge",
     # Django
-    "conf _files _loop_safe _request_body _spool _server_sent_event _thread_stream",
+    "_connections",
+    "conf",
+    "_bridge",
+    "_files _loop_safe _request_body _spool _server_sent_event _thread_stream",
     "_file_stream _view_errors ranges uploads",
     "_body_options _release _request _response _signals middleware",
     "_event_stream",

@@ -7,8 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from . import _call, _worker
+from ._connections import tidy_up
 from ._island_loop import close_loop
-from ._signals import join_transaction, tidy_up
+from ._signals import join_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

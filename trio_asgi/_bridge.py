@@ -25,7 +25,15 @@ import trio
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.http import StreamingHttpResponse
 
-from . import _async_to_sync, _asyncio_calls, _contents, _native_calls, _sync_to_async
+from . import (
+    _async_to_sync,
+    _asyncio_calls,
+    _contents,
+    _native_calls,
+    _sync_to_async,
+    _worker,
+    conf,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +112,7 @@ def install(*, new_loops: Literal["asyncio", "trio"] | None = None) -> None:
                 setattr(patch.owner, patch.name, patch.replacement)
             _installed.extend(patches)
             _native_calls.install()
+            _worker.pool_options = conf.pool_options
         if new_loops is not None:
             _async_to_sync.new_loops = new_loops
 

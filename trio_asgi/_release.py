@@ -28,6 +28,9 @@ async def release_thread() -> None:
     What a sync call has left in the thread, as a cursor or a value in a
     `threading.local`, is not there for the next one. In the old thread and in the new
     one, connections that are too old or unusable are closed, as between two requests.
+    If a sync hook of the project's middleware, or a receiver of ``request_started``,
+    has run in the old thread, it may have left something there that it takes away only
+    at the request's end: then that thread ends.
 
     Waits for its turn if a sync call of another task is running in the thread. If it is
     cancelled before, the thread stays. Does nothing but a checkpoint if the request has

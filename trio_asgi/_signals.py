@@ -9,7 +9,6 @@ left out if it would do nothing.
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +25,7 @@ from django.http.response import HttpResponseBase
 from django.urls import set_urlconf
 
 from ._carry import with_locals
+from ._connections import keep_connections, tidy_up
 from ._files import is_plain, sends_file
 from ._hop import hop
 from ._worker import current_pool
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
     from ._types import Scope
     from ._worker import Lease
-
-
-logger = logging.getLogger("trio_asgi")
 
 _UNTIDY: Final = -1
 
@@ -63,7 +60,7 @@ class RequestSignals:
         self._sender = sender
         self._scope = scope
         self._lease = lease
-        self._around = _keep_connections if lease.borrowed else nullcontext
+        self._around = keep_connections if lease.borrowed else nullcontext
         self._started = False
         self._finished = False
         #: After how many calls the thread was found to be tidy.
@@ -146,7 +143,7 @@ class RequestSignals:
                     response.close()
         finally:
             if not self._lease.borrowed:
-                drop_transactions()
+                tidy_up()
 
     def tidy_early(self, response: HttpResponseBase) -> None:
         """Tidy the thread up while the request is there. Worker thread.
@@ -183,29 +180,6 @@ class RequestSignals:
             and _djangos_of_finish.are_alone()
             and not _has_caches_to_close()
         )
-
-
-def tidy_up() -> None:
-    """Do for this thread's connections what is due between two users. Worker thread."""
-    try:
-        close_old_connections()
-    finally:
-        drop_transactions()
-
-
-def drop_transactions() -> None:
-    """Let no other request find a transaction that was left open. Worker thread.
-
-    Django leaves a connection alone that is in one, for it ends the thread.
-    """
-    for connection in connections.all(initialized_only=True):
-        if connection.in_atomic_block:
-            logger.error(
-                "A transaction was left open in database %r, and is rolled back.",
-                connection.alias,
-            )
-            connection.close()
-            del connections[connection.alias]
 
 
 class _Djangos:
@@ -327,20 +301,3 @@ async def join_transaction() -> None:
 def _in_transaction() -> bool:
     used = connections.all(initialized_only=True)
     return any(connection.in_atomic_block for connection in used)
-
-
-@contextmanager
-def _keep_connections() -> Iterator[None]:
-    """Have Django close no connection of this thread as old or unusable. Any thread.
-
-    In a transaction it takes each for unusable. Its test client disconnects the
-    receiver meanwhile, but that is for all threads.
-    """
-    kept = [vars(connection) for connection in connections.all(initialized_only=True)]
-    for attributes in kept:
-        attributes["close_if_unusable_or_obsolete"] = lambda: None
-    try:
-        yield
-    finally:
-        for attributes in kept:
-            del attributes["close_if_unusable_or_obsolete"]

@@ -11,6 +11,7 @@ called in the Trio thread, but for what says "worker thread".
 
 from __future__ import annotations
 
+import functools
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ __all__ = [
     "Worker",
     "WorkerPool",
     "current_pool",
+    "existing_pool",
     "has_own_thread",
     "pool_options",
     "sensitive_loop",
@@ -121,24 +123,15 @@ class WorkerPool:
     - The thread that came back last is taken first, so that few threads do the work.
     """
 
-    def __init__(
-        self,
-        *,
-        threads: int = 40,
-        leases: int | None = None,
-        idle_seconds: float = 30.0,
-        shutdown_seconds: float = 10.0,
-        on_thread_exit: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.limiter = trio.CapacityLimiter(threads)
+    def __init__(self, **options: Any) -> None:
+        """Start no thread yet; see `configure` for the options."""
+        self.limiter = trio.CapacityLimiter(1)
         # Only of what `lease` returns. Other leases would wait for themselves: a call
         # that is not thread-sensitive is waited for by a request that has a slot, and
         # who has one may also wait for a task that belongs to no request. A borrowed
         # thread is not the pool's.
-        self.slots = None if leases is None else trio.CapacityLimiter(leases)
-        self.idle_seconds = min(idle_seconds, threading.TIMEOUT_MAX)
-        self.shutdown_seconds = shutdown_seconds
-        self.on_thread_exit = on_thread_exit
+        self.slots: trio.CapacityLimiter | None = None
+        self.configure(**options)
         #: The workers whose thread has not ended. Each takes itself out.
         self.workers: set[Worker] = set()
         #: Whether the run is at its end: then no thread is kept.
@@ -153,6 +146,39 @@ class WorkerPool:
         self._clock = HeldClock()
         #: How the threads wake the tasks that wait for them.
         self.wakeups = Wakeups()
+
+    def configure(  # noqa: PLR0913 - each is a setting, or a hook
+        self,
+        *,
+        threads: int = 40,
+        leases: int | None = None,
+        idle_seconds: float = 30.0,
+        shutdown_seconds: float = 10.0,
+        tidy: Callable[[], object] = lambda: None,
+        on_thread_exit: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Change the options, also of threads that are there.
+
+        Args:
+            threads: How many calls may run.
+            leases: How many leases of `lease` may hold a thread, of those that are made
+                from now on; None: any number.
+            idle_seconds: How long an idle thread waits for its next lease.
+            shutdown_seconds: How long the end of the threads is waited for.
+            tidy: Called before and after what `run_sync` runs. Must not raise.
+            on_thread_exit: Called as the last act of each thread.
+        """
+        self.limiter.total_tokens = threads
+        if leases is None:
+            self.slots = None
+        elif self.slots is None:
+            self.slots = trio.CapacityLimiter(leases)
+        else:
+            self.slots.total_tokens = leases
+        self.idle_seconds = min(idle_seconds, threading.TIMEOUT_MAX)
+        self.shutdown_seconds = shutdown_seconds
+        self.tidy = tidy
+        self.on_thread_exit = on_thread_exit
 
     def take(self) -> Worker:
         """Return an idle worker, or a new one."""
@@ -237,10 +263,19 @@ class WorkerPool:
     ) -> T:
         """Run ``fn()`` in any worker thread, as `CallLoop.run_sync` does.
 
-        If an executor is given, in one of its threads.
+        The thread serves a request next: it is tidied up before and after. If an
+        executor is given, ``fn()`` runs in one of its threads, which are left alone.
         """
         inbox = None if executor is None else ExecutorInbox(executor)
-        return await OneCallLease(self, inbox).run_sync(fn, context=context)
+        call = fn if executor is not None else functools.partial(self._run_tidily, fn)
+        return await OneCallLease(self, inbox).run_sync(call, context=context)
+
+    def _run_tidily(self, fn: Callable[[], T]) -> T:
+        self.tidy()
+        try:
+            return fn()
+        finally:
+            self.tidy()
 
     async def retire_idle(self) -> None:
         """End the idle threads, and wait for that up to ``shutdown_seconds``."""
@@ -275,8 +310,14 @@ class WorkerPool:
 
 _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")
 
-#: What the pool of the next Trio run is made with: the arguments of `WorkerPool`.
-pool_options: dict[str, Any] = {}
+#: Returns what the pool of a Trio run is made with: the arguments of `WorkerPool`. Set
+#: by `install`.
+pool_options: Callable[[], dict[str, Any]] = dict
+
+
+def existing_pool() -> WorkerPool | None:
+    """Return the pool of the Trio run of this thread, if it has one. Any thread."""
+    return _pool.get(None) if trio.lowlevel.in_trio_run() else None
 
 
 def current_pool() -> WorkerPool:
@@ -284,7 +325,7 @@ def current_pool() -> WorkerPool:
     try:
         return _pool.get()
     except LookupError:
-        pool = WorkerPool(**pool_options)
+        pool = WorkerPool(**pool_options())
         _pool.set(pool)
         try:
             trio.lowlevel.spawn_system_task(pool.close_at_end_of_run)
