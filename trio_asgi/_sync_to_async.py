@@ -89,9 +89,10 @@ async def _sync_to_async(
             loop = sensitive_loop()
             _check_deadlock(loop)
             return await loop.run_sync(call, context=context)
-        return await current_pool().run_sync(
-            call, context=context, executor=bridge._executor
-        )
+        pool = current_pool()
+        if bridge._executor is None:
+            call = functools.partial(pool.run_tidily, call)
+        return await pool.run_sync(call, context=context, executor=bridge._executor)
     finally:
         if given_context is None:
             restore_context(context)

@@ -11,7 +11,6 @@ called in the Trio thread, but for what says "worker thread".
 
 from __future__ import annotations
 
-import functools
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -165,7 +164,7 @@ class WorkerPool:
                 from now on; None: any number.
             idle_seconds: How long an idle thread waits for its next lease.
             shutdown_seconds: How long the end of the threads is waited for.
-            tidy: Called before and after what `run_sync` runs. Must not raise.
+            tidy: What `run_tidily` calls before and after. Must not raise.
             on_thread_exit: Called as the last act of each thread.
         """
         self.limiter.total_tokens = threads
@@ -263,14 +262,16 @@ class WorkerPool:
     ) -> T:
         """Run ``fn()`` in any worker thread, as `CallLoop.run_sync` does.
 
-        The thread serves a request next: it is tidied up before and after. If an
-        executor is given, ``fn()`` runs in one of its threads, which are left alone.
+        If an executor is given, in one of its threads.
         """
         inbox = None if executor is None else ExecutorInbox(executor)
-        call = fn if executor is not None else functools.partial(self._run_tidily, fn)
-        return await OneCallLease(self, inbox).run_sync(call, context=context)
+        return await OneCallLease(self, inbox).run_sync(fn, context=context)
 
-    def _run_tidily(self, fn: Callable[[], T]) -> T:
+    def run_tidily(self, fn: Callable[[], T]) -> T:
+        """Run code of others, and leave the thread as it was found. Worker thread.
+
+        For what `run_sync` runs: the next lease to take the thread is a request's.
+        """
         self.tidy()
         try:
             return fn()
