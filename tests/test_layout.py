@@ -21,11 +21,12 @@ LAYERS = [
     # Trio only: no Django, no asgiref
     "_beside _byte_ranges _clock _executor _lookout _managed_stream _receive",
     "_contents _send _sigterm _trio_thread _wakeups",
-    "_websocket _hosting _lifespan _native_calls _serve",
+    "_websocket _hosting _native_calls _serve",
     "_call",
     "_lease _reentry",
     "_worker",
-    "_body_stream _exchange _island_loop _new_run",
+    "_offload",
+    "_body_stream _exchange _island_loop _lifespan _new_run",
     "_island_stream",
     "testing.communicator testing.scopes",
     # Trio and asgiref

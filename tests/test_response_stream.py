@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_asgi._call import current_loop
 from trio_asgi._errors import leaves
+from trio_asgi._offload import HeldLog
 from trio_asgi._response import close_stream, send_parts
 from trio_asgi._thread_stream import LARGEST, SMALLEST
 from trio_asgi._worker import Lease, current_pool
@@ -825,7 +826,8 @@ async def test_sending_fails_and_then_the_closing(
         raise OSError("the peer is gone")
 
     with pytest.raises(OSError, match="the peer is gone"):
-        await send_all(Parts(fails=True), send)
+        async with HeldLog(lambda: 10):
+            await send_all(Parts(fails=True), send)
     (record,) = caplog.records
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "closing"
@@ -841,7 +843,8 @@ async def test_a_cancellation_and_then_the_closing_fails(
         await trio.lowlevel.checkpoint()
 
     with trio.CancelScope() as scope:
-        await send_all(Parts(fails=True), send)
+        async with HeldLog(lambda: 10):
+            await send_all(Parts(fails=True), send)
     assert scope.cancelled_caught
     (record,) = caplog.records
     assert record.exc_info is not None

@@ -34,10 +34,12 @@ def open_body(receiver: Receiver) -> io.BufferedReader:
     Args:
         receiver: Leads to the server. Of the running Trio task's run.
     """
-    return _Body(_RawBody(receiver), _BUFFER_SIZE)
+    return BodyFile(_RawBody(receiver), _BUFFER_SIZE)
 
 
-class _Body(io.BufferedReader):
+class BodyFile(io.BufferedReader):
+    """The file of `open_body`."""
+
     def close(self) -> None:
         """Let no more be read. Waits for no thread that reads, unlike Python's own."""
         self.raw.close()

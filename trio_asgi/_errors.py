@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import sys
+import traceback
 from typing import Final
 
 import trio
@@ -52,6 +55,59 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
+
+
+def ends_more(error: BaseException) -> bool:
+    """Whether an error ends more than the code that raised it, and so must go on.
+
+    That is a cancellation by a scope further out, and what the handler of a signal has
+    raised, as Ctrl-C. Everything else belongs to the code, whatever its class: servers
+    expect an `Exception`, and one of them ends its worker for any other error.
+    """
+    return any(map(_ends_more, leaves(error)))
+
+
+def split_ending(
+    error: BaseException,
+) -> tuple[BaseException | None, BaseException | None]:
+    """Return the one error that `ends_more`, and what else there was; each may be None.
+
+    The first is in no group.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return (error, None) if _ends_more(error) else (None, error)
+    ending, rest = error.split(_ends_more)
+    if ending is None:
+        return None, rest
+    return max(leaves(ending), key=is_from_signal), rest
+
+
+def _ends_more(leaf: BaseException) -> bool:
+    if not isinstance(leaf, trio.Cancelled):
+        return is_from_signal(leaf)
+    # One that was kept somewhere, and is raised later, cancels nothing.
+    return (
+        not trio.lowlevel.in_trio_task()
+        or trio.current_effective_deadline() == -math.inf
+    )
+
+
+def is_from_signal(error: BaseException) -> bool:
+    """Whether the handler of a signal has raised an error, as for Ctrl-C.
+
+    Code that says ``raise SystemExit`` is no such handler. Any thread.
+    """
+    if isinstance(error, Exception):
+        return False
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    if signal.default_int_handler in handlers and isinstance(error, KeyboardInterrupt):
+        return True  # it leaves no frame; where a server runs, Trio's is set, or none
+    codes = [
+        getattr(getattr(handler, "func", handler), "__code__", None)
+        for handler in handlers
+    ]
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code in codes for frame, _ in frames)
 
 
 def raise_sole_error(group: BaseExceptionGroup[BaseException]) -> None:

@@ -27,6 +27,7 @@ from django.http import StreamingHttpResponse
 
 from . import conf
 from ._carry import restore_context
+from ._errors import ends_more
 from ._managed_stream import ManagedStream, is_manager
 from ._response import send_parts
 from ._server_sent_event import EMPTY_COMMENT, encode_item
@@ -179,7 +180,10 @@ class EventParts(ManagedStream):
                 handover.give,
                 cleanup_seconds=conf.get("CLEANUP_SECONDS"),
             )
-        except Exception as error:  # noqa: BLE001 - the sender's task raises it
+        except BaseException as error:
+            if ends_more(error):
+                raise
+            # The sender's task raises it.
             handover.end(error)
         else:
             handover.end(StopAsyncIteration())
@@ -214,7 +218,7 @@ class _Handover:
         #: Set while there is such a part, and for good when the events have ended.
         self._news = trio.Event()
         #: What the sender raises at the end: once.
-        self._end: Exception | None = None
+        self._end: BaseException | None = None
         #: Set when the sender is back for more; a new one for each part.
         self._wanted = trio.Event()
 
@@ -227,7 +231,7 @@ class _Handover:
         self._news.set()
         await wanted.wait()
 
-    def end(self, error: Exception) -> None:
+    def end(self, error: BaseException) -> None:
         """Have the sender raise an error, or `StopAsyncIteration`."""
         self._end = error
         self._news.set()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._beside import run_beside
+from ._errors import ends_more
+from ._offload import HeldLog, log
 from ._sigterm import leave_sigterm_to_parent
 
 if TYPE_CHECKING:
@@ -88,8 +90,12 @@ class Lifespan:
         failure = ""
         try:
             await run_beside(leave_sigterm_to_parent, live)
-        except Exception as error:
-            logger.exception("The application's %s failed", phase)
+        except BaseException as error:
+            if ends_more(error):
+                raise
+            async with HeldLog(lambda: self._shutdown_seconds):
+                message = "The application's %s failed"
+                log(logger, logging.ERROR, message, phase, error=error)
             failure = f"{type(error).__name__}: {error}"
         finally:
             self._nursery = None

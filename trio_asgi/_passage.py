@@ -138,8 +138,12 @@ class Passage:
             # Not within the `except`, or all that follows would be handling the error.
             if error is None:
                 wanted = _advance(steps.send, value)
-            else:
+                continue
+            try:
                 wanted = _advance(steps.throw, error)
+            finally:
+                # Its traceback holds this frame: leave no cycle behind.
+                del error
         return wanted.response
 
     def drive_in_thread(self, steps: Steps) -> Any:
@@ -340,6 +344,9 @@ def _advance(resume: Callable[[Any], Any], value: Any) -> Any:
         return resume(value)
     except StopIteration as end:
         return Ended(end.value)
+    finally:
+        # If it is an error, its traceback holds this frame: leave no cycle behind.
+        del value
 
 
 def _was_logged(response: Any) -> bool:

@@ -14,12 +14,13 @@ from django.http.response import HttpResponseBase
 
 from . import conf
 from ._contents import contents, forget_contents, replace_contents
-from ._errors import ClientDisconnected, leaves
+from ._errors import ClientDisconnected, ends_more, leaves
 from ._exchange import SEND_SECONDS
 from ._file_stream import DiskFileStream, FileStream, disk_file
 from ._files import file_of, is_plain, path_to_send, plain_file
 from ._island_stream import IslandStream
 from ._managed_stream import ManagedStream
+from ._offload import log
 from ._thread_stream import ThreadStream
 from ._worker import current_pool
 
@@ -176,10 +177,7 @@ async def send_parts(
                 # its own, and what follows there would run as if all had been sent.
                 scope.shield = True
                 scope.deadline = trio.current_time() + cleanup_seconds
-                try:
-                    await close_stream(response)
-                except Exception as error:  # noqa: BLE001 - raised or logged
-                    closed = outcome.Error(error)
+                closed = await _capture_closing(response)
             leaving.deadline = trio.current_time() + cleanup_seconds
             if isinstance(sent, outcome.Error):
                 raise sent.error
@@ -210,7 +208,8 @@ async def _raise_what_counts(
             # only what cancels this task still goes on.
             ended = await outcome.acapture(trio.lowlevel.checkpoint_if_cancelled)
         if isinstance(ended, outcome.Error) and isinstance(closed, outcome.Error):
-            logger.error("Error in the closing of a stream", exc_info=closed.error)
+            message = "Error in the closing of a stream"
+            log(logger, logging.ERROR, message, error=closed.error)
         ended.unwrap()
         closed.unwrap()
     finally:
@@ -237,6 +236,16 @@ async def close_stream(response: HttpResponseBase | None) -> None:
             if hasattr(content, "aclose"):
                 stack.push_async_callback(_close_content, content)
         forget_contents(response)
+
+
+async def _capture_closing(response: HttpResponseBase) -> outcome.Outcome[None]:
+    try:
+        await close_stream(response)
+    except BaseException as error:
+        if ends_more(error):
+            raise
+        return outcome.Error(error)
+    return outcome.Value(None)
 
 
 async def _close_content(content: Any) -> None:

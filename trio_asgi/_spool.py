@@ -10,6 +10,9 @@ from typing import IO, TYPE_CHECKING
 from django.conf import settings
 from django.core.exceptions import RequestAborted
 
+from . import conf
+from ._body_stream import BodyFile
+from ._offload import finish_in_thread
 from ._worker import current_pool
 
 if TYPE_CHECKING:
@@ -42,10 +45,24 @@ async def spool_body(receive: Receive) -> IO[bytes]:
                 break
             chunk, more_body = await _receive_chunk(receive)
     except BaseException:
-        file.close()
+        await close_body(file)
         raise
     file.seek(0)
     return file
+
+
+async def close_body(file: IO[bytes]) -> None:
+    """Close the file of a body, whatever is cancelled.
+
+    In a thread, if it is on disk: to free gigabytes there takes a while. After
+    ``CLEANUP_SECONDS`` that goes on alone.
+    """
+    if file.closed:
+        return
+    if isinstance(file, (io.BytesIO, BodyFile)) or not getattr(file, "_rolled", True):
+        file.close()
+    else:
+        await finish_in_thread(file.close, conf.get("CLEANUP_SECONDS"))
 
 
 async def _receive_chunk(receive: Receive) -> tuple[bytes, bool]:

@@ -22,6 +22,7 @@ import trio
 
 from ._beside import run_beside
 from ._carry import restore_context
+from ._errors import ends_more
 from ._hop import hop
 
 if TYPE_CHECKING:
@@ -170,7 +171,10 @@ class ThreadStream:
     async def _keep_pulling(self) -> None:
         try:
             await self._pull_all()
-        except Exception as error:  # noqa: BLE001 - raised after the parts before it
+        except BaseException as error:
+            if ends_more(error):
+                raise
+            # Raised after the parts before it.
             self._ended = outcome.Error(error)
         else:
             self._ended = outcome.Value(None)

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import trio
 from django.conf import settings
 from django.http import HttpResponse, HttpResponseServerError
 
-from ._errors import BodyTimeout, BodyTooLarge, leaves, raise_sole_error, reraise
+from . import conf
+from ._errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ends_more,
+    leaves,
+    reraise,
+    split_ending,
+)
+from ._offload import HeldLog, log
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
+    from typing import TypeAlias
 
     from django.http import HttpRequest, HttpResponseBase
+
+    from ._types import Receive, Scope, Send
+
+    #: A method of the handler's, for one request.
+    Handle: TypeAlias = Callable[[Any, Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("django.request")
 
@@ -47,36 +63,41 @@ class as_view_errors:  # noqa: N801 - a context manager
         traceback: TracebackType | None,
     ) -> None:
         """Raise what the error amounts to, if it is another one."""
-        if isinstance(error, asyncio.CancelledError):
-            message = _ASYNCIO_CANCELLED.format(self._path)
-            raise RuntimeError(message) from error  # noqa: TRY004 - not a wrong type
-        if isinstance(error, BaseExceptionGroup):
-            raise_from_group(error, self._path)
+        if not isinstance(error, (asyncio.CancelledError, BaseExceptionGroup)):
+            return
+        amount = _amount(error, self._path)
+        try:
+            if amount is not error:
+                reraise(amount)
+        finally:
+            # Their tracebacks hold this frame: leave no cycle behind.
+            del error, amount
 
 
-def raise_from_group(group: BaseExceptionGroup[Any], path: str) -> None:
-    """Raise what a group amounts to: the one error in it, if there is only one.
+def _amount(error: BaseException, path: str) -> BaseException:
+    """Return what an error amounts to: of a group the one in it, if there is only one.
 
-    Errors beside a cancellation are logged, and the cancellation raised. Several errors
-    are left in their group: a view's are answered with a 500 that shows them all.
+    Errors beside one that ends more than the request are logged, and that is returned.
+    Several errors are left in their group: a view's are answered with a 500 that shows
+    them all.
     """
-    cancelled, rest = group.split(trio.Cancelled)
-    try:
-        if cancelled is not None:
-            if rest is not None:
-                log_lost(rest, path)
-            reraise(leaves(cancelled)[0])
-        if group.split(asyncio.CancelledError)[0] is not None:
-            raise RuntimeError(_ASYNCIO_CANCELLED.format(path)) from group
-        raise_sole_error(group)
-        raise group
-    finally:
-        del group, cancelled, rest
+    ending, rest = split_ending(error)
+    if ending is not None:
+        if rest is not None:
+            log_lost(rest, path)
+        return ending
+    found = leaves(error)
+    if any(isinstance(leaf, asyncio.CancelledError) for leaf in found):
+        amount = RuntimeError(_ASYNCIO_CANCELLED.format(path))
+        amount.__cause__ = error
+        return amount
+    return found[0] if len(found) == 1 else error
 
 
 def log_lost(error: BaseException, path: str) -> None:
     """Log an error that cannot be answered any more."""
-    logger.error("Error in a request that was cancelled: %s", path, exc_info=error)
+    message = "Error in a request that was cancelled: %s"
+    log(logger, logging.ERROR, message, path, error=error)
 
 
 def server_error(
@@ -89,7 +110,8 @@ def server_error(
     """
     give_up_form(request)
     extra = {"status_code": 500, "request": request}
-    logger.error("Internal Server Error: %s", path, exc_info=error, extra=extra)
+    message = "Internal Server Error: %s"
+    log(logger, logging.ERROR, message, path, error=error, extra=extra)
     text = "".join(traceback.format_exception(error))
     return HttpResponseServerError(
         text if settings.DEBUG else "Internal Server Error", content_type="text/plain"
@@ -103,16 +125,18 @@ def give_up_form(request: HttpRequest | None) -> None:
         give_up()
 
 
-def refuse_body(error: BodyTooLarge | BodyTimeout, path: str) -> HttpResponseBase:
-    """Answer a body that was too large, or too slow, for its view to start."""
+def refuse_body(error: BaseException, path: str) -> HttpResponseBase:
+    """Answer a body that was too large, too slow or lost, for its view to start."""
     response = body_refusal(error)
-    assert response is not None
+    if response is None:
+        return server_error(error, path, None)
     extra = {"status_code": response.status_code, "request": None}
-    logger.warning("%s: %s", response.reason_phrase, path, extra=extra)
+    reason = response.reason_phrase
+    log(logger, logging.WARNING, "%s: %s", reason, path, extra=extra)
     return response
 
 
-def body_refusal(error: Exception) -> HttpResponseBase | None:
+def body_refusal(error: BaseException) -> HttpResponseBase | None:
     """Answer what the reading of a body has raised; None if it was something else.
 
     In Django's words, and its log says why.
@@ -124,10 +148,40 @@ def body_refusal(error: Exception) -> HttpResponseBase | None:
     return None
 
 
-def raise_to_server(group: BaseExceptionGroup[BaseException], path: str) -> None:
-    """Raise what a group amounts to, but no group: no server expects one."""
+def as_server_errors(handle: Handle) -> Handle:
+    """Let nothing leave a handler but what a server knows.
+
+    That is an `Exception`, in no group, or what `ends_more` than the request. What is
+    logged meanwhile is handled in a thread, before the server goes on.
+    """
+
+    @functools.wraps(handle)
+    async def wrapper(handler: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        async with HeldLog(cleanup_seconds):
+            try:
+                await handle(handler, scope, receive, send)
+            except BaseException as error:  # noqa: BLE001 - raised again
+                _raise_to_server(error, scope["path"])
+
+    return wrapper
+
+
+def cleanup_seconds() -> float:
+    """Return how long a request waits for what it leaves to threads at its end."""
+    seconds: float = conf.get("CLEANUP_SECONDS")
+    return seconds
+
+
+def _raise_to_server(error: BaseException, path: str) -> NoReturn:
+    amount = _amount(error, path)
     try:
-        raise_from_group(group, path)
-    except BaseExceptionGroup as several:
-        message = f"{len(leaves(several))} errors in the response to {path}"
-        raise RuntimeError(message) from several
+        if isinstance(amount, BaseExceptionGroup):
+            message = f"{len(leaves(amount))} errors in the response to {path}"
+        elif isinstance(amount, Exception) or ends_more(amount):
+            reraise(amount)
+        else:
+            message = f"{type(amount).__name__} in the response to {path}"
+        raise RuntimeError(message) from amount
+    finally:
+        # Their tracebacks hold this frame: leave no cycle behind.
+        del error, amount

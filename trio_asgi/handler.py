@@ -5,11 +5,9 @@ Read `ASGIHandler.handle`, which tells it from the first byte to the last.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import io
 import logging
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -26,21 +24,23 @@ from django.urls import set_script_prefix
 from . import _bridge, _call, _worker, conf
 from ._background import end_islands_and_threads, run_in_background
 from ._body_options import BodyOptions, options_for
-from ._errors import BodyTimeout, BodyTooLarge, ClientDisconnected
+from ._errors import ClientDisconnected, ends_more
 from ._exchange import Exchange
 from ._file_stream import LARGEST_BLOCK
 from ._files import sends_file
+from ._hop import hop
 from ._islands import asyncio_island, is_trio_island
 from ._lifespan import Lifespan
 from ._middleware import ChainHandler
+from ._offload import log, settle_log
 from ._receive import Receiver
 from ._request import ASGIRequest, path_info_of
 from ._request_body import open_streamed
 from ._response import close_stream, end_body, send_over_asgi
 from ._send import ResponseSender
 from ._signals import RequestSignals, join_transaction
-from ._spool import spool_body
-from ._view_errors import raise_to_server, refuse_body, server_error
+from ._spool import close_body, spool_body
+from ._view_errors import as_server_errors, refuse_body, server_error
 from ._websocket import refuse
 
 if TYPE_CHECKING:
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponseBase
 
     from ._types import Receive, Scope, Send
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
 
 logger = logging.getLogger("django.request")
 
@@ -175,6 +172,7 @@ class ASGIHandler(ChainHandler):
                 f"Django can only handle ASGI/HTTP connections, not {kind}."
             )
 
+    @as_server_errors
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
@@ -192,6 +190,8 @@ class ASGIHandler(ChainHandler):
 
         Raises:
             trio.Cancelled: the server has cancelled the request.
+            KeyboardInterrupt, SystemExit: only if the handler of a signal has raised
+                it. What the request's code raises counts as any other error.
             Exception: a stream failed, or a receiver of ``request_finished``.
         """
         await join_transaction()
@@ -201,7 +201,9 @@ class ASGIHandler(ChainHandler):
             body_file = await self._take_body(scope, receiver)
         except (ClientDisconnected, RequestAborted):
             return
-        except (BodyTimeout, BodyTooLarge) as error:
+        except BaseException as error:
+            if ends_more(error):
+                raise
             body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
         lease = _worker.current_pool().lease()
         outer_loop = _call.current_loop.set(lease)
@@ -221,11 +223,7 @@ class ASGIHandler(ChainHandler):
         receiver.on_disconnect = exchange.abort
 
         async def respond() -> None:
-            if refusal is not None:
-                await life.signals.start()
-                life.response = refusal
-            else:
-                await self._make_response(scope, body_file, life)
+            life.response = await self._make_response(scope, body_file, life, refusal)
             await self._send(life, exchange, sender)
             life.complete = True
 
@@ -233,8 +231,6 @@ class ASGIHandler(ChainHandler):
             await exchange.run(respond)
         except ClientDisconnected:
             pass
-        except BaseExceptionGroup as group:
-            raise_to_server(group, life.path)
         finally:
             lease.retire |= not life.complete
             try:
@@ -243,7 +239,7 @@ class ASGIHandler(ChainHandler):
                 # It refers to the exchange, which refers to it.
                 receiver.on_disconnect = None
                 _call.current_loop.reset(outer_loop)
-                body_file.close()
+                await close_body(body_file)
 
     async def _take_body(self, scope: Scope, receiver: Receiver) -> IO[bytes]:
         """Read the body, or only its beginning if the view starts before it is there.
@@ -266,25 +262,37 @@ class ASGIHandler(ChainHandler):
         return await self.read_body(receiver)
 
     async def _make_response(
-        self, scope: Scope, body_file: IO[bytes], life: _Life
-    ) -> None:
+        self,
+        scope: Scope,
+        body_file: IO[bytes],
+        life: _Life,
+        refusal: HttpResponseBase | None,
+    ) -> HttpResponseBase:
         """Make the request, and whatever answers it."""
         try:
+            if refusal is not None:
+                await life.signals.start()
+                return refusal
             set_script_prefix(get_script_prefix(scope))
             if not self._makes_plain_requests():
                 await life.signals.start()
-            request, error_response = self.create_request(scope, body_file)
+            make = functools.partial(self.create_request, scope, body_file)
+            # A query string that is not UTF-8 is logged there: not on the loop.
+            is_plain = scope.get("query_string", b"").isascii()
+            request, error_response = make() if is_plain else await hop(make)
             if request is None:
                 await life.signals.start()
-                life.response = error_response
-                return
+                assert error_response is not None
+                return error_response
             life.request = request
             request._signals = life.signals  # type: ignore[attr-defined]
-            life.response = await self.run_get_response(request)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
-            # Answered, and logged: also what asyncio's code in middleware raises.
+            return await self.run_get_response(request)
+        except BaseException as error:
+            if ends_more(error):
+                raise
+            # Hooks that would have cleaned up in the thread were skipped.
             life.lease.retire = True
-            life.response = server_error(error, life.path, life.request)
+            return server_error(error, life.path, life.request)
 
     def _makes_plain_requests(self) -> bool:
         """Whether nobody can tell that the request is made before ``request_started``.
@@ -353,7 +361,8 @@ class ASGIHandler(ChainHandler):
                         await signals.finish(response)
         finally:
             if lease.abandoned or lease.others_abandoned:
-                logger.error("Left sync code running that does not end: %s", life.path)
+                message = "Left sync code running that does not end: %s"
+                log(logger, logging.ERROR, message, life.path)
             end = functools.partial(signals.send_finished, response)
             lease.release(last=end if signals.pending else None)
 
@@ -361,8 +370,12 @@ class ASGIHandler(ChainHandler):
         """End a request whose client does not read; only the bytes wait on."""
         try:
             await self._end(life)
-        except Exception:
-            logger.exception("Error at the end of a request: %s", life.path)
+        except BaseException as error:
+            if ends_more(error):
+                raise
+            message = "Error at the end of a request: %s"
+            log(logger, logging.ERROR, message, life.path, error=error)
+        await settle_log()
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, which is in memory up to a size, as in Django.
