@@ -48,7 +48,8 @@ class FileStream(ThreadStream):
         """
         super().__init__(iter(()), make_bytes)
         self._file = file
-        self._read = _reader(file)
+        #: Reads a block. Made in the thread, for the file is asked whether it can seek.
+        self._read: Callable[[int], Any] | None = None
         self._left = size
         self._run = run
 
@@ -61,8 +62,9 @@ class FileStream(ThreadStream):
         Raises:
             EOFError: the file has become shorter than what was announced.
         """
+        read = self._read = self._read or _reader(self._file)
         while self._left != 0:
-            block = self._make_bytes(self._read(self._block_size()))
+            block = self._make_bytes(read(self._block_size()))
             self._note(block)
             if self._exhausted:
                 return

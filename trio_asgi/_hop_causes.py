@@ -153,7 +153,7 @@ def why_hook(
         if holds:
             return CONDITIONS[condition](request)
         return f"not as Django wrote it: {_changed(instance)} was replaced"
-    if hook in vars(cls).get("loop_safe_hooks", ()):
+    if hook in vars(cls).get("loop_safe_hooks", ()) and not holds:
         return f"{_changed(instance)} was replaced after it was loaded"
     return _why_not_declared(cls, hook)
 
@@ -163,6 +163,8 @@ def _why_not_declared(cls: type, hook: str) -> str:
         return "sync, and Django's own needs the thread here"
     if hook not in DECLARABLE:
         return "sync"
+    if hook in vars(cls).get("loop_safe_hooks", ()):
+        return "sync here, since the response's file is of a class of its own"
     if hook in getattr(cls, "loop_safe_hooks", ()):
         return "sync; loop_safe_hooks of a base class does not count"
     bases = [base for base in cls.__mro__ if hook in DJANGOS.get(name_of(base), {})]

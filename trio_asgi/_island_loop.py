@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ._errors import ends_more
 from ._native_calls import import_trio_asyncio
+from ._offload import call_in_thread_soon, log
 from ._worker import current_pool
 
 if TYPE_CHECKING:
@@ -58,9 +60,12 @@ class _Loop:
                         await loop.run_aio_coroutine(_cancel_other_tasks())
                     # What would begin now, nobody would cancel or wait for.
                     self.loop = None
-        except Exception:
+        except BaseException as error:
+            if ends_more(error):
+                raise
             # A system task that fails would end the run.
-            logger.exception("The loop of the asyncio islands has ended")
+            message = "The loop of the asyncio islands has ended"
+            log(logger, logging.ERROR, message, error=error)
         finally:
             self.loop = None
             self.is_open.set()
@@ -118,7 +123,8 @@ async def close_loop() -> None:
 
 def _log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Handle an error as asyncio's own loops do."""
-    asyncio.BaseEventLoop.default_exception_handler(loop, context)  # type: ignore[arg-type]
+    handle: Any = asyncio.BaseEventLoop.default_exception_handler
+    call_in_thread_soon(functools.partial(handle, loop, context))
 
 
 def _let_nothing_end(loop: Any) -> None:
@@ -135,8 +141,9 @@ def _let_nothing_end(loop: Any) -> None:
             await main_loop_one(*args, **kwargs)
         except TrioAsyncioExit:  # its own way to stop
             raise
-        except (SystemExit, KeyboardInterrupt):
-            logger.exception("A task of asyncio would have ended its loop")
+        except (SystemExit, KeyboardInterrupt) as error:
+            message = "A task of asyncio would have ended its loop"
+            log(logger, logging.ERROR, message, error=error)
 
     loop._main_loop_one = guarded
 

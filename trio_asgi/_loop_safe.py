@@ -273,7 +273,8 @@ def _conditions(cls: type) -> Mapping[str, Condition]:
             f"{name}.loop_safe_hooks must be a tuple of some of {DECLARABLE}, "
             f"not {declared!r}."
         )
-    return dict.fromkeys(declared, _always)
+    # Our own may need a thread for some requests.
+    return dict.fromkeys(declared, vars(cls).get("_is_loop_safe", _always))
 
 
 # Whether code is what it was

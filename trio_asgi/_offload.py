@@ -150,10 +150,21 @@ def log(
     held = _held.get()
     if held is not None and held.is_open:
         held.add(handle)
+    else:
+        call_in_thread_soon(handle)
+
+
+def call_in_thread_soon(fn: Callable[[], object]) -> None:
+    """Have ``fn()`` called in a worker thread, if this is the loop. Any thread.
+
+    At the end of the run that is waited for.
+    """
+    call = functools.partial(_handle, fn)
+    if not in_trio_run():
+        call()
         return
-    handle = functools.partial(_handle, handle)
     seconds = current_pool().shutdown_seconds
     try:
-        trio.lowlevel.spawn_system_task(finish_in_thread, handle, seconds)
+        trio.lowlevel.spawn_system_task(finish_in_thread, call, seconds)
     except RuntimeError:  # the run is at its end, and nobody is there to be stopped
-        handle()
+        call()

@@ -41,7 +41,13 @@ from django.utils.log import log_response
 from ._hop import hop, note_unfinished, retire_thread, was_left
 from ._islands import is_asyncio_island
 from ._response import iterate_in_island
-from ._view_errors import as_view_errors, body_refusal, give_up_form, log_lost
+from ._view_errors import (
+    answer_to_nobody,
+    as_view_errors,
+    body_refusal,
+    give_up_form,
+    log_lost,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -207,8 +213,10 @@ class Passage:
         except Exception as error:  # noqa: BLE001 - Django answers it
             yield from self._take_to_thread(error, request)
             give_up_form(request)
-            response = body_refusal(error) or exception.response_for_exception(
-                request, error
+            response = (
+                body_refusal(error)
+                or answer_to_nobody(error, request)
+                or exception.response_for_exception(request, error)
             )
         return response
 

@@ -28,6 +28,7 @@ from ._carry import with_locals
 from ._connections import keep_connections, tidy_up
 from ._files import is_plain, sends_file
 from ._hop import hop
+from ._view_errors import guard_closers
 from ._worker import current_pool
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class RequestSignals:
                 else:
                     # Django sends the signal from there.
                     response._handler_class = self._sender  # type: ignore[attr-defined]
+                    guard_closers(response)
                     response.close()
         finally:
             if not self._lease.borrowed:

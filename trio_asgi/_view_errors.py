@@ -10,7 +10,11 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from django.conf import settings
-from django.http import HttpResponse, HttpResponseServerError
+from django.http import (
+    HttpResponse,
+    HttpResponseServerError,
+    UnreadablePostError,
+)
 
 from . import conf
 from ._errors import (
@@ -146,6 +150,41 @@ def body_refusal(error: BaseException) -> HttpResponseBase | None:
     if isinstance(error, BodyTimeout):
         return HttpResponse("408 Request timeout", status=408)
     return None
+
+
+def answer_to_nobody(error: Exception, request: Any) -> HttpResponseBase | None:
+    """Answer sync code that has read a body whose client has left; else None.
+
+    It is cancelled, as async code is, but has to be told by an error. That is no error
+    of the site's: nothing is logged, as nothing is if a client leaves before the view.
+    """
+    receiver = getattr(request, "_receiver", None)
+    if not isinstance(error, UnreadablePostError) or not (
+        receiver is not None and receiver.disconnected
+    ):
+        return None
+    response = HttpResponse(status=400)
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
+
+
+def guard_closers(response: Any) -> None:
+    """Let ``response.close()`` come to its end, whatever one of the closers raises.
+
+    Django goes on after an `Exception`, which it ignores. Anything else would skip the
+    other closers, and the signal. Worker thread.
+    """
+
+    def guarded(closer: Callable[[], object]) -> None:
+        try:
+            closer()
+        except Exception:
+            raise
+        except BaseException:
+            logger.exception("Error in the closing of a response: %r", closer)
+
+    closers = response._resource_closers
+    closers[:] = [functools.partial(guarded, closer) for closer in closers]
 
 
 def as_server_errors(handle: Handle) -> Handle:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from django.utils.deprecation import MiddlewareMixin
 
+from ._files import is_plain
 from .ranges import apply_range
 
 if TYPE_CHECKING:
@@ -25,5 +26,11 @@ class RangeMiddleware(MiddlewareMixin):
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
-        """Give the request the parts that it asks for. Needs no thread."""
+        """Give the request the parts that it asks for. Needs no thread for a file."""
         return apply_range(request, response)
+
+    def _is_loop_safe(self, _: HttpRequest, response: HttpResponseBase) -> bool:
+        # A file of somebody's own class may do anything when it is asked if it can
+        # seek, or where it stands: connect to a storage elsewhere, for example.
+        file = getattr(response, "file_to_stream", None)
+        return file is None or is_plain(file)

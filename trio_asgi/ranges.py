@@ -47,7 +47,8 @@ def apply_range(request: HttpRequest, response: Response) -> Response:
     What remains says that it can be asked for parts, and is not compressed by
     middleware further out: nobody could put such parts together.
 
-    Does no I/O but to ask the file for its position, so it may be called on the loop.
+    Does no I/O but to ask the file whether it can seek, and for its position, so it may
+    be called on the loop, unless the file is of a class that waits for something then.
     The file is read when the response is sent, and closed with it.
 
     Args:
