@@ -24,8 +24,10 @@ from django.http import (
 from django.test import override_settings
 from django.urls import path
 from django.utils.decorators import method_decorator
+from django.utils.deprecation import MiddlewareMixin
 from django.views import View
 
+from hop_support import path_of
 from support import (
     Answer,
     SignalLog,
@@ -731,6 +733,73 @@ async def test_a_disconnect_while_sync_code_reads(how: str, log: SignalLog) -> N
         assert await communicator.receive_nothing()
     assert told == ["told"]
     assert log.names == ["started", "finished"]
+
+
+@pytest.mark.parametrize("where", ["view", "hook", "stream", "any thread", "nursery"])
+@pytest.mark.parametrize("how", ["read", "body", "POST"])
+async def test_a_disconnect_is_no_error_of_sync_code(
+    how: str, where: str, log: SignalLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What does not catch Django's error has not failed: nothing is logged."""
+    reading = trio.Event()
+
+    def read(request: ASGIRequest) -> None:
+        trio.from_thread.run_sync(reading.set)
+        value: Any = getattr(request, how)
+        value()
+        raise AssertionError("the body did not end")
+
+    class Middleware(MiddlewareMixin):
+        def process_request(self, request: ASGIRequest) -> None:
+            """Read in a hook."""
+            if where == "hook":
+                read(request)
+
+    def parts(request: ASGIRequest) -> Iterator[bytes]:
+        yield b""
+        read(request)
+
+    @stream_body
+    def view(request: ASGIRequest) -> Any:
+        if where == "stream":
+            return StreamingHttpResponse(parts(request))
+        read(request)
+        return None
+
+    @stream_body
+    async def async_view(request: ASGIRequest) -> None:
+        async with trio.open_nursery() as nursery:
+            if where == "nursery":
+                nursery.start_soon(trio.sleep_forever)
+            await sync_to_async(read, thread_sensitive=False)(request)
+
+    length = (b"content-length", b"1000")
+    app = application(
+        path("", async_view if where in ("any thread", "nursery") else view),
+        middleware=[path_of(Middleware)],
+    )
+    async with uploading(app, MULTIPART, length) as communicator:
+        await communicator.send_input(body(FORM[:50]))
+        await reading.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await communicator.send_input(DISCONNECT)
+        await communicator.wait()
+    assert log.names == ["started", "finished"]
+    assert caplog.records == []
+
+
+async def test_an_upload_that_cannot_be_read_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Django's error is one of the site's if its client is still there."""
+
+    @stream_body
+    def view(request: ASGIRequest) -> None:
+        raise UnreadablePostError("somebody else's upload")
+
+    answer = await upload(application(path("", view)))
+    assert answer.status == 500
+    assert "somebody else's upload" in caplog.text
 
 
 # Sync code reads

@@ -215,7 +215,7 @@ class Passage:
             give_up_form(request)
             response = (
                 body_refusal(error)
-                or answer_to_nobody(error, request)
+                or answer_to_nobody(error)
                 or exception.response_for_exception(request, error)
             )
         return response

@@ -18,6 +18,7 @@ from django.http import (
 
 from . import conf
 from ._errors import (
+    LEFT_EARLY,
     BodyTimeout,
     BodyTooLarge,
     ends_more,
@@ -99,9 +100,15 @@ def _amount(error: BaseException, path: str) -> BaseException:
 
 
 def log_lost(error: BaseException, path: str) -> None:
-    """Log an error that cannot be answered any more."""
-    message = "Error in a request that was cancelled: %s"
-    log(logger, logging.ERROR, message, path, error=error)
+    """Log an error that cannot be answered any more, unless it says just that."""
+    rest: BaseException | None = error
+    if isinstance(error, BaseExceptionGroup):
+        rest = error.split(_tells_of_leaver)[1]
+    elif _tells_of_leaver(error):
+        return
+    if rest is not None:
+        message = "Error in a request that was cancelled: %s"
+        log(logger, logging.ERROR, message, path, error=rest)
 
 
 def server_error(
@@ -152,20 +159,21 @@ def body_refusal(error: BaseException) -> HttpResponseBase | None:
     return None
 
 
-def answer_to_nobody(error: Exception, request: Any) -> HttpResponseBase | None:
+def answer_to_nobody(error: Exception) -> HttpResponseBase | None:
     """Answer sync code that has read a body whose client has left; else None.
 
     It is cancelled, as async code is, but has to be told by an error. That is no error
     of the site's: nothing is logged, as nothing is if a client leaves before the view.
     """
-    receiver = getattr(request, "_receiver", None)
-    if not isinstance(error, UnreadablePostError) or not (
-        receiver is not None and receiver.disconnected
-    ):
+    if not _tells_of_leaver(error):
         return None
     response = HttpResponse(status=400)
     response._has_been_logged = True  # type: ignore[attr-defined]
     return response
+
+
+def _tells_of_leaver(error: BaseException) -> bool:
+    return isinstance(error, UnreadablePostError) and error.args == (LEFT_EARLY,)
 
 
 def guard_closers(response: Any) -> None:
