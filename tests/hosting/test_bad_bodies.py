@@ -46,6 +46,32 @@ def test_a_stream_that_fails_midway(server: Server, path: str, message: str) -> 
     assert server.log.count(message) == before + 1
 
 
+@pytest.mark.parametrize("where", ["view", "sync", "async"])
+@pytest.mark.parametrize(
+    "error",
+    ["GeneratorExit", "CancelledError", "SystemExit", "KeyboardInterrupt", "Panic"],
+)
+def test_errors_that_are_no_exceptions(server: Server, where: str, error: str) -> None:
+    """They end the response, and neither the server nor its worker."""
+    identity = server.new_id()
+    before = server.log.count("Traceback")
+    with server.connect() as connection:
+        connection.send_request(
+            f"/odd/errors/{where}/{error}/?id={identity}", "Connection: close"
+        )
+        received = connection.read_to_end()
+    if where == "view":
+        assert received.startswith(b"HTTP/1.1 500 ")
+    else:
+        assert b"first part" in received
+        assert not received.endswith(b"0\r\n\r\n")
+    assert_it_goes_on(server, identity)
+    # That of what the server was given, and that of its cause.
+    tracebacks = server.log.count("Traceback") - before
+    assert tracebacks in (1, 2)
+    server.tracebacks += tracebacks
+
+
 def test_parts_that_are_no_bytes(server: Server) -> None:
     """They are made bytes of, as Django does it: text, numbers, None."""
     body = server.get(f"/odd/parts/?id={server.new_id()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,33 @@ def odd_parts(request: HttpRequest) -> StreamingHttpResponse:
     """Stream what is no bytes."""
     parts: list[Any] = ["t\xe9a ", 42, None, memoryview(b" view")]
     return StreamingHttpResponse(parts)
+
+
+_ODD = {
+    "GeneratorExit": GeneratorExit,
+    "CancelledError": asyncio.CancelledError,
+    "SystemExit": SystemExit,
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "Panic": type("Panic", (BaseException,), {}),
+}
+
+
+async def odd_errors(
+    request: HttpRequest, where: str, kind: str
+) -> StreamingHttpResponse:
+    """Raise what is no Exception, in the view or in its stream."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"first part"
+        raise _ODD[kind]("the odd kettle")
+
+    def sync_parts() -> Iterator[bytes]:
+        yield b"first part"
+        raise _ODD[kind]("the odd kettle")
+
+    if where == "view":
+        raise _ODD[kind]("the odd kettle")
+    return StreamingHttpResponse(sync_parts() if where == "sync" else parts())
 
 
 def no_parts(request: HttpRequest) -> StreamingHttpResponse:

@@ -43,6 +43,7 @@ urlpatterns = [
     path("failing/", bad_views.failing),
     path("sync/failing/", bad_views.sync_failing),
     path("odd/parts/", bad_views.odd_parts),
+    path("odd/errors/<str:where>/<str:kind>/", bad_views.odd_errors),
     path("no/parts/", bad_views.no_parts),
     path("shrinking/file/", bad_views.shrinking_file),
     path("vanishing/file/", bad_views.vanishing_file),
