@@ -7,7 +7,6 @@ whatever its middleware or its signals had begun in the thread was ended too.
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +17,11 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 from django.utils.decorators import async_only_middleware
 from django.utils.deprecation import MiddlewareMixin
-from trio.testing import wait_all_tasks_blocked
 
 from support import application, http_scope, request
 from thread_support import assert_at_rest, join
 from trio_asgi import ASGIHandler, release_thread
-from trio_asgi._worker import current_pool
+from trio_asgi._worker import Lease, current_pool
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
@@ -104,7 +102,7 @@ def sync_sees(request: HttpRequest) -> HttpResponse:
     return HttpResponse(tenant())
 
 
-async def threads_that_idle() -> int:
+async def wait_ended() -> int:
     """Wait for the threads that end; return how many serve the next request."""
     pool = current_pool()
     for worker in list(pool.workers):
@@ -114,11 +112,13 @@ async def threads_that_idle() -> int:
     return len(pool._idle)
 
 
-async def assert_nothing_left(app: ASGIHandler) -> None:
-    """Check that the next requests find no tenant."""
-    assert await threads_that_idle() == 0
-    for url in ("/sees/", "/sync_sees/"):
-        assert (await request(app, url)).body == b"None"
+async def assert_nothing_left() -> None:
+    """Check that there is no tenant in any thread that serves the next request."""
+    leases = [Lease(current_pool()) for _ in range(await wait_ended())]
+    for lease in leases:
+        assert await lease.run_sync(tenant) == "None"
+    for lease in leases:
+        lease.release()
 
 
 def app_of(*views: Any, middleware: tuple[str, ...] = (HOOKS,)) -> ASGIHandler:
@@ -150,7 +150,7 @@ async def test_a_request_that_is_cancelled(
     """The hooks that would clean up are skipped, so the thread serves no other."""
     app = app_of(view, middleware=(middleware,))
     await cut_short_by(by, app, f"/{view.__name__}/")
-    await assert_nothing_left(app)
+    await assert_nothing_left()
 
 
 @async_only_middleware
@@ -181,10 +181,7 @@ async def test_a_deadline_in_middleware(view: Callable[..., Any]) -> None:
     answer = await request(app, f"/{view.__name__}/", query_string=b"tenant=secret")
     assert answer.status == 503
     waiting.set()
-    assert await threads_that_idle() == 0
-    app = app_of()
-    for url in ("/sees/", "/sync_sees/"):
-        assert (await request(app, url)).body == b"None"
+    await assert_nothing_left()
 
 
 async def test_a_stream_that_is_cut_off() -> None:
@@ -211,7 +208,7 @@ async def test_a_stream_that_is_cut_off() -> None:
 
     app = app_of(async_stream)
     await cut_short_by("client", app, "/async_stream/")
-    await assert_nothing_left(app)
+    await assert_nothing_left()
 
     # The server takes the first part when the client leaves.
     app = app_of(stream)
@@ -231,11 +228,10 @@ async def test_a_stream_that_is_cut_off() -> None:
     asked: list[str] = []
     sending = trio.Event()
     await app(http_scope("/stream/"), receive, send)
-    await assert_nothing_left(app)
+    await assert_nothing_left()
 
 
-@pytest.mark.parametrize("signal", [request_started, request_finished])
-async def test_a_receiver_that_fails(signal: Any) -> None:
+async def test_a_receiver_that_fails() -> None:
     """Those behind it were not called, which would have cleaned up."""
 
     def put(**kwargs: Any) -> None:
@@ -247,28 +243,33 @@ async def test_a_receiver_that_fails(signal: Any) -> None:
     def take(**kwargs: Any) -> None:
         vars(local).clear()
 
-    app = app_of()
+    app = app_of(middleware=())
     request_started.connect(put)
-    signal.connect(fail)
+    request_finished.connect(fail)
     request_finished.connect(take)
-    raises = signal is request_finished
     try:
-        with pytest.raises(ValueError, match="a receiver") if raises else nullcontext():
+        with pytest.raises(ValueError, match="a receiver"):
             await request(app, "/sync_sees/")
     finally:
         request_started.disconnect(put)
-        signal.disconnect(fail)
+        request_finished.disconnect(fail)
         request_finished.disconnect(take)
-    await assert_nothing_left(app)
+    await assert_nothing_left()
 
 
 @pytest.mark.parametrize("by", ["error", "shutdown"])
 async def test_a_background_task_that_does_not_end_by_itself(by: str) -> None:
     """It may have left something in its thread, too."""
     app = app_of()
+    threads = []
+
+    def put() -> None:
+        local.tenant = "secret"
+        threads.append(threading.current_thread())
 
     async def task() -> None:
-        await sync_to_async(setattr)(local, "tenant", "secret")
+        await sync_to_async(put)()
+        waiting.set()
         if by == "error":
             raise ValueError("a task")
         await trio.sleep_forever()
@@ -278,11 +279,11 @@ async def test_a_background_task_that_does_not_end_by_itself(by: str) -> None:
         await server.send_input({"type": "lifespan.startup"})
         await server.receive_output()
         app.start_soon(task)
-        await wait_all_tasks_blocked(0.01)
+        await waiting.wait()
         if by == "error":
-            await assert_nothing_left(app)
-    assert_at_rest(current_pool())
-    assert (await request(app, "/sync_sees/")).body == b"None"
+            await join(threads[0])
+    await join(threads[0])
+    await assert_nothing_left()
 
 
 @pytest.mark.parametrize("middleware", [HOOKS, VIEW_HOOK])
@@ -296,7 +297,7 @@ async def test_a_thread_that_is_released_below_middleware(middleware: str) -> No
     app = app_of(releases, middleware=(middleware,))
     answer = await request(app, "/releases/", query_string=b"tenant=secret")
     assert answer.body == b"None"
-    assert await threads_that_idle() == 1
+    assert await wait_ended() == 1
 
 
 async def test_a_thread_that_is_released_below_receivers() -> None:
@@ -322,4 +323,4 @@ async def test_a_request_that_runs_to_its_end(middleware: tuple[str, ...]) -> No
     app = app_of(middleware=middleware)
     for url in ("/sees/", "/sync_sees/") * 2:
         assert (await request(app, url)).body == b"None"
-        assert await threads_that_idle() == 1
+        assert await wait_ended() == 1
