@@ -28,6 +28,7 @@ from django.http import StreamingHttpResponse
 from . import (
     _async_to_sync,
     _asyncio_calls,
+    _carry,
     _contents,
     _native_calls,
     _sync_to_async,
@@ -146,6 +147,10 @@ def _patches() -> list[Patch]:
         Patch(AsyncToSync, "__call__", _async_to_sync.patch_call, asgirefs),
         Patch(ThreadSensitiveContext, "__aenter__", calls.patch_aenter, asgirefs),
         Patch(ThreadSensitiveContext, "__aexit__", calls.patch_aexit, asgirefs),
+        # For loops of asyncio's that asgiref starts below sync code of a request.
+        Patch(
+            asgiref.sync, "_restore_context", lambda _: _carry.restore_context, asgirefs
+        ),
         Patch(asgiref.local, "asyncio", calls.AsyncioForLocal, _is_asyncio),
         # What `async_unsafe` asks whether a loop runs in this thread.
         Patch(

@@ -1,0 +1,217 @@
+"""What goes with a call between loop and thread: the values of context variables."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from asgiref.local import Local
+from asgiref.sync import async_to_sync, sync_to_async
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.urls import path
+from django.utils.functional import SimpleLazyObject
+
+from support import application, request
+from trio_asgi import EventStream, asyncio_island
+from trio_asgi._carry import restore_context, without_locals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from django.http import HttpResponseBase
+
+kept: contextvars.ContextVar[Any] = contextvars.ContextVar("kept")
+local = Local()
+
+
+class Untouchable:
+    """A value that fails whoever compares it, or asks what it is."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared")
+
+    def __ne__(self, other: object) -> bool:
+        raise AssertionError("compared")
+
+    def __bool__(self) -> bool:
+        raise AssertionError("asked for its truth")
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise AssertionError("asked for its class")
+
+
+def never() -> Any:
+    """Fail, instead of asking the database for a user."""
+    pytest.fail("a lazy object was evaluated", pytrace=False)
+
+
+#: Two objects for each way to be lazy: the second takes the place of the first.
+VALUES: list[Callable[[], Any]] = [
+    Untouchable,
+    functools.partial(SimpleLazyObject, never),
+]
+
+
+def keep_lazily(get_response: Any, make: Callable[[], Any]) -> Any:
+    """Be sync middleware that keeps something of the request in a variable."""
+
+    def middleware(request: HttpRequest) -> Any:
+        replace(make)
+        return get_response(request)
+
+    return middleware
+
+
+def keep_untouchable(get_response: Any) -> Any:
+    """Keep what must not be touched."""
+    return keep_lazily(get_response, VALUES[0])
+
+
+def keep_lazy(get_response: Any) -> Any:
+    """Keep a lazy object of Django's."""
+    return keep_lazily(get_response, VALUES[1])
+
+
+def replace(make: Callable[[], Any]) -> None:
+    """Put other values in the place of those that are kept."""
+    kept.set(make())
+    local.kept = make()
+
+
+async def async_view(request: HttpRequest) -> HttpResponse:
+    """Call sync code that changes the values, and code above that does."""
+    make = type(kept.get()) if type(kept.get()) is Untouchable else VALUES[1]
+    await sync_to_async(replace)(make)
+    await sync_to_async(replace, thread_sensitive=False)(make)
+    await sync_to_async(async_to_sync(sync_to_async(replace)))(make)
+    return HttpResponse("answered")
+
+
+@asyncio_island
+async def island_view(request: HttpRequest) -> HttpResponse:
+    """Do the same in code of asyncio."""
+    await asyncio.sleep(0)
+    return await async_view(request)
+
+
+def sync_view(request: HttpRequest) -> HttpResponse:
+    """Do the same below sync code, also in a loop that asgiref starts for it."""
+    async_to_sync(nothing, force_new_loop=True)()
+    response: HttpResponse = async_to_sync(async_view)(request)
+    return response
+
+
+async def nothing() -> None:
+    """Be run in a loop of asyncio's."""
+
+
+async def streaming_view(request: HttpRequest) -> HttpResponseBase:
+    """Do the same in a stream."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield (await async_view(request)).content
+
+    return StreamingHttpResponse(parts())
+
+
+async def event_view(request: HttpRequest) -> HttpResponseBase:
+    """Do the same in a task of events."""
+
+    async def events() -> AsyncIterator[str]:
+        yield (await async_view(request)).content.decode()
+
+    return EventStream(events())
+
+
+def streaming_sync_view(request: HttpRequest) -> HttpResponseBase:
+    """Change the values in sync content."""
+
+    def parts() -> Iterator[str]:
+        replace(Untouchable)
+        yield "answered"
+
+    return StreamingHttpResponse(parts())
+
+
+@pytest.mark.parametrize("middleware", ["keep_untouchable", "keep_lazy"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        async_view,
+        island_view,
+        sync_view,
+        streaming_view,
+        event_view,
+        streaming_sync_view,
+    ],
+    ids=lambda view: view.__name__,
+)
+async def test_no_value_of_a_context_variable_is_touched(
+    view: Any, middleware: str
+) -> None:
+    """A user that middleware has kept is not looked up: not on the loop, nor at all."""
+    app = application(path("", view), middleware=[f"{__name__}.{middleware}"])
+    answer = await request(app)
+    assert answer.status == 200
+    assert b"answered" in answer.body
+
+
+async def test_changed_values_come_back() -> None:
+    """What sync code has set is set afterwards, though it equals what was there."""
+    before, after = [1], [1]
+    kept.set(before)
+    local.kept = before
+
+    def change() -> None:
+        assert kept.get() is before
+        assert local.kept is before
+        kept.set(after)
+        local.kept = after
+
+    await sync_to_async(change)()
+    assert kept.get() is after
+    assert local.kept is after
+
+
+def test_the_data_of_a_local_is_moved_to_the_running_thread() -> None:
+    """It can be seen there, and the copy belongs to that thread alone."""
+
+    def set_values() -> None:
+        kept.set("kept")
+        local.kept = "local"
+
+    def see() -> tuple[str, str]:
+        restore_context(context)
+        return kept.get(), local.kept
+
+    context = contextvars.Context()
+    context.run(set_values)
+    seen: list[Any] = []
+    thread = threading.Thread(target=lambda: seen.append(see()))
+    thread.start()
+    thread.join()
+    assert seen == [("kept", "local")]
+    assert context.run(lambda: local.kept) == "local"
+
+
+def test_a_context_without_locals() -> None:
+    """It has the values of all other variables, and changes none of them."""
+
+    def set_values() -> None:
+        kept.set("kept")
+        local.kept = "local"
+
+    def see() -> tuple[str, bool]:
+        return kept.get(), hasattr(local, "kept")
+
+    context = contextvars.Context()
+    context.run(set_values)
+    assert without_locals(context).run(see) == ("kept", False)
+    assert context.run(see) == ("kept", True)
