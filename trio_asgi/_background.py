@@ -1,28 +1,95 @@
-"""What lives on between requests: background tasks, and what the last one ends."""
+"""What lives on between requests: background tasks, and what the last one ends.
+
+A background task runs beside the request that has started it, with its own thread. So
+they share nothing that belongs to a thread. A `Local` is a thread-local in sync code:
+what is kept in one, such as a cache with its connection, must not be used by two
+threads at a time. And a request that ends must not close the caches of its task.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
+from django.core.cache import close_caches
+from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
+from django.utils import timezone, translation
+
 from . import _call, _worker
+from ._carry import restore_context, with_locals, without_locals
 from ._connections import tidy_up
 from ._errors import reraise, split_ending
-from ._island_loop import close_loop
+from ._island_loop import below_asyncio, close_loop
 from ._offload import HeldLog, log
-from ._signals import join_transaction
+from ._signals import has_caches_to_close, join_transaction
 from ._view_errors import cleanup_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ._lifespan import Lifespan
+
 logger = logging.getLogger("trio_asgi")
 
 
-async def run_in_background(
+def start_in_background(
+    lifespan: Lifespan,
+    async_fn: Callable[..., Awaitable[Any]],
+    args: tuple[Any, ...],
+    name: object,
+) -> None:
+    """Start a task of `ASGIHandler.start_soon`.
+
+    Raises:
+        RuntimeError: outside the server's lifespan.
+    """
+    _task_context().run(
+        lifespan.start_soon, _run_in_background, async_fn, args, name=name
+    )
+
+
+def _task_context() -> contextvars.Context:
+    """Return the context for a task that is started here.
+
+    The values of context variables come along, as in a nursery, but no `Local` does,
+    except for four of Django's that say nothing of a thread: language, time zone,
+    URLconf and script prefix.
+    """
+    caller = contextvars.copy_context()
+    context = without_locals(caller)
+    # A `Local` of sync code, which may start tasks by way of `trio.from_thread`, shows
+    # nothing in this thread before that.
+    caller.run(restore_context, caller)
+    context.run(
+        _activate,
+        language=caller.run(translation.get_language),
+        zone=caller.run(timezone.get_current_timezone),
+        urlconf=caller.run(get_urlconf),
+        prefix=caller.run(get_script_prefix),
+    )
+    return context
+
+
+def _activate(language: str | None, zone: Any, urlconf: Any, prefix: str) -> None:
+    """Make these the current ones. None of them is loaded: they were in use."""
+    if language is None:
+        translation.deactivate_all()
+    elif language != settings.LANGUAGE_CODE:
+        translation.activate(language)
+    if zone is not timezone.get_default_timezone():
+        timezone.activate(zone)
+    set_urlconf(urlconf)
+    set_script_prefix(prefix)
+    # It is a task of Trio's, whoever starts it.
+    below_asyncio.set(False)
+
+
+async def _run_in_background(
     async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
 ) -> None:
-    """Run a task of `ASGIHandler.start_soon`, with a thread of its own."""
+    """Be the task, in a context of `_task_context`, with a thread of its own."""
     await join_transaction()
     lease = _worker.current_pool().lease()
     if not lease.borrowed:
@@ -46,8 +113,21 @@ async def run_in_background(
                 # Their tracebacks hold this frame: leave no cycle behind.
                 del ending, failure
         finally:
-            # What the end of a request does for the thread that goes back.
-            lease.release(last=tidy_up if lease.has_thread else None)
+            # What the end of a request does, for the caches and for the thread.
+            last: Callable[[], object] | None = None
+            if lease.has_thread:
+                last = with_locals(_end)
+            elif has_caches_to_close():
+                last = with_locals(close_caches)
+            lease.release(last=last)
+
+
+def _end() -> None:
+    """Close the task's caches, and leave a tidy thread. Worker thread."""
+    try:
+        close_caches()
+    finally:
+        tidy_up()
 
 
 async def end_islands_and_threads() -> None:

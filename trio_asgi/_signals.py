@@ -180,7 +180,7 @@ class RequestSignals:
                 or not (self._lease.has_thread or self._lease.borrowed)
             )
             and _djangos_of_finish.are_alone()
-            and not _has_caches_to_close()
+            and not has_caches_to_close()
         )
 
 
@@ -274,13 +274,25 @@ def _closes_a_file(response: HttpResponseBase) -> bool:
     )
 
 
-def _has_caches_to_close() -> bool:
+def has_caches_to_close() -> bool:
     """Whether this request has used a cache that has to be closed; most have not."""
     used = caches._connections  # type: ignore[attr-defined]
     return any(
         hasattr(used, alias) and type(getattr(used, alias)).close is not _CACHE_CLOSE
         for alias in caches.settings
     )
+
+
+def disown_caches() -> None:
+    """Close the caches that were used here, and have no request inherit them.
+
+    A server's tasks have the context in which the server was started. A cache that was
+    used at start-up would be the same one for all requests, in many threads at a time.
+    """
+    close_caches()
+    for alias in caches.settings:
+        if hasattr(caches._connections, alias):  # type: ignore[attr-defined]
+            del caches[alias]
 
 
 def _close_on_loop(response: HttpResponseBase) -> None:

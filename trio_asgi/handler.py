@@ -22,8 +22,9 @@ from django.http import HttpResponse
 from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
-from ._background import end_islands_and_threads, run_in_background
+from ._background import end_islands_and_threads, start_in_background
 from ._body_options import BodyOptions, options_for
+from ._carry import with_locals
 from ._errors import ClientDisconnected, ends_more
 from ._exchange import Exchange
 from ._file_stream import LARGEST_BLOCK
@@ -38,7 +39,7 @@ from ._request import ASGIRequest, path_info_of
 from ._request_body import open_streamed
 from ._response import close_stream, end_body, send_over_asgi
 from ._send import ResponseSender
-from ._signals import RequestSignals, join_transaction
+from ._signals import RequestSignals, disown_caches, join_transaction
 from ._spool import close_body, spool_body
 from ._view_errors import as_server_errors, refuse_body, server_error
 from ._websocket import refuse
@@ -111,6 +112,7 @@ class ASGIHandler(ChainHandler):
         conf.configure()
         _bridge.install(new_loops=conf.get("NEW_LOOPS"))
         super().__init__()
+        disown_caches()
         self._lifespan = Lifespan(
             self.lifespan,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
@@ -135,16 +137,18 @@ class ASGIHandler(ChainHandler):
     ) -> None:
         """Start a task that may outlive the request, as `trio.Nursery.start_soon`.
 
-        The task has a thread of its own for its sync code. If it fails, that is logged,
-        and harms no other task. At shutdown it may run on for
-        ``TRIO_ASGI["SHUTDOWN_SECONDS"]``, then it is cancelled.
+        The task has a thread of its own for its sync code, and caches of its own. The
+        values of context variables come along; what is kept in a `Local` of asgiref's
+        or in a `threading.local` does not, except for the language, the time zone, the
+        URLconf and the script prefix: pass the rest as arguments.
+
+        If the task fails, that is logged, and harms no other task. At shutdown it may
+        run on for ``TRIO_ASGI["SHUTDOWN_SECONDS"]``, then it is cancelled.
 
         Raises:
             RuntimeError: outside the server's lifespan, which is where such tasks live.
         """
-        self._lifespan.start_soon(
-            run_in_background, async_fn, args, name=name or async_fn
-        )
+        start_in_background(self._lifespan, async_fn, args, name or async_fn)
 
     # The life of a request
 
@@ -363,7 +367,7 @@ class ASGIHandler(ChainHandler):
             if lease.abandoned or lease.others_abandoned:
                 message = "Left sync code running that does not end: %s"
                 log(logger, logging.ERROR, message, life.path)
-            end = functools.partial(signals.send_finished, response)
+            end = with_locals(functools.partial(signals.send_finished, response))
             lease.release(last=end if signals.pending else None)
 
     async def _end_early(self, life: _Life) -> None:
