@@ -17,7 +17,7 @@ PACKAGE = Path(trio_asgi.__file__).parent
 #: A module imports only from modules above it; what stands in one line is a layer.
 LAYERS = [
     "_types",
-    "_errors",
+    "_as_written _errors",
     # Trio only: no Django, no asgiref
     "_beside _byte_ranges _clock _executor _lookout _managed_stream _receive",
     "_contents _send _sigterm _trio_thread _wakeups",
@@ -31,8 +31,9 @@ LAYERS = [
     "testing.communicator testing.scopes",
     # Trio and asgiref
     "_carry",
-    "_hop _islands",
+    "_islands",
     "_async_to_sync _asyncio_calls _sync_to_async",
+    "_hop",
     "testing.threads",
     "testing",
     # Django
@@ -50,7 +51,7 @@ LAYERS = [
     "_background checks",
     "apps",
     "handler",
-    "servestatic staticfiles _rehearsal",
+    "_application servestatic staticfiles _rehearsal",
     "_hop_report",
     "management management.commands",
     "management.commands.trio_asgi_hops",

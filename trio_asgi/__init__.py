@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._application import get_asgi_application as get_asgi_application
     from ._body_options import limit_body as limit_body, stream_body as stream_body
     from ._bridge import install as install, uninstall as uninstall
     from ._errors import BodyTimeout as BodyTimeout, BodyTooLarge as BodyTooLarge
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
         ServerSentEvent as ServerSentEvent,
         last_event_id as last_event_id,
     )
-    from .handler import (
-        ASGIHandler as ASGIHandler,
-        get_asgi_application as get_asgi_application,
-    )
+    from .handler import ASGIHandler as ASGIHandler
     from .ranges import apply_range as apply_range
     from .staticfiles import ASGIStaticFilesHandler as ASGIStaticFilesHandler
 
@@ -46,7 +44,7 @@ _MODULES = {
     "ServerSentEvent": "_server_sent_event",
     "apply_range": "ranges",
     "asyncio_island": "_islands",
-    "get_asgi_application": "handler",
+    "get_asgi_application": "_application",
     "install": "_bridge",
     "last_event_id": "_server_sent_event",
     "limit_body": "_body_options",

@@ -35,6 +35,7 @@ from . import (
     _worker,
     conf,
 )
+from ._as_written import is_as_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,10 +183,7 @@ def _patches() -> list[Patch]:
 
 
 def _defined_in(module: ModuleType) -> Callable[[Any], bool]:
-    # A wrapper copies names, but not the globals.
-    return lambda value: (
-        type(value) is FunctionType and value.__globals__ is vars(module)
-    )
+    return lambda value: is_as_written(value, module)
 
 
 def _is_djangos_property(value: Any) -> bool:

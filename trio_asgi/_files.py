@@ -7,16 +7,24 @@ import os
 import tempfile
 from typing import IO, Any, Final
 
+from django.core.files import utils
 from django.core.files.utils import FileProxyMixin
-from django.http import FileResponse
+from django.http import FileResponse, response as response_module
 from django.http.response import HttpResponseBase
 
+from ._as_written import Written
 from ._byte_ranges import PieceReader
 
-_READ: Final = vars(FileProxyMixin)["read"]
 _PLAIN: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO, io.BytesIO)
 _BLOCKS_OF_A_FILE: Final = type(iter(int, 1))
-_SET_CONTENT: Final = FileResponse._set_streaming_content  # type: ignore[attr-defined]
+
+# A tool, or the project, may have put something in their place.
+_READ: Final = Written(vars(FileProxyMixin)["read"].fget, utils)
+MAKE_BYTES: Final = Written(HttpResponseBase.make_bytes, response_module)
+_SET_CONTENT: Final = Written(
+    FileResponse._set_streaming_content,  # type: ignore[attr-defined]
+    response_module,
+)
 
 
 def file_of(response: HttpResponseBase) -> IO[Any] | None:
@@ -29,12 +37,11 @@ def file_of(response: HttpResponseBase) -> IO[Any] | None:
         return None
     # A subclass may make something else of the file.
     kind: Any = type(response)
-    if (
-        kind._set_streaming_content is not _SET_CONTENT
-        or kind.make_bytes is not HttpResponseBase.make_bytes
+    if _SET_CONTENT.is_code_of(kind._set_streaming_content) and MAKE_BYTES.is_code_of(
+        kind.make_bytes
     ):
-        return None
-    return file
+        return file
+    return None
 
 
 def sends_file(response: HttpResponseBase) -> bool:
@@ -86,7 +93,7 @@ def plain_file(file: Any) -> Any:
     while type(file) not in _PLAIN:
         if isinstance(file, tempfile._TemporaryFileWrapper):
             file = file.file
-        elif getattr(type(file), "read", None) is _READ:
+        elif _forwards_reading(type(file)):
             # Not `file.file`, which would open the file of a model's field.
             file = vars(file).get("_file") or vars(file).get("file")
         else:
@@ -94,3 +101,9 @@ def plain_file(file: Any) -> Any:
     # Below the buffer there may be a class of somebody's own.
     raw = getattr(file, "raw", None)
     return file if raw is None or type(raw) is io.FileIO else None
+
+
+def _forwards_reading(kind: type) -> bool:
+    """Whether reading is left to the file below, as Django's `File` does it."""
+    read = getattr(kind, "read", None)
+    return type(read) is property and _READ.is_code_of(read.fget)

@@ -9,6 +9,7 @@ from asgiref.sync import sync_to_async
 
 from ._call import current_loop
 from ._carry import restore_context
+from ._sync_to_async import is_wrapped
 from ._trio_thread import in_trio_task
 from ._worker import sensitive_loop
 
@@ -30,8 +31,9 @@ async def hop(fn: Callable[[], T]) -> T:
         RuntimeError: the thread waits for this very task.
         Exception: whatever ``fn`` raises.
     """
-    if not in_trio_task():
-        # Sync code has called this in a thread of its own, where asyncio was started.
+    if not in_trio_task() or is_wrapped():
+        # Sync code has called this in a thread of its own, where asyncio was started;
+        # or a tool wants to know what runs in the thread.
         return await sync_to_async(fn)()
     context = contextvars.copy_context()
 

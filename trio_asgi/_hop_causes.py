@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 from asgiref.sync import AsyncToSync, SyncToAsync, iscoroutinefunction
 from django.conf import settings
 from django.core.cache import caches
-from django.core.cache.backends.base import BaseCache
 from django.core.signals import request_finished, request_started
 from django.db import connections
 from django.utils.module_loading import import_string
 
 from . import _loop_safe, _signals
+from ._as_written import is_as_written
 from ._loop_safe import DECLARABLE, DJANGOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from django.core.cache.backends.base import BaseCache
     from django.dispatch import Signal
     from django.http import HttpResponseBase
 
@@ -177,12 +178,12 @@ def _changed(instance: Any) -> str:
     """Name what is not as it was written, as far as that can be seen."""
     cls = type(instance)
     hidden = [name for name in vars(instance) if callable(getattr(cls, name, None))]
-    written = vars(sys.modules[cls.__module__])
+    module = sys.modules[cls.__module__]
     replaced = [
         name
         for name, value in vars(cls).items()
         for code in _loop_safe._code_in(value)
-        if getattr(code, "__globals__", None) is not written
+        if not is_as_written(code, module)
     ]
     return ", ".join((*hidden, *replaced)) or "something in the class"
 
@@ -340,7 +341,7 @@ def closing_caches() -> dict[str, type[BaseCache]]:
     return {
         alias: backend
         for alias, backend in backends.items()
-        if backend.close is not BaseCache.close
+        if not _signals._CACHE_CLOSE.is_code_of(backend.close)
     }
 
 
@@ -348,6 +349,8 @@ def _why_signal(signal: Signal, djangos: Any) -> str | None:
     if djangos.are_alone():
         return None
     names = receivers_of_others(signal, djangos)
+    if not _signals.are_sent_as_written():
+        names.append("what has replaced a method of django.dispatch.Signal")
     if not names:
         return "a receiver of Django's own was disconnected"
     return f"received by {', '.join(names)}"

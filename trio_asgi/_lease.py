@@ -84,6 +84,8 @@ class Lease(CallLoop):
         self.closed_error: str | None = None
         #: Whether a cancelled task leaves a running call instead of waiting for it.
         self.impatient = False
+        #: Whether it waits for the handler of its request: see `reserved_lease`.
+        self.reserved = False
         #: Whether a task has left a running call. Then the thread is not used again.
         self.abandoned = False
         #: Whether the thread ends with the lease, because code that was cut short may
@@ -161,6 +163,14 @@ class Lease(CallLoop):
         finally:
             if self.on_return is not None:
                 self.on_return()
+
+    def begin_request(self) -> None:
+        """Have the next call count as the first one, which calls `on_take`.
+
+        Code around the handler may have made some already.
+        """
+        self.reserved = False
+        self._fresh = True
 
     def begin_call(self) -> None:
         """Note that a call begins to run; raise what `on_take` does. Worker thread."""

@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest
+from django.http import HttpRequest, request as request_module
 from django.utils.deprecation import MiddlewareMixin
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
+
+from ._as_written import Written, is_as_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,7 +90,7 @@ _MESSAGE_STORAGES: Final = _Djangos(
 _SIGNER: Final = "django.core.signing.TimestampSigner"
 _LISTS: Final = (list, tuple)
 _CSRF_SAFE_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
-_GET_HOST: Final = HttpRequest.get_host
+_GET_HOST: Final = Written(HttpRequest.get_host, request_module)
 
 
 def _always(*_: Any) -> bool:
@@ -163,7 +165,7 @@ def _knows_hosts(_: Any, request: Any, __: Any) -> bool:
     # in a setting. A project's own kind of list, or of request, may look elsewhere.
     return (
         type(settings.ALLOWED_HOSTS) in _LISTS
-        and type(request).get_host is _GET_HOST
+        and _GET_HOST.is_code_of(type(request).get_host)
         and "get_host" not in vars(request)
     )
 
@@ -329,9 +331,9 @@ def _is_as_written(cls: type) -> bool:
     """Whether all code of a class was written in its own module."""
     if import_string(_name(cls)) is not cls:
         return False
-    module = vars(sys.modules[cls.__module__])
+    module = sys.modules[cls.__module__]
     return all(
-        type(code) is FunctionType and code.__globals__ is module
+        is_as_written(code, module)
         for value in vars(cls).values()
         for code in _code_in(value)
     )

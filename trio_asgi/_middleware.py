@@ -11,13 +11,16 @@ How a request goes through the layers is told in `_passage`.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import SyncToAsync, iscoroutinefunction
-from django.core.handlers import asgi
+from django.core.handlers import asgi, base, exception
 from django.core.handlers.base import BaseHandler
+from django.utils import deprecation
 from django.utils.deprecation import MiddlewareMixin
 
+from ._as_written import Written, is_as_written
 from ._loop_safe import LoopSafety
 from ._passage import Hook, Kind, Layer, Passage
 
@@ -29,11 +32,14 @@ if TYPE_CHECKING:
 #: What a `MiddlewareMixin` calls itself; hooks around the view are the handler's.
 _HOOKS: Final = ("process_request", "process_response")
 
-# As Django wrote them: if something was put in their place, that is called.
-_CALL: Final = MiddlewareMixin.__call__
-_ACALL: Final = MiddlewareMixin.__acall__
-_GET_RESPONSE: Final = BaseHandler.get_response_async
-_CALL_VIEW: Final = BaseHandler._get_response_async  # type: ignore[attr-defined]
+#: If something was put in its place, that is called.
+_GET_RESPONSE: Final = Written(BaseHandler.get_response_async, base)
+
+
+#: Methods of Django's handler that ask asyncio. `ASGIHandler` has others.
+_NOT_CALLED: Final = ("handle", "read_body", "send_response", "listen_for_disconnect")
+
+logger = logging.getLogger("django.request")
 
 
 class Chain:
@@ -64,7 +70,7 @@ class Chain:
         """
         # The same again, if the middleware that got it has refused to be used.
         if handler is not self._top_handler:
-            instance = getattr(handler, "__wrapped__", handler)
+            instance = _without_conversion(handler)
             kind = self._kind(instance, is_async=handler_is_async)
             self.top = Layer(kind, instance, self.top, LoopSafety(instance))
             self._top_handler = handler
@@ -122,6 +128,7 @@ class ChainHandler(asgi.ASGIHandler):
         Raises:
             ImproperlyConfigured: as Django has it, or ``loop_safe_hooks`` are wrong.
         """
+        _warn_of_what_is_not_called()
         self._chain = Chain(self)
         super().load_middleware(is_async)
         self._chain.complete()
@@ -146,12 +153,25 @@ class ChainHandler(asgi.ASGIHandler):
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         """Answer a request by way of the middleware chain; see `_middleware`."""
-        if BaseHandler.get_response_async is not _GET_RESPONSE:
+        if not _GET_RESPONSE.is_code_of(BaseHandler.get_response_async):
             # Tools that measure put something around it; it takes a hop or two more.
             if (signals := getattr(request, "_signals", None)) is not None:
                 await signals.start()
             return await super().get_response_async(request)
         return await self._chain.respond(request)
+
+
+def _warn_of_what_is_not_called() -> None:
+    """Say so if a tool has replaced what this handler has no use for."""
+    for name in _NOT_CALLED:
+        found = vars(asgi.ASGIHandler).get(name)
+        if not is_as_written(found, asgi):
+            logger.warning(
+                "%r is in the place of django.core.handlers.asgi.ASGIHandler.%s, and "
+                "is not called on Trio. Replace that method of trio_asgi.ASGIHandler.",
+                found,
+                name,
+            )
 
 
 def _hooks(adapted: Any) -> list[Hook]:
@@ -166,9 +186,18 @@ def _hooks(adapted: Any) -> list[Hook]:
     return hooks
 
 
+def _without_conversion(handler: Any) -> Any:
+    """Take off what Django's loader puts around a layer: errors become responses.
+
+    `Passage` does the same. What a tool has put there instead is called with the layer.
+    """
+    if is_as_written(handler, exception):
+        return getattr(handler, "__wrapped__", handler)
+    return handler
+
+
 def _is_djangos_view_layer(instance: Any) -> bool:
-    method = getattr(instance, "__func__", None)
-    return method is _CALL_VIEW
+    return is_as_written(getattr(instance, "__func__", None), base)
 
 
 def _leaves_calling_to_django(instance: Any) -> bool:
@@ -176,8 +205,8 @@ def _leaves_calling_to_django(instance: Any) -> bool:
     kind = type(instance)
     return (
         isinstance(instance, MiddlewareMixin)
-        and kind.__call__ is _CALL
-        and kind.__acall__ is _ACALL
+        and is_as_written(kind.__call__, deprecation)
+        and is_as_written(kind.__acall__, deprecation)
         and not any(
             iscoroutinefunction(getattr(instance, hook, None)) for hook in _HOOKS
         )

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import outcome
 import trio
-from django.http.response import HttpResponseBase
 
 from . import conf
 from ._contents import contents, forget_contents, replace_contents
 from ._errors import ClientDisconnected, ends_more, leaves
 from ._exchange import SEND_SECONDS
 from ._file_stream import DiskFileStream, FileStream, disk_file
-from ._files import file_of, is_plain, path_to_send, plain_file
+from ._files import MAKE_BYTES, file_of, is_plain, path_to_send, plain_file
 from ._island_stream import IslandStream
 from ._managed_stream import ManagedStream
 from ._offload import log
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from django.http import StreamingHttpResponse
+    from django.http.response import HttpResponseBase
 
     from ._types import Send
 
@@ -288,7 +288,7 @@ def _bytes_maker(response: StreamingHttpResponse) -> Callable[[Any], bytes]:
     Django's finds out the charset for each, which takes longer than most rows of CSV.
     """
     make_bytes: Callable[[Any], bytes] = response.make_bytes
-    if type(response).make_bytes is not HttpResponseBase.make_bytes:
+    if not MAKE_BYTES.is_code_of(type(response).make_bytes):
         return make_bytes
     charset = response.charset
 

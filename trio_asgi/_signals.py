@@ -15,15 +15,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.core import signals
 from django.core.cache import caches, close_caches
+from django.core.cache.backends import base as cache_base
 from django.core.cache.backends.base import BaseCache
+from django.core.handlers import asgi
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import reset_urlconf
 from django.db import close_old_connections, connections, reset_queries
+from django.db.backends.base import base as database_base
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.http import HttpRequest
+from django.dispatch import Signal, dispatcher
+from django.http import (
+    HttpRequest,
+    request as request_module,
+    response as response_module,
+)
 from django.http.response import HttpResponseBase
 from django.urls import set_urlconf
 
+from ._as_written import Written
 from ._carry import with_locals
 from ._connections import keep_connections, tidy_up
 from ._files import is_plain, sends_file
@@ -33,8 +42,6 @@ from ._worker import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from django.dispatch import Signal
 
     from ._types import Scope
     from ._worker import Lease
@@ -192,11 +199,24 @@ class _Djangos:
         self._keys = {(id(receiver), id(None)) for receiver in receivers}
 
     def are_alone(self) -> bool:
-        """Whether all of them are connected, and no other."""
+        """Whether all of them are connected, and no other, nor a tool that listens."""
         connected = self._signal.receivers
-        return len(connected) == len(self._keys) and all(
-            entry[0] in self._keys for entry in connected
+        return (
+            len(connected) == len(self._keys)
+            and all(entry[0] in self._keys for entry in connected)
+            and are_sent_as_written()
         )
+
+
+_SEND = Written(Signal.send, dispatcher)
+_LIVE_RECEIVERS = Written(Signal._live_receivers, dispatcher)  # type: ignore[attr-defined]
+
+
+def are_sent_as_written() -> bool:
+    """Whether signals are sent by Django's code alone; if not, a tool listens."""
+    return _SEND.is_code_of(Signal.send) and _LIVE_RECEIVERS.is_code_of(
+        Signal._live_receivers  # type: ignore[attr-defined]
+    )
 
 
 _djangos_of_start = _Djangos(
@@ -217,15 +237,20 @@ def _may_stay(connection: BaseDatabaseWrapper) -> bool:
         or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
         or (connection.close_at is not None and time.monotonic() >= connection.close_at)
         # Another one may have more reasons.
-        or type(connection).close_if_unusable_or_obsolete is not _CLOSE_IF_OBSOLETE
+        or not _CLOSE_IF_OBSOLETE.is_code_of(
+            type(connection).close_if_unusable_or_obsolete
+        )
     )
 
 
-#: As Django wrote them: what was put in their place later is called in the thread.
-_RESPONSE_CLOSE = HttpResponseBase.close
-_REQUEST_CLOSE = {HttpRequest.close, ASGIRequest.close}
-_CACHE_CLOSE = BaseCache.close
-_CLOSE_IF_OBSOLETE = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+# What was put in their place, earlier or later, is called in the thread.
+_RESPONSE_CLOSE = Written(HttpResponseBase.close, response_module)
+_REQUEST_CLOSE = Written(HttpRequest.close, request_module)
+_ASGI_REQUEST_CLOSE = Written(ASGIRequest.close, asgi)
+_CACHE_CLOSE = Written(BaseCache.close, cache_base)
+_CLOSE_IF_OBSOLETE = Written(
+    BaseDatabaseWrapper.close_if_unusable_or_obsolete, database_base
+)
 
 
 def _closes_anywhere(response: HttpResponseBase) -> bool:
@@ -234,7 +259,9 @@ def _closes_anywhere(response: HttpResponseBase) -> bool:
 
 
 def _has_djangos_close(response: HttpResponseBase) -> bool:
-    return type(response).close is _RESPONSE_CLOSE and "close" not in vars(response)
+    return _RESPONSE_CLOSE.is_code_of(type(response).close) and "close" not in vars(
+        response
+    )
 
 
 def _closes_nothing(response: HttpResponseBase) -> bool:
@@ -250,10 +277,11 @@ def _closes_nothing(response: HttpResponseBase) -> bool:
     if not closers:
         return True
     request = getattr(closers[0], "__self__", None)
+    close = getattr(closers[0], "__func__", None)
     return (
         len(closers) == 1
         and isinstance(request, ASGIRequest)
-        and getattr(closers[0], "__func__", None) in _REQUEST_CLOSE
+        and (_ASGI_REQUEST_CLOSE.is_code_of(close) or _REQUEST_CLOSE.is_code_of(close))
         # Uploaded files. What is left is the body, which the handler closes itself.
         and not getattr(request, "_files", None)
     )
@@ -278,7 +306,8 @@ def has_caches_to_close() -> bool:
     """Whether this request has used a cache that has to be closed; most have not."""
     used = caches._connections  # type: ignore[attr-defined]
     return any(
-        hasattr(used, alias) and type(getattr(used, alias)).close is not _CACHE_CLOSE
+        hasattr(used, alias)
+        and not _CACHE_CLOSE.is_code_of(type(getattr(used, alias)).close)
         for alias in caches.settings
     )
 

@@ -15,8 +15,10 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import asgiref.sync
 from asgiref.sync import SyncToAsync, markcoroutinefunction
 
+from ._as_written import Written
 from ._carry import restore_context, restorer
 from ._island_loop import below_asyncio
 from ._islands import run_on_trio
@@ -52,6 +54,19 @@ def patch_call(original: Any) -> Any:
         return original(self, *args, **kwargs)
 
     return __call__
+
+
+#: The fork, and what asgiref calls the function by.
+_FORK = Written(patch_call(SyncToAsync.__call__), sys.modules[__name__])
+_HANDLER = Written(SyncToAsync.thread_handler, asgiref.sync)
+
+
+def is_wrapped() -> bool:
+    """Whether a tool has put something around the calls, to see what they run."""
+    return not (
+        _FORK.is_code_of(SyncToAsync.__call__)
+        and _HANDLER.is_code_of(SyncToAsync.thread_handler)
+    )
 
 
 async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> Any:

@@ -43,6 +43,7 @@ __all__ = [
     "existing_pool",
     "has_own_thread",
     "pool_options",
+    "reserved_lease",
     "sensitive_loop",
 ]
 
@@ -343,6 +344,18 @@ def sensitive_loop() -> CallLoop:
         # None, or inherited by a Trio run that sync code of another run has started.
         return pool.program_lease()
     return loop
+
+
+def reserved_lease() -> Lease | None:
+    """Return the lease of a request whose handler has not begun yet, if there is one.
+
+    Django's own ``ASGIHandler.__call__`` stands between the making of the lease and the
+    handling of the request, and with it whatever tools have put around it.
+    """
+    loop = current_loop.get()
+    if isinstance(loop, Lease) and loop.reserved and loop.pool is current_pool():
+        return loop
+    return None
 
 
 def has_own_thread() -> bool:

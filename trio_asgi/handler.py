@@ -10,9 +10,8 @@ import io
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
-import django
 import trio
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import RequestAborted
@@ -22,6 +21,7 @@ from django.http import HttpResponse
 from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
+from ._as_written import Written
 from ._background import end_islands_and_threads, start_in_background
 from ._body_options import BodyOptions, options_for
 from ._carry import with_locals
@@ -53,17 +53,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("django.request")
 
-
-def get_asgi_application() -> ASGIHandler:
-    """Set up Django, and return the application for a server's Trio worker.
-
-    Takes the place of the function of this name in `django.core.asgi`.
-
-    Raises:
-        ImproperlyConfigured: the settings are wrong, ``TRIO_ASGI`` included.
-    """
-    django.setup(set_prefix=False)
-    return ASGIHandler()
+_CREATE_REQUEST: Final = Written(asgi.ASGIHandler.create_request, asgi)
 
 
 @dataclass
@@ -165,16 +155,25 @@ class ASGIHandler(ChainHandler):
                 "'hypercorn -k trio' has, or use django.core.asgi on asyncio."
             )
         kind = scope["type"]
-        if kind == "http":
-            await self.handle(scope, receive, send)
-        elif kind == "lifespan":
+        if kind == "lifespan":
             await self._lifespan.run(receive, send)
-        elif kind == "websocket":
+            return
+        if kind == "websocket":
             await refuse(receive, send)
-        else:
-            raise ValueError(
-                f"Django can only handle ASGI/HTTP connections, not {kind}."
-            )
+            return
+        # Django's own calls `handle`, and is what tools wrap that keep requests apart.
+        await join_transaction()
+        lease = _worker.current_pool().lease()
+        lease.reserved = True
+        outer_loop = _call.current_loop.set(lease)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            _call.current_loop.reset(outer_loop)
+            if lease.reserved:
+                # It came to nothing; code around it may have left something there.
+                lease.retire = True
+                lease.release()
 
     @as_server_errors
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -198,7 +197,9 @@ class ASGIHandler(ChainHandler):
                 it. What the request's code raises counts as any other error.
             Exception: a stream failed, or a receiver of ``request_finished``.
         """
-        await join_transaction()
+        lease = _worker.reserved_lease()
+        if lease is None:
+            await join_transaction()
         receiver = Receiver(scope, receive)
         refusal: HttpResponseBase | None = None
         try:
@@ -209,7 +210,8 @@ class ASGIHandler(ChainHandler):
             if ends_more(error):
                 raise
             body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
-        lease = _worker.current_pool().lease()
+        lease = lease or _worker.current_pool().lease()
+        lease.begin_request()
         outer_loop = _call.current_loop.set(lease)
         life = _Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(
@@ -304,7 +306,7 @@ class ASGIHandler(ChainHandler):
         So that signal can share a hop with the first hooks.
         """
         return (
-            type(self).create_request is asgi.ASGIHandler.create_request
+            _CREATE_REQUEST.is_code_of(type(self).create_request)
             and self.request_class.__init__ is ASGIRequest.__init__
         )
 

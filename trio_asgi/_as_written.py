@@ -1,0 +1,67 @@
+"""Whether code is as its module was written, or something was put in its place.
+
+Tools that measure or report put their own functions around those of Django and asgiref.
+What this package does in another way than Django is done that way only where nobody
+can tell. So before it leaves out a function of Django's, it asks here.
+
+Names prove nothing: a wrapper copies them. Nor does it prove anything that a function
+was there first, since the tool may have been earlier. Nor do a function and its
+globals: some tools put another ``__code__`` into the function. So the code itself is
+compared with what the module's source compiles to, which its loader has at hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+
+def is_as_written(function: object, module: ModuleType) -> bool:
+    """Whether a value is a function, and what the source of a module made of it.
+
+    Takes about a millisecond for a module that was not asked for before.
+    """
+    return (
+        type(function) is FunctionType
+        and function.__globals__ is vars(module)
+        and function.__code__ in _code_of(module.__name__)
+    )
+
+
+class Written:
+    """A function as it was written, to be compared with what stands in its place.
+
+    Looks at the source once; to compare is quick enough for each request.
+    """
+
+    __slots__ = ("_code",)
+
+    def __init__(self, function: Any, module: ModuleType) -> None:
+        """Note the code, if the function is as written; else nothing is equal to it."""
+        self._code = function.__code__ if is_as_written(function, module) else self
+
+    def is_code_of(self, function: object) -> bool:
+        """Whether the function, as a class has it, still has this code."""
+        return type(function) is FunctionType and function.__code__ is self._code
+
+
+@cache
+def _code_of(name: str) -> frozenset[CodeType]:
+    """Return the code of all functions that a module's source has."""
+    module = sys.modules[name]
+    loader = module.__spec__ and module.__spec__.loader
+    code = loader.get_code(name) if hasattr(loader, "get_code") else None
+    return frozenset(_codes_in(code)) if code is not None else frozenset()
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes_in(constant)
