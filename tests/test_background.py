@@ -47,7 +47,8 @@ class Cache(LocMemCache):
 def cache_backend() -> Iterator[None]:
     """Use that cache."""
     Cache.closed.clear()
-    with override_settings(CACHES={"default": {"BACKEND": f"{__name__}.Cache"}}):
+    cache = {"BACKEND": f"{__name__}.Cache", "LOCATION": "background tasks"}
+    with override_settings(CACHES={"default": cache}):
         yield
 
 
