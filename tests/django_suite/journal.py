@@ -26,6 +26,12 @@ class Test:
     #: Where its coroutine has run: "trio", "asyncio" or "nothing". Also "asyncio" if
     #: an asyncio loop was started anywhere in the process meanwhile.
     ran_on: set[str] = field(default_factory=set)
+    #: How many requests of the sync client `ASGIHandler` has answered, and how many
+    #: Django's own handler after all.
+    requests: int = 0
+    kept_requests: int = 0
+    #: How what was sent differs from the response object.
+    differences: list[str] = field(default_factory=list)
 
     @property
     def outcome(self) -> str:
@@ -48,6 +54,12 @@ class Journal:
     def note_ran_on(self, test: str, library: str) -> None:
         self._append({"test": test, "ran_on": library})
 
+    def note_request(self, test: str, *, on_trio: bool) -> None:
+        self._append({"test": test, "on_trio": on_trio})
+
+    def note_difference(self, test: str, difference: str) -> None:
+        self._append({"test": test, "difference": difference})
+
     def read(self) -> dict[str, Test]:
         """Return all tests by name."""
         tests: dict[str, Test] = {}
@@ -57,6 +69,11 @@ class Journal:
             if "outcome" in fact:
                 test.outcomes.add(fact["outcome"])
                 test.is_async |= fact["is_async"]
+            elif "on_trio" in fact:
+                test.requests += fact["on_trio"]
+                test.kept_requests += not fact["on_trio"]
+            elif "difference" in fact:
+                test.differences.append(fact["difference"])
             else:
                 test.ran_on.add(fact["ran_on"])
         return tests
@@ -117,6 +134,57 @@ class Verdict:
                 f"NOT ON TRIO {t.name} ({', '.join(sorted(t.ran_on)) or 'unknown'})"
                 for t in (*self.on_asyncio, *self.others_on_asyncio)
             ),
+        ]
+
+
+class ClientVerdict:
+    """How Django's tests went whose sync client was answered on Trio.
+
+    What has failed may fail anyway: that is for a run with Django's handler to say.
+    """
+
+    def __init__(self, tests: dict[str, Test], accepted: dict[str, str]) -> None:
+        """Judge.
+
+        Args:
+            tests: What happened to each test.
+            accepted: Those that are to fail, each with the reason.
+        """
+        self.tests = tests
+        failed = [t.name for t in tests.values() if t.outcome in {"failed", "lost"}]
+        self.accepted = [name for name in failed if name in accepted]
+        self.failed = [name for name in failed if name not in accepted]
+        self.requests = sum(test.requests for test in tests.values())
+        self.kept_requests = sum(test.kept_requests for test in tests.values())
+        self.differing = [test for test in tests.values() if test.differences]
+        #: What is accepted, and has not failed.
+        self.needless = [
+            name
+            for name in accepted
+            if name in tests and tests[name].outcome == "passed"
+        ]
+
+    @property
+    def good(self) -> bool:
+        """Whether there is nothing to object to, but for tests that have failed."""
+        return bool(self.requests) and not (self.differing or self.needless)
+
+    def __str__(self) -> str:
+        return (
+            f"tests {len(self.tests)}, requests {self.requests}, and by Django's "
+            f"handler {self.kept_requests}; differences on the wire "
+            f"{len(self.differing)}; differ by design {len(self.accepted)}"
+        )
+
+    def details(self) -> list[str]:
+        """Return a line for each thing that is not as it should be."""
+        return [
+            *(
+                f"ON THE WIRE  {test.name}: {difference}"
+                for test in self.differing
+                for difference in test.differences
+            ),
+            *(f"NO LONGER    differs: {name}" for name in self.needless),
         ]
 
 

@@ -1,4 +1,4 @@
-"""Runs Django's ``runtests.py``, with the bridge if asked to. Called by `run`."""
+"""Runs Django's ``runtests.py``, with the bridge and more if asked. Called by `run`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from . import (
     counterparts,
     postgresql,  # noqa: F401 - settings, imported while they can be found
     recorder,
+    sync_client,
 )
 from .journal import Journal
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--tests", type=Path, required=True)
     parser.add_argument("--journal", type=Path, required=True)
     parser.add_argument("--bridge", action="store_true")
+    parser.add_argument("--client", action="store_true")
     options, arguments = parser.parse_known_args()
 
     # Django's parallel test processes shall have all this by inheritance.
@@ -33,7 +35,9 @@ def main() -> None:
     if options.bridge:
         trio_asgi.install(new_loops="trio")
         counterparts.install(options.tests)
-    recorder.install(Journal(options.journal))
+    notes = recorder.install(Journal(options.journal))
+    if options.client:
+        sync_client.install(notes)
 
     script = str(options.tests / "runtests.py")
     ours = str(Path(sys.path[0]).resolve())

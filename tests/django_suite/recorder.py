@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .journal import Journal
 
 
-def install(journal: Journal) -> None:
+def install(journal: Journal) -> Recorder:
     """Put the recorder into unittest, Django and asyncio. Before any test is loaded."""
     _Results.journal = journal
     runner: Any = django.test.runner.DiscoverRunner
@@ -34,11 +34,13 @@ def install(journal: Journal) -> None:
     # Django's parallel test processes send their results to the main one, which with
     # Python 3.12.1 takes them for those of other tests. So each keeps its own record.
     django.test.runner.RemoteTestRunner.resultclass = _RemoteResult
-    _Recorder(journal).install()
+    recorder = Recorder(journal)
+    recorder.install()
+    return recorder
 
 
-class _Recorder:
-    """Notes where coroutines run. Each test process has its own copy, by fork."""
+class Recorder:
+    """Notes what the running test does. Each test process has its own copy, by fork."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -98,6 +100,16 @@ class _Recorder:
     def note(self, library: str) -> None:
         if self.test is not None:
             self.journal.note_ran_on(self.test, library)
+
+    def note_request(self, *, on_trio: bool) -> None:
+        """Note that the sync client has asked for something."""
+        if self.test is not None:
+            self.journal.note_request(self.test, on_trio=on_trio)
+
+    def note_difference(self, difference: str) -> None:
+        """Note that what was sent is not what the response says."""
+        if self.test is not None:
+            self.journal.note_difference(self.test, difference)
 
 
 def _running_library() -> str:

@@ -4,10 +4,16 @@
     python -m django_suite.run --labels asgi async
     python -m django_suite.run --database postgresql
     python -m django_suite.run --all --compare      # with and without the bridge
+    python -m django_suite.run --client             # Django's sync client, see below
 
 It is the installed Django whose tests are fetched. The exit status is 0 if all tests
 passed and every async test ran on Trio; with ``--compare``, if no test fails or is left
 out that passes without the bridge, not even when it is run again.
+
+With ``--client``, each request of Django's sync test client is answered by
+`trio_asgi.ASGIHandler`: see `sync_client`. The exit status is 0 if no test fails that
+passes with Django's handler, but for those in `accepted`; if these do fail; if whatever
+was sent is what the response says; and if there were requests at all.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +31,15 @@ import django
 
 from suite_support import fetch_tests
 
-from .journal import Journal, Test, Verdict, count_failed, lost_passes
+from .accepted import ACCEPTED
+from .journal import (
+    ClientVerdict,
+    Journal,
+    Test,
+    Verdict,
+    count_failed,
+    lost_passes,
+)
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / ".nox" / ".cache" / "django"
@@ -52,6 +67,14 @@ LABELS = [
     "deprecation",
 ]
 
+#: What a test has that uses the sync client.
+CALL_OF_CLIENT = re.compile(
+    r"\bclient\.(get|post|put|patch|delete|head|options|trace|generic|request|"
+    r"login|force_login|logout)\("
+)
+#: The name of a class whose set-up has failed.
+FAILED_CLASS = re.compile(r"setUpClass \((.*)\)")
+
 #: How often what passed only without the bridge is tried again.
 RETRIES = 3
 
@@ -67,8 +90,13 @@ class Suite:
     labels: list[str]
     parallel: int
 
-    def run(self, *, bridge: bool) -> dict[str, Test]:
-        """Run them in a process of its own; return what happened to each."""
+    def run(self, *, bridge: bool, client: bool = False) -> dict[str, Test]:
+        """Run them in a process of its own; return what happened to each.
+
+        Args:
+            bridge: Whether to install the bridge.
+            client: Whether the sync client's requests go through `ASGIHandler`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             journal = Journal(Path(folder, "journal"))
             journal.path.touch()
@@ -76,6 +104,7 @@ class Suite:
                 *(sys.executable, "-m", "django_suite.launch"),
                 *("--tests", str(self.tests), "--journal", str(journal.path)),
                 *(["--bridge"] if bridge else []),
+                *(["--client"] if client else []),
                 *("--settings", SETTINGS[self.database]),
                 *("--parallel", str(self.parallel), "--noinput", *self.labels),
             ]
@@ -91,11 +120,17 @@ def main() -> None:
     """Do what the command line asks for."""
     options = parse_arguments()
     tests = fetch_tests("Django", django.get_version(), options.sources.resolve())
-    labels = options.labels or async_labels(tests)
+    find_labels = client_labels if options.client else async_labels
+    labels = options.labels or find_labels(tests)
     suite = Suite(
         tests, options.database, [] if options.all else labels, options.parallel
     )
-    lines, good = compare(suite) if options.compare else prove(suite)
+    if options.client:
+        lines, good = try_client(suite)
+    elif options.compare:
+        lines, good = compare(suite)
+    else:
+        lines, good = prove(suite)
     what = f"Django {django.get_version()}, {options.database}"
     sys.stdout.write("\n".join([*lines[:-1], f"{what}, {lines[-1]}", ""]))
     sys.exit(not good)
@@ -131,6 +166,36 @@ def compare(suite: Suite) -> tuple[list[str], bool]:
     return lines, not lost
 
 
+def try_client(suite: Suite) -> tuple[list[str], bool]:
+    """Return what differs for the sync client, and the sum; and whether it is good.
+
+    What fails is run again with Django's handler. What passes then is tried again by
+    itself, since some of Django's tests measure time, and is told in any case.
+    """
+    tests = suite.run(bridge=True, client=True)
+    verdict = ClientVerdict(tests, ACCEPTED)
+    lost: list[str] = []
+    if verdict.failed:
+        names = [FAILED_CLASS.sub(r"\1", name) for name in verdict.failed]
+        alone = dataclasses.replace(suite, labels=names, parallel=1)
+        lost = lost_passes(alone.run(bridge=False), tests)
+    seemed = lost
+    for _ in range(RETRIES):
+        if lost:
+            alone = dataclasses.replace(suite, labels=lost, parallel=1)
+            again = alone.run(bridge=True, client=True)
+            lost = [name for name in lost if name in ClientVerdict(again, {}).failed]
+    late = [name for name in seemed if name not in lost]
+    lines = [
+        *(f"ONLY ON TRIO {name}" for name in lost),
+        *(f"PASSED LATE  {name}" for name in late),
+        *verdict.details(),
+        f"the sync client through ASGIHandler: {verdict}; failed only on Trio "
+        f"{len(lost)}, and {len(late)} but once",
+    ]
+    return lines, verdict.good and not lost
+
+
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -139,6 +204,11 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--database", choices=SETTINGS, default="sqlite")
+    parser.add_argument(
+        "--client",
+        action="store_true",
+        help="have ASGIHandler answer Django's sync test client",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--labels", nargs="+", help="only these of Django's tests")
     which.add_argument("--all", action="store_true", help="Django's whole suite")
@@ -160,6 +230,17 @@ def async_labels(tests: Path) -> list[str]:
         if "async def test_" in path.read_text(encoding="utf-8", errors="replace")
     }
     return sorted(found | {label for label in LABELS if (tests / label).is_dir()})
+
+
+def client_labels(tests: Path) -> list[str]:
+    """Return the labels of all tests that call the sync client."""
+    found = {
+        path.relative_to(tests).parts[0]
+        for path in tests.glob("*/**/*.py")
+        if CALL_OF_CLIENT.search(path.read_text("utf-8", "replace"))
+    }
+    # They need a database of their own.
+    return sorted(found - {"gis_tests"})
 
 
 if __name__ == "__main__":

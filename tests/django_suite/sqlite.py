@@ -3,11 +3,12 @@
 Django tests the cache servers that its settings name: here those that the environment
 names as ``host:port`` in ``DJANGO_SUITE_REDIS``, and in ``DJANGO_SUITE_PYMEMCACHE`` and
 ``DJANGO_SUITE_PYLIBMC`` for two servers of memcached. The tests delete all that is
-stored there.
+stored there. ``DJANGO_SUITE_TRIO_ASGI`` may hold ``TRIO_ASGI``, as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from importlib.util import find_spec
 from typing import Any
@@ -47,3 +48,6 @@ def _caches() -> dict[str, dict[str, Any]]:
 
 
 CACHES = _caches()
+
+#: Our own settings, as JSON.
+TRIO_ASGI = json.loads(os.environ.get("DJANGO_SUITE_TRIO_ASGI", "{}"))
