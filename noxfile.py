@@ -39,6 +39,21 @@ MATRIX = [
 
 #: What `django_suite` runs: Python and Django.
 SUITES = [("3.11", "5.2"), ("3.12", "6.0"), ("3.13", "6.1")]
+#: Of Django's tests that use its sync client, those that `django_suite` runs besides.
+CLIENT_LABELS = [
+    "conditional_processing",
+    "csrf_tests",
+    "file_uploads",
+    "generic_views",
+    "handlers",
+    "messages_tests",
+    "middleware",
+    "middleware_exceptions",
+    "sitemaps_tests",
+    "test_client",
+    "test_client_regress",
+    "view_tests",
+]
 
 # pyenv keeps several versions of Python, but shows one at a time.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -96,17 +111,21 @@ def matrix(session: nox.Session, django: str, companions: str) -> None:
 @nox.session
 @nox.parametrize("python, django", SUITES)
 def django_suite(session: nox.Session, django: str) -> None:
-    """Run Django's own async tests on Trio; see tests/django_suite/run.py."""
+    """Run Django's own async tests on Trio; see tests/django_suite/run.py.
+
+    And some of those that use its sync client, through `ASGIHandler`. With arguments,
+    only what they say is run.
+    """
     session.install("-r", "tests/django_suite/requirements.txt")
     install_wheel(session)
     session.install(f"Django=={django}.*")
     sources = (session.cache_dir / "django").resolve()
     # Not from here, which would put the source tree before the installed wheel.
+    run = ("python", "-m", "django_suite.run", "--sources", str(sources))
     with session.chdir("tests"):
-        session.run(
-            *("python", "-m", "django_suite.run", "--sources", str(sources)),
-            *session.posargs,
-        )
+        session.run(*run, *session.posargs)
+        if not session.posargs:
+            session.run(*run, "--client", "--labels", *CLIENT_LABELS)
 
 
 @nox.session(venv_backend="none")

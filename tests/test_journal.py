@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from django_suite.journal import Journal, Verdict, count_failed, lost_passes
+from django_suite.journal import (
+    ClientVerdict,
+    Journal,
+    Verdict,
+    count_failed,
+    lost_passes,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,3 +107,62 @@ def test_what_was_lost(tmp_path: Path) -> None:
         "d",
     ]
     assert count_failed(tests) == 3
+
+
+def client_verdict(
+    path: Path,
+    accepted: dict[str, str],
+    *,
+    requests: int = 2,
+    differences: tuple[str, ...] = (),
+) -> ClientVerdict:
+    """Judge two tests of the sync client, of which "b" has failed."""
+    journal = Journal(path)
+    journal.note_outcome("a", "passed", is_async=False)
+    journal.note_outcome("b", "failed", is_async=False)
+    journal.note_request("a", on_trio=False)
+    for _ in range(requests):
+        journal.note_request("a", on_trio=True)
+    for difference in differences:
+        journal.note_difference("a", difference)
+    return ClientVerdict(journal.read(), accepted)
+
+
+def test_client_is_well(tmp_path: Path) -> None:
+    """What fails by design is no objection."""
+    verdict = client_verdict(tmp_path / "journal", {"b": "by design"})
+    assert verdict.good
+    assert verdict.failed == []
+    assert verdict.details() == []
+    assert str(verdict) == (
+        "tests 2, requests 2, and by Django's handler 1; differences on the wire 0; "
+        "differ by design 1"
+    )
+
+
+def test_failures_of_the_client_are_told(tmp_path: Path) -> None:
+    """What fails for no known reason is to be run with Django's handler."""
+    verdict = client_verdict(tmp_path / "journal", {"c": "not run here"})
+    assert verdict.failed == ["b"]
+
+
+def test_no_request_is_no_proof(tmp_path: Path) -> None:
+    """A run whose requests all went to Django's handler proves nothing."""
+    accepted = {"b": "by design"}
+    assert not client_verdict(tmp_path / "journal", accepted, requests=0).good
+
+
+def test_what_was_sent_counts(tmp_path: Path) -> None:
+    """A difference on the wire is told, even if the test has swallowed its error."""
+    verdict = client_verdict(
+        tmp_path / "journal", {"b": "by design"}, differences=("the status is 200",)
+    )
+    assert not verdict.good
+    assert verdict.details() == ["ON THE WIRE  a: the status is 200"]
+
+
+def test_nothing_is_accepted_needlessly(tmp_path: Path) -> None:
+    """A test that is said to differ, and passes, spoils the proof."""
+    verdict = client_verdict(tmp_path / "journal", {"a": "once", "b": "by design"})
+    assert not verdict.good
+    assert verdict.details() == ["NO LONGER    differs: a"]

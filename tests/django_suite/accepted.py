@@ -7,8 +7,8 @@ passes on Trio too has no place here, and makes the run fail.
 from __future__ import annotations
 
 _REMOTE_USER = (
-    "as async middleware, Django's RemoteUserMiddleware puts HTTP_ before any name that "
-    "it is given, and this one begins with HTTP_ already"
+    "async, Django's RemoteUserMiddleware puts HTTP_ before any name that it is given, "
+    "and this one begins with HTTP_ already"
 )
 _ENVIRON = "an ASGI request has a scope, and no WSGI environ"
 _STREAM = "what is streamed was sent, and closed, before the test reads it"

@@ -232,6 +232,8 @@ class Exchange:
         ):
             yield f"not only the last message is the last: {self.messages}"
         yield from self._differences_of_body(response)
+        if not response.closed:
+            yield "the response was not closed"
 
     def _differences_of_body(self, response: HttpResponseBase) -> Iterator[str]:
         body = b"".join(self.parts)
