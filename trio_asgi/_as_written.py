@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from importlib.machinery import PathFinder
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,21 @@ class Written:
 @cache
 def _code_of(name: str) -> frozenset[CodeType]:
     """Return the code of all functions that a module's source has."""
-    module = sys.modules[name]
-    loader = module.__spec__ and module.__spec__.loader
-    code = loader.get_code(name) if hasattr(loader, "get_code") else None
-    return frozenset(_codes_in(code)) if code is not None else frozenset()
+    for loader in _loaders(name):
+        code = loader.get_code(name) if hasattr(loader, "get_code") else None
+        if code is not None:
+            return frozenset(_codes_in(code))
+    return frozenset()
+
+
+def _loaders(name: str) -> Iterator[Any]:
+    # Tools that wait for imports put a loader of their own into the module. What finds
+    # files, or members of an archive, knows nothing of that.
+    package = name.rpartition(".")[0]
+    path = sys.modules[package].__path__ if package else None
+    for spec in (PathFinder.find_spec(name, path), sys.modules[name].__spec__):
+        if spec is not None:
+            yield spec.loader
 
 
 def _codes_in(code: CodeType) -> Iterator[CodeType]:

@@ -12,6 +12,7 @@ How a request goes through the layers is told in `_passage`.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import SyncToAsync, iscoroutinefunction
@@ -162,7 +163,17 @@ class ChainHandler(asgi.ASGIHandler):
 
 
 def _warn_of_what_is_not_called() -> None:
-    """Say so if a tool has replaced what this handler has no use for."""
+    """Say so if a tool has replaced what this handler has no use for.
+
+    Or if it is known to mix requests up, so that one user's data is reported with
+    another's.
+    """
+    if "newrelic.agent" in sys.modules:
+        logger.error(
+            "New Relic's agent was imported. It tells requests apart by the tasks of "
+            "asyncio, so on Trio it takes all that run at the same time for one, and "
+            "mixes up what it reports of them. Do not start it in this process."
+        )
     for name in _NOT_CALLED:
         found = vars(asgi.ASGIHandler).get(name)
         if not is_as_written(found, asgi):

@@ -34,10 +34,11 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.conf import settings
-from django.core.handlers import exception
+from django.core.handlers import base, exception
 from django.urls import set_urlconf
 from django.utils.log import log_response
 
+from ._as_written import Written
 from ._hop import hop, note_unfinished, retire_thread, was_left
 from ._islands import is_asyncio_island
 from ._response import iterate_in_island
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 THREAD: Final = "go on in the thread"
 
 _BAD_REQUEST: Final = 400
+
+_ASK_HOOKS: Final = Written(base.BaseHandler.process_exception_by_middleware, base)
 
 
 class Kind(Enum):
@@ -331,7 +334,9 @@ class Passage:
 
     def _ask_exception_hooks(self, error: Exception, request: Any) -> Steps:
         handler: Any = self._chain.handler
-        if not handler._exception_middleware:
+        if not handler._exception_middleware and _ASK_HOOKS.is_code_of(
+            type(handler).process_exception_by_middleware
+        ):
             return None
         yield from self._take_to_thread(error, request)
         return handler.process_exception_by_middleware(error, request)

@@ -281,7 +281,8 @@ def _closes_nothing(response: HttpResponseBase) -> bool:
     return (
         len(closers) == 1
         and isinstance(request, ASGIRequest)
-        and (_ASGI_REQUEST_CLOSE.is_code_of(close) or _REQUEST_CLOSE.is_code_of(close))
+        and (close is HttpRequest.close or _ASGI_REQUEST_CLOSE.is_code_of(close))
+        and _REQUEST_CLOSE.is_code_of(HttpRequest.close)
         # Uploaded files. What is left is the body, which the handler closes itself.
         and not getattr(request, "_files", None)
     )

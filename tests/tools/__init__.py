@@ -1,0 +1,1 @@
+"""Programs that `test_tools` runs: tools that measure and report, and a small site."""
