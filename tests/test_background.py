@@ -47,7 +47,7 @@ class Cache(LocMemCache):
 def cache_backend() -> Iterator[None]:
     """Use that cache."""
     Cache.closed.clear()
-    cache = {"BACKEND": f"{__name__}.Cache", "LOCATION": "background tasks"}
+    cache = {"BACKEND": f"{__name__}.Cache", "LOCATION": __name__}
     with override_settings(CACHES={"default": cache}):
         yield
 

@@ -114,6 +114,7 @@ PATCHED = {
     (AsyncToSync, "__call__"),
     (ThreadSensitiveContext, "__aenter__"),
     (ThreadSensitiveContext, "__aexit__"),
+    (asgiref.sync, "_restore_context"),
     (asgiref.local, "asyncio"),
     (django.utils.asyncio, "get_running_loop"),
     (

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 
+from ._call import current_loop
 from ._carry import carried, restore_context
 from ._island_loop import below_asyncio
-from ._islands import asyncio_island
+from ._islands import asyncio_island, is_trio_island
 from ._new_run import run_in_new_run
 from ._reentry import run_async, run_async_from_trio_thread
 from ._trio_thread import calling, in_trio_task, in_trio_thread, no_call
@@ -54,7 +55,7 @@ def patch_call(original: Any) -> Any:
         if run is None:
             with _only_asyncio():
                 return original(self, *args, **kwargs)
-        return _run_on_trio(self.awaitable(*args, **kwargs), run)
+        return _run_on_trio(self, self.awaitable(*args, **kwargs), run)
 
     return __call__
 
@@ -73,10 +74,11 @@ def _find_run(bridge: AsyncToSync[..., Any]) -> Callable[..., Any] | None:
     return functools.partial(run_in_new_run, start_thread=_single_thread(bridge))
 
 
-def _run_on_trio(awaitable: Awaitable[Any], run: Callable[..., Any]) -> Any:
+def _run_on_trio(
+    bridge: AsyncToSync[..., Any], awaitable: Awaitable[Any], run: Callable[..., Any]
+) -> Any:
     afn: Callable[[], Awaitable[Any]] = carried(awaitable)
-    if below_asyncio.get():
-        # Code of asyncio has called the sync code, and wants its like.
+    if _wants_asyncio() and not is_trio_island(bridge.awaitable):
         afn = asyncio_island(afn)
     try:
         result, context = run(afn)
@@ -94,6 +96,15 @@ def _run_on_trio(awaitable: Awaitable[Any], run: Callable[..., Any]) -> Any:
     finally:
         # An error's traceback holds this frame: leave no cycle behind.
         del result
+
+
+def _wants_asyncio() -> bool:
+    """Whether the running sync code wants asyncio, as the code above it does."""
+    below = below_asyncio.get()
+    if below is None:
+        loop = current_loop.get()
+        return loop is not None and loop.lease.for_asyncio
+    return below
 
 
 def _borrow_thread(inbox: Inbox) -> Lease:

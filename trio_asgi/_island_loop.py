@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trio_asgi")
 
-#: Whether the nearest async code above is asyncio's: for `async_to_sync` in sync code.
-below_asyncio: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "trio_asgi.below_asyncio", default=False
+#: Whether the nearest async code above is asyncio's, or Trio's, for `async_to_sync` in
+#: sync code. None: nobody's; then the lease says what the project is written for.
+below_asyncio: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
+    "trio_asgi.below_asyncio", default=None
 )
 
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import outcome
 import trio
+from asgiref.sync import iscoroutinefunction
 
 from ._carry import restore_context
 from ._errors import leaves
@@ -33,9 +34,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@overload
 def asyncio_island(
     afn: Callable[P, Awaitable[T]],
-) -> Callable[P, Coroutine[Any, Any, T]]:
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
+@overload
+def asyncio_island(afn: Callable[P, T]) -> Callable[P, T]: ...
+def asyncio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that is written for asyncio callable from Trio.
 
     As a decorator, of a view for example, or in place:
@@ -49,9 +54,13 @@ def asyncio_island(
     the function, which is waited for. Cancel scopes and deadlines of Trio do not reach
     inside.
 
+    A sync view can be decorated too. It runs in the request's thread, as without the
+    decorator; `async_to_sync` in it runs code of asyncio, and what it streams is
+    iterated by asyncio.
+
     Args:
         afn: An async function of asyncio, or another function that returns an awaitable
-            of asyncio's when called in its loop.
+            of asyncio's when called in its loop; or a sync view.
 
     Returns:
         An async function with the same arguments. It raises what ``afn`` raises, and:
@@ -63,7 +72,7 @@ def asyncio_island(
     """
 
     @functools.wraps(afn)
-    async def island(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def island(*args: Any, **kwargs: Any) -> Any:
         if in_trio_task():
             return await _run_on_asyncio(functools.partial(afn, *args, **kwargs))
         if asyncio._get_running_loop() is None:
@@ -73,13 +82,16 @@ def asyncio_island(
             )
         return await afn(*args, **kwargs)
 
-    island._trio_asgi_island = "asyncio"  # type: ignore[attr-defined]
-    return island
+    return _mark("asyncio", afn, island)
 
 
+@overload
 def trio_island(
     afn: Callable[P, Awaitable[T]],
-) -> Callable[P, Coroutine[Any, Any, T]]:
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
+@overload
+def trio_island(afn: Callable[P, T]) -> Callable[P, T]: ...
+def trio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that is written for Trio callable from an `asyncio_island`.
 
     As a decorator, or in place: ``await trio_island(trio.sleep)(1)``. Under
@@ -90,8 +102,11 @@ def trio_island(
     Context variables go in, and changes come back. If the asyncio task is cancelled, so
     is the function.
 
+    A sync view can be decorated too: its `async_to_sync`, and what it streams, is
+    Trio's.
+
     Args:
-        afn: An async function of Trio.
+        afn: An async function of Trio, or a sync view.
 
     Returns:
         An async function with the same arguments. It raises what ``afn`` raises, and:
@@ -101,26 +116,50 @@ def trio_island(
     """
 
     @functools.wraps(afn)
-    async def island(*args: P.args, **kwargs: P.kwargs) -> T:
-        if in_trio_task():
-            return await afn(*args, **kwargs)
+    async def island(*args: Any, **kwargs: Any) -> Any:
         if not in_trio_run():
             raise RuntimeError(
                 f"The Trio island {_name(afn)} was called outside Trio. It can be "
                 "awaited in a Trio task, and in an asyncio_island() in one."
             )
 
-        async def run() -> T:
+        async def run() -> Any:
             marker = below_asyncio.set(False)
             try:
                 return await afn(*args, **kwargs)
             finally:
                 below_asyncio.reset(marker)
 
-        return await run_on_trio(run)
+        return await run() if in_trio_task() else await run_on_trio(run)
 
-    island._trio_asgi_island = "trio"  # type: ignore[attr-defined]
-    return island
+    return _mark("trio", afn, island)
+
+
+def _mark(
+    kind: str, fn: Callable[..., Any], island: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return what is called: the island; and in sync code, a sync function as it is."""
+    marked: Any = island
+    if not iscoroutinefunction(fn):
+
+        @functools.wraps(fn)
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            if in_trio_run() or asyncio._get_running_loop() is not None:
+                return island(*args, **kwargs)
+            marker = below_asyncio.set(kind == "asyncio")
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                below_asyncio.reset(marker)
+
+    marked._trio_asgi_island = kind
+    return marked  # type: ignore[no-any-return]
+
+
+def runs_on_trio(fn: Callable[P, T]) -> Callable[P, T]:
+    """Mark an async function of this package's, for `async_to_sync` to run on Trio."""
+    fn._trio_asgi_island = "trio"  # type: ignore[attr-defined]
+    return fn
 
 
 def is_asyncio_island(fn: object) -> bool:

@@ -59,6 +59,10 @@ class Lease(CallLoop):
     that outlives its request can still call sync code.
     """
 
+    #: Whether sync code that has no async code above it calls asyncio's: see
+    #: `below_asyncio`.
+    for_asyncio = False
+
     def __init__(
         self,
         pool: WorkerPool,

@@ -21,6 +21,7 @@ from django.core.handlers.base import BaseHandler
 from django.utils import deprecation
 from django.utils.deprecation import MiddlewareMixin
 
+from . import conf
 from ._as_written import Written, is_as_written
 from ._loop_safe import LoopSafety
 from ._passage import Hook, Kind, Layer, Passage
@@ -49,6 +50,8 @@ class Chain:
     def __init__(self, handler: BaseHandler) -> None:
         """Know no middleware yet; Django's loader tells them from the inside out."""
         self.handler = handler
+        #: Whether the project's views are asyncio's, unless they say that they are not.
+        self.asyncio_views: bool = conf.get("ASYNCIO_VIEWS")
         #: The outermost layer so far.
         self.top: Layer | None = None
         self._top_handler: Any = None

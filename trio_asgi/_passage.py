@@ -40,7 +40,7 @@ from django.utils.log import log_response
 
 from ._as_written import Written
 from ._hop import hop, note_unfinished, retire_thread, was_left
-from ._islands import is_asyncio_island
+from ._islands import is_asyncio_island, is_trio_island, runs_on_trio
 from ._response import iterate_in_island
 from ._view_errors import (
     answer_to_nobody,
@@ -131,6 +131,7 @@ class Passage:
             retire_thread()
             raise
 
+    @runs_on_trio
     async def _drive_on(self, steps: Steps, wanted: Any) -> Any:
         """Go on from the loop, where something is wanted first."""
         while type(wanted) is not Ended:
@@ -286,13 +287,17 @@ class Passage:
         with as_view_errors(request.path):
             if iscoroutinefunction(view):
                 response = yield functools.partial(view, request, *args, **kwargs)
-                if is_asyncio_island(view):
-                    # What middleware puts around it is Trio's.
-                    iterate_in_island(response)
             else:
                 if not self.in_thread:
                     yield THREAD
                 response = view(request, *args, **kwargs)
+        # A sync view may stream async code, too. What middleware puts around that is
+        # Trio's.
+        if getattr(response, "is_async", False) and (
+            is_asyncio_island(view)
+            or (self._chain.asyncio_views and not is_trio_island(view))
+        ):
+            iterate_in_island(response)
         request.view_response = response
         return response
 

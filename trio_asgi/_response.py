@@ -51,9 +51,7 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
 
 
 def iterate_in_island(response: HttpResponseBase) -> None:
-    """Have an async iterator that is asyncio's iterated, and closed, by asyncio."""
-    if not getattr(response, "is_async", False):
-        return
+    """Have async content that is asyncio's iterated, and closed, by asyncio."""
     # An event stream is Trio's; only its events are asyncio's.
     wrap_events = getattr(contents(response)[0], "wrap_events", None)
     if wrap_events is not None:

@@ -212,6 +212,7 @@ class ASGIHandler(ChainHandler):
             body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
         lease = lease or _worker.current_pool().lease()
         lease.begin_request()
+        lease.for_asyncio = self._chain.asyncio_views
         outer_loop = _call.current_loop.set(lease)
         life = _Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(
@@ -403,7 +404,7 @@ class ASGIHandler(ChainHandler):
         """
         view = super().make_view_atomic(view)
         if (
-            conf.get("ASYNCIO_VIEWS")
+            self._chain.asyncio_views
             and iscoroutinefunction(view)
             and not is_trio_island(view)
         ):
