@@ -101,6 +101,7 @@ class ASGIHandler(ChainHandler):
         """Check the settings, install the bridge and load the middleware."""
         conf.configure()
         _bridge.install(new_loops=conf.get("NEW_LOOPS"))
+        self._asyncio_views: bool = conf.get("ASYNCIO_VIEWS")
         super().__init__()
         disown_caches()
         self._lifespan = Lifespan(
@@ -212,7 +213,7 @@ class ASGIHandler(ChainHandler):
             body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
         lease = lease or _worker.current_pool().lease()
         lease.begin_request()
-        lease.for_asyncio = self._chain.asyncio_views
+        lease.for_asyncio = self._asyncio_views
         outer_loop = _call.current_loop.set(lease)
         life = _Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(
@@ -404,7 +405,7 @@ class ASGIHandler(ChainHandler):
         """
         view = super().make_view_atomic(view)
         if (
-            self._chain.asyncio_views
+            self._asyncio_views
             and iscoroutinefunction(view)
             and not is_trio_island(view)
         ):
