@@ -92,7 +92,7 @@ async def test_class_based_views_are_islands() -> None:
         async def get(self, request: HttpRequest) -> HttpResponse:
             return HttpResponse(kind())
 
-    @method_decorator(trio_island, name="dispatch")  # type: ignore[arg-type]
+    @method_decorator(trio_island, name="dispatch")
     class TrioPage(Page):
         pass
 
