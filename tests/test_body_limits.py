@@ -14,6 +14,7 @@ from django.urls import path
 import trio_asgi
 from support import application, http_scope, signal_log
 from trio_asgi import ASGIHandler, ASGIRequest, BodyTimeout, BodyTooLarge
+from trio_asgi._receive import LINGER_SECONDS
 from trio_asgi._worker import current_pool
 
 if TYPE_CHECKING:
@@ -173,10 +174,87 @@ async def test_a_client_that_sends_nothing(
 async def test_a_slow_client(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """However long it takes in all, as long as bytes come."""
+    """However long it takes in all, as long as enough bytes come."""
+    client = Client([b"x" * 240 * 59] * 30, pause=59.0)
+    app = application(path("", view), middleware=())
+    assert (await client.ask(app, upload_scope(length=240 * 59 * 30)))[0] == 200
+
+
+async def test_a_client_that_sends_a_byte_a_second(
+    settings_dict: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    """It is refused in little more than a minute: the default is 240 bytes a second."""
+    begun = trio.current_time()
+    client = Client([b"x"] * 3600, pause=1.0)
+    app = application(path("", view), middleware=())
+    assert await client.ask(app, upload_scope(length=3600)) == TOO_SLOW
+    assert 60 <= trio.current_time() - begun < 62
+
+
+async def test_a_byte_for_a_sign_of_life(
+    settings_dict: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    """Without a lowest rate, any byte gives the client all of its time again."""
+    settings_dict["BODY_MIN_RATE"] = 0
     client = Client([b"x"] * 30, pause=59.0)
     app = application(path("", view), middleware=())
     assert await client.ask(app, upload_scope(length=30)) == (200, b"30")
+
+
+async def test_a_client_that_was_quick_and_becomes_slow(
+    settings_dict: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    """What came in time earns nothing beyond ``BODY_TIMEOUT``."""
+    begun = trio.current_time()
+    client = Client([b"x" * 1_000_000] * 2 + [b"x"] * 3600, pause=1.0)
+    app = application(path("", view), middleware=())
+    assert (await client.ask(app, upload_scope()))[0] == 408
+    assert trio.current_time() - begun < 65
+
+
+async def test_a_body_that_takes_too_long_in_all(
+    settings_dict: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    """However much comes meanwhile."""
+    settings_dict["BODY_TOTAL_TIMEOUT"] = 100
+    begun = trio.current_time()
+    client = Client([b"x" * 1_000_000] * 30, pause=8.0)
+    app = application(path("", view), middleware=())
+    assert await client.ask(app, upload_scope()) == TOO_SLOW
+    assert 100 <= trio.current_time() - begun <= 100 + LINGER_SECONDS
+
+
+async def test_a_slow_reader_is_not_the_clients_fault(
+    autojump_clock: MockClock,
+) -> None:
+    """Time in which nobody waits for the client does not count, for neither limit."""
+
+    @trio_asgi.limit_body(timeout=5, min_rate=1000, total_timeout=10)
+    @trio_asgi.stream_body
+    async def view(request: ASGIRequest) -> HttpResponse:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            await trio.sleep(60)
+        return HttpResponse(f"{size}")
+
+    client = Client([b"x"] * 10, pause=0.1)
+    app = application(path("", view), middleware=())
+    assert await client.ask(app, upload_scope(length=10)) == (200, b"10")
+
+
+async def test_a_thread_that_reads_a_trickling_body_is_freed() -> None:
+    """A sync view meets the error in its own thread, which is idle after that."""
+
+    @trio_asgi.limit_body(timeout=0.05, min_rate=1e6)
+    @trio_asgi.stream_body
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.read())
+
+    client = Client([b"x"] * 10_000, pause=0.001)
+    app = application(path("", view), middleware=())
+    assert await client.ask(app, upload_scope()) == TOO_SLOW
+    assert len(current_pool()._idle) == 1
 
 
 async def test_a_client_that_stops(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -39,6 +40,8 @@ class BodyOptions:
     stream: bool = AS_SET
     max_size: int | None = AS_SET
     timeout: float = AS_SET
+    min_rate: float = AS_SET
+    total_timeout: float | None = AS_SET
 
     @property
     def starts_early(self) -> bool:
@@ -48,11 +51,17 @@ class BodyOptions:
     @property
     def limits(self) -> BodyLimits:
         """What the body may be at most."""
-        size, timeout = self.max_size, self.timeout
+        total = _value(self.total_timeout, "BODY_TOTAL_TIMEOUT")
         return BodyLimits(
-            conf.get("MAX_BODY_SIZE") if size is AS_SET else size,
-            conf.get("BODY_TIMEOUT") if timeout is AS_SET else timeout,
+            _value(self.max_size, "MAX_BODY_SIZE"),
+            _value(self.timeout, "BODY_TIMEOUT"),
+            _value(self.min_rate, "BODY_MIN_RATE"),
+            math.inf if total is None else total,
         )
+
+
+def _value(given: Any, key: str) -> Any:
+    return conf.get(key) if given is AS_SET else given
 
 
 def stream_body(view: View) -> View:
@@ -71,7 +80,11 @@ def stream_body(view: View) -> View:
 
 
 def limit_body(
-    *, max_size: int | None = AS_SET, timeout: float = AS_SET
+    *,
+    max_size: int | None = AS_SET,
+    timeout: float = AS_SET,
+    min_rate: float = AS_SET,
+    total_timeout: float | None = AS_SET,
 ) -> Callable[[View], View]:
     """Give the body of a view's requests other limits than ``TRIO_ASGI`` does.
 
@@ -81,16 +94,28 @@ def limit_body(
         max_size: How many bytes it may have, instead of ``MAX_BODY_SIZE``; None: any
             number.
         timeout: For how many seconds no byte may come, instead of ``BODY_TIMEOUT``.
+        min_rate: How many bytes must come a second, instead of ``BODY_MIN_RATE``.
+        total_timeout: For how many seconds the client may be waited for in all,
+            instead of ``BODY_TOTAL_TIMEOUT``; None: any number.
 
     Raises:
         ValueError: one of them is no such number.
     """
-    _check("max_size", max_size, conf.KEYS["MAX_BODY_SIZE"])
-    _check("timeout", timeout, conf.KEYS["BODY_TIMEOUT"])
-    return lambda view: _with_options(view, max_size=max_size, timeout=timeout)
+    _check("max_size", max_size, "MAX_BODY_SIZE")
+    _check("timeout", timeout, "BODY_TIMEOUT")
+    _check("min_rate", min_rate, "BODY_MIN_RATE")
+    _check("total_timeout", total_timeout, "BODY_TOTAL_TIMEOUT")
+    return lambda view: _with_options(
+        view,
+        max_size=max_size,
+        timeout=timeout,
+        min_rate=min_rate,
+        total_timeout=total_timeout,
+    )
 
 
-def _check(name: str, value: Any, key: conf.Key) -> None:
+def _check(name: str, value: Any, setting: str) -> None:
+    key = conf.KEYS[setting]
     if not (value is AS_SET or key.is_valid(value)):
         raise ValueError(
             f"limit_body() was given {name}={value!r}: it must be {key.allowed}."

@@ -37,12 +37,19 @@ class BodyTooLarge(Exception):  # noqa: N818 - as Django's RequestDataTooBig
 
 
 class BodyTimeout(Exception):  # noqa: N818 - as HTTP's "Request Timeout"
-    """The client has sent nothing of a body for too long: answered 408."""
+    """The client sends a body too slowly, or not at all: answered 408."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, rate: float = 0, *, total: bool = False) -> None:
+        if total:
+            seen, keys = "was not complete after", "BODY_TOTAL_TIMEOUT"
+        elif rate:
+            seen = f"has come with fewer than {rate} bytes a second for"
+            keys = "BODY_MIN_RATE and BODY_TIMEOUT"
+        else:
+            seen, keys = "has not gone on for", "BODY_TIMEOUT"
         super().__init__(
-            f"No byte of the request's body has come for {seconds} seconds, which is "
-            "BODY_TIMEOUT in TRIO_ASGI, or what @limit_body says for the view."
+            f"The request's body {seen} {seconds} seconds of waiting for the client: "
+            f"see {keys} in TRIO_ASGI, or what @limit_body says for the view."
         )
 
 

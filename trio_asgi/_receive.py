@@ -46,8 +46,12 @@ class BodyLimits:
 
     #: Bytes; None: any size.
     size: int | None = None
-    #: Seconds without a byte.
+    #: For how long the client is waited for without a byte; seconds.
     timeout: float = math.inf
+    #: How many bytes give it back a second of that; 0: any byte gives back all.
+    rate: float = 0
+    #: For how long the client is waited for in all; seconds.
+    total: float = math.inf
 
 
 class Receiver:
@@ -72,6 +76,9 @@ class Receiver:
         self.limits = BodyLimits()
         #: How many bytes of the body have come.
         self._size = 0
+        #: For how long the client was waited for, in all, and how much of the time that
+        #: it has without a byte is used up. The time in which nobody reads is not its.
+        self._waited = self._used = 0.0
         #: Whether the server has been asked, and has answered.
         self.begun = False
         #: Whether all of the body has come.
@@ -138,13 +145,16 @@ class Receiver:
 
         Raises:
             BodyTooLarge: the body has become larger than is allowed.
-            BodyTimeout: no byte has come for longer than is allowed.
+            BodyTimeout: no byte has come for longer than is allowed, or too few have.
         """
-        if not self._ahead:
-            await self._wait_news(self.limits.timeout)
+        if not self._has_news():
+            await self._wait_news()
         if self._ahead:
             message = self._ahead.popleft()
-            self._ahead_size -= len(message.get("body") or b"")
+            size = len(message.get("body") or b"")
+            self._ahead_size -= size
+            rate = self.limits.rate
+            self._used = max(self._used - size / rate, 0.0) if rate else 0.0
             # The watcher may wait for room.
             self._news.unpark_all()
             return message
@@ -202,20 +212,24 @@ class Receiver:
         self._ahead.clear()
         self._ahead_size = 0
 
-    async def _wait_news(self, seconds: float) -> None:
-        """Wait until there is a message, or an end of them."""
-        if self._has_news():
-            return
-        if seconds == math.inf:
-            while not self._has_news():
-                await self._receive_or_park()
-            return
+    async def _wait_news(self) -> None:
+        """Wait for the client until there is a message, or an end of them."""
+        limits = self.limits
+        left = limits.timeout - self._used
+        total_left = limits.total - self._waited
+        begun = trio.current_time()
         try:
-            with trio.fail_after(seconds):
+            with trio.move_on_after(max(min(left, total_left), 0)):
                 while not self._has_news():
                     await self._receive_or_park()
-        except trio.TooSlowError:
-            raise BodyTimeout(seconds) from None
+                return
+        finally:
+            seconds = trio.current_time() - begun
+            self._used += seconds
+            self._waited += seconds
+        if total_left < left:
+            raise BodyTimeout(limits.total, total=True)
+        raise BodyTimeout(limits.timeout, limits.rate)
 
     def _has_news(self) -> bool:
         return bool(

@@ -72,6 +72,21 @@ KEYS: Final[Mapping[str, Key]] = {
         allowed="a number of seconds, more than 0",
         is_valid=lambda value: _is_number(value) and value > 0,
     ),
+    "BODY_MIN_RATE": Key(
+        default=240,
+        allowed="a number of bytes a second, 0 or more",
+        is_valid=lambda value: _is_number(value) and value >= 0,
+    ),
+    "BODY_TOTAL_TIMEOUT": Key(
+        default=None,
+        allowed="a number of seconds, more than 0, or None for no limit",
+        is_valid=lambda value: value is None or (_is_number(value) and value > 0),
+    ),
+    "SEND_TIMEOUT": Key(
+        default=600.0,
+        allowed="a number of seconds, more than 0, or None for no limit",
+        is_valid=lambda value: value is None or (_is_number(value) and value > 0),
+    ),
     "CLEANUP_SECONDS": _seconds(10.0),
     "SHUTDOWN_SECONDS": _seconds(10.0),
 }
