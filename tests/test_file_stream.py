@@ -441,12 +441,23 @@ async def test_the_limit_follows_the_client() -> None:
 
 
 async def test_a_files_limit_goes_further(file: Path) -> None:
-    """For each call in a thread costs as much as the reading of a block."""
+    """Each call in a thread costs as much as the reading of a block.
+
+    But only for a client that has taken much: what its side has only buffered is no
+    sign that it reads.
+    """
+    with file.open("wb") as large:
+        large.truncate(LARGEST * 32 * 8)
     response = FileResponse(file.open("rb"))
     stream = thread_stream(response)
-    await stream.send_all(Consumer().send)
+    consumer = Consumer()
+    await stream.send_all(consumer.send)
     response.close()
     assert stream._limit > LARGEST
+    taken = 0
+    for part in consumer.batches:
+        assert len(part) <= max(LARGEST, taken // 16)
+        taken += len(part)
 
 
 async def test_answers_of_all_kinds_are_complete(file: Path, content: bytes) -> None:

@@ -19,7 +19,8 @@ LAYERS = [
     "_types",
     "_as_written _errors",
     # Trio only: no Django, no asgiref
-    "_beside _byte_ranges _clock _executor _lookout _managed_stream _receive",
+    "_beside _byte_ranges _clock _connection _executor _lookout _managed_stream _pace "
+    "_receive",
     "_contents _send _sigterm _trio_thread _wakeups",
     "_websocket _hosting _native_calls _serve",
     "_call",
@@ -40,7 +41,8 @@ LAYERS = [
     "_connections",
     "conf",
     "_bridge",
-    "_files _loop_safe _request_body _spool _server_sent_event _thread_stream",
+    "_files _headers _loop_safe _request_body _spool _server_sent_event "
+    "_thread_stream",
     "_file_stream _view_errors ranges uploads",
     "_body_options _release _request _response _signals middleware",
     "_event_stream",

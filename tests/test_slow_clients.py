@@ -11,23 +11,39 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.signals import request_finished
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    StreamingHttpResponse,
+)
+from django.test import override_settings
 from django.urls import path
 
-from support import application, http_scope, signal_log
+from support import application, http_scope, request, signal_log
 from trio_asgi._exchange import SEND_SECONDS
 from trio_asgi._worker import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
+    from django.http import HttpResponseBase
     from trio.testing import MockClock
 
     from trio_asgi import ASGIHandler
     from trio_asgi._types import Message
 
 View = Callable[..., Any]
+
+
+@pytest.fixture
+def settings_dict() -> Iterator[dict[str, Any]]:
+    """Return ``TRIO_ASGI`` of this test."""
+    with override_settings(TRIO_ASGI={}):
+        yield settings.TRIO_ASGI
 
 
 class Client:
@@ -229,3 +245,142 @@ async def test_a_stream_is_not_ended_early(autojump_clock: MockClock) -> None:
             await trio.sleep(SEND_SECONDS * 10)
             assert log.names == ["started"]
         assert log.names == ["started", "finished"]
+
+
+# A client that takes nothing for too long
+
+
+class Stuck(Client):
+    """A client that takes no part; whether its server can be cancelled varies."""
+
+    def __init__(self, *, shielded: bool) -> None:
+        super().__init__()
+        self._shielded = shielded
+
+    async def send(self, message: Message) -> None:
+        """Take no body."""
+        if message["type"] == "http.response.body":
+            self.blocked.set()
+            with trio.CancelScope(shield=self._shielded):
+                await self.reads.wait()
+        self.messages.append(message)
+
+
+def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream from the request's thread, without end."""
+
+    def parts() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 100_000
+        finally:
+            Closer.closed_in.append(threading.current_thread().name)
+
+    Closer.closed_in = []
+    return StreamingHttpResponse(parts())
+
+
+async def async_stream(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream without end, after having used the thread."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 100_000
+        finally:
+            Closer.closed_in.append(threading.current_thread().name)
+
+    Closer.closed_in = []
+    await sync_to_async(threading.current_thread)()
+    return StreamingHttpResponse(parts())
+
+
+@pytest.mark.parametrize("shielded", [False, True])
+@pytest.mark.parametrize("view", [sync_view, async_view, sync_stream, async_stream])
+async def test_nothing_waits_for_ever_for_a_client(
+    autojump_clock: MockClock, view: View, shielded: bool
+) -> None:
+    """After 10 minutes the response is closed and the thread is free.
+
+    Also where the server lets nobody cancel its sending: only that waits on.
+    """
+    client, app = Stuck(shielded=shielded), application(path("", view))
+    with signal_log() as log:
+        async with client.blocks(app):
+            await trio.sleep(599)
+            assert len(log.names) == (2 if view in (sync_view, async_view) else 1)
+            await trio.sleep(3)
+            assert log.names == ["started", "finished"]
+            assert len(Closer.closed_in) == 1
+            assert idle_threads() == len(current_pool().workers)
+            assert bool(client.reads.statistics().tasks_waiting) == shielded
+        assert log.names == ["started", "finished"]
+    assert len(Closer.closed_in) == 1
+    assert len(client.messages) == 1 + shielded
+
+
+async def test_a_client_that_takes_something_in_time(
+    autojump_clock: MockClock,
+) -> None:
+    """Each message has its own 10 minutes."""
+
+    class Slow(Client):
+        async def send(self, message: Message) -> None:
+            await trio.sleep(599)
+            self.messages.append(message)
+
+    async def view(request: HttpRequest) -> StreamingHttpResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(5):
+                yield b"part"
+
+        return StreamingHttpResponse(parts())
+
+    client = Slow()
+    await client.request(application(path("", view)))
+    assert [m.get("body") for m in client.messages] == [None, *[b"part"] * 5, None]
+
+
+async def test_no_deadline(
+    autojump_clock: MockClock, settings_dict: dict[str, Any]
+) -> None:
+    """None is for ever."""
+    settings_dict["SEND_TIMEOUT"] = None
+    client, app = Client(), application(path("", sync_stream))
+    with signal_log() as log:
+        async with client.blocks(app) as nursery:
+            await trio.sleep(80_000)
+            assert log.names == ["started"]
+            nursery.cancel_scope.cancel()
+
+
+# What a client that does not read costs
+
+
+@pytest.mark.parametrize("view", ["buffered", "stream", "file"])
+async def test_a_message_is_small_until_the_client_has_read_much(
+    tmp_path: Path, view: str
+) -> None:
+    """What both systems buffer, some megabytes, is no reason for a large message."""
+    size = 2**26
+    file = tmp_path / "file"
+    with file.open("wb") as empty:
+        empty.truncate(size)
+    content = bytes(size)
+
+    def respond(request: HttpRequest) -> HttpResponseBase:
+        if view == "file":
+            return FileResponse(file.open("rb"))
+        if view == "buffered":
+            return HttpResponse(content)
+        return StreamingHttpResponse(bytes(2**16) for _ in range(size // 2**16))
+
+    answer = await request(application(path("", respond), middleware=()))
+    sizes = [len(part) for part in answer.parts]
+    assert sum(sizes) == size
+    taken = 0
+    for part in sizes:
+        assert part <= max(2**18, taken // 16)
+        taken += part
+    if view != "stream":
+        assert max(sizes) > 2**19

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ._beside import run_in_nursery
+from ._connection import reset_connection
 from ._lookout import current_lookout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from ._send import ResponseSender
     from ._worker import Lease
 
 
@@ -58,8 +60,8 @@ class Exchange:
 
         Args:
             wait_disconnect: Waits until the client has left. Called once.
-            is_complete: Tells whether all of the response was handed to the server.
-                Then a disconnect is no abort, and must not cancel the last send.
+            is_complete: Tells whether all of the response was handed to the server, or
+                will be. Then a disconnect is no abort, and must not cancel the sending.
             lease: Whose thread the request's sync code runs in.
             patience: Tells for how many seconds to wait for sync code that runs on when
                 the server cancels the request, as it does at its shutdown.
@@ -78,6 +80,7 @@ class Exchange:
         self._last_wait: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
+        self._timer = current_lookout().timer(SEND_SECONDS)
 
     async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
         """Run ``respond()`` to its end, or until a disconnect has cut it short.
@@ -137,7 +140,7 @@ class Exchange:
             end_early: Called once, in a task of its own, if it takes longer than
                 `SEND_SECONDS`. It is waited for, and must not raise.
         """
-        nursery, lookout = self._nursery, current_lookout()
+        nursery, timer = self._nursery, self._timer
         # With what the request has left in it, as the caches that it has used.
         context = contextvars.copy_context()
         assert nursery is not None
@@ -145,11 +148,52 @@ class Exchange:
         def begin() -> None:
             context.run(nursery.start_soon, end_early)
 
-        lookout.call_after(begin, trio.current_time() + SEND_SECONDS)
+        timer.begin(begin)
         try:
             yield
         finally:
-            lookout.forget(begin)
+            timer.end(begin)
+
+    def limit_sending(
+        self,
+        sender: ResponseSender,
+        seconds: float | None,
+        end_early: Callable[[], Awaitable[None]],
+    ) -> None:
+        """End ``respond`` as if the client had left, when it takes a message too late.
+
+        Args:
+            sender: What waits for the client.
+            seconds: For how long it may do so; None: for ever.
+            end_early: Called as that of `sending_last`, if nothing ends the waiting.
+        """
+        if seconds is not None:
+            sender.timer = current_lookout().timer(seconds)
+            sender.on_timeout = lambda: self._give_up(sender, end_early)
+
+    def _give_up(
+        self, sender: ResponseSender, end_early: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Have the waiting end.
+
+        A cancellation is no help while bytes are written, for servers shield that. So
+        the connection is reset, which they know. Where neither helps, the sending waits
+        on, and everything else is ended beside it.
+        """
+        nursery, task = self._nursery, sender.waiting
+        if nursery is None or task is None:
+            return
+
+        async def end_beside() -> None:
+            await trio.sleep(SEND_SECONDS)
+            if sender.waiting is task:
+                await end_early()
+
+        sender.given_up = True
+        # In HTTP/2 the connection is not the request's alone.
+        if not (sender.is_http1 and reset_connection(task)):
+            self._scope.cancel()
+        task.context.copy().run(nursery.start_soon, end_beside)
 
     def _begin(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery

@@ -1,4 +1,4 @@
-"""What looks after all requests of a Trio run: two tasks, however many requests.
+"""What looks after all requests of a Trio run: a few tasks, however many requests.
 
 A task for each request that waits for the disconnect costs more than a small request
 itself. Most small requests are over before they ever wait for anything, and nobody
@@ -19,6 +19,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+class Timer:
+    """Calls back for what takes longer than so many seconds. Trio thread.
+
+    One for all that may take so long: so their deadlines come in the order in which
+    they began, and it costs next to nothing to begin and to end.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        #: By when each should have ended; the earliest stands first.
+        self._deadlines: dict[Callable[[], object], float] = {}
+        self._begun = trio.lowlevel.ParkingLot()
+
+    def begin(self, callback: Callable[[], object]) -> None:
+        """Have a callback called when the time is over; see `end`."""
+        self._deadlines[callback] = trio.current_time() + self._seconds
+        if len(self._deadlines) == 1:
+            self._begun.unpark()
+
+    def end(self, callback: Callable[[], object]) -> None:
+        """Do not call what `begin` has noted, unless it was called already."""
+        self._deadlines.pop(callback, None)
+
+    async def call(self) -> None:
+        """Call back. A system task."""
+        while True:
+            while self._deadlines:
+                callback, deadline = next(iter(self._deadlines.items()))
+                if deadline <= trio.current_time():
+                    del self._deadlines[callback]
+                    callback()
+                else:
+                    await trio.sleep_until(deadline)
+            await self._begun.park()
+
+
 class Lookout:
     """Calls back for requests that take longer than a moment. Trio thread.
 
@@ -28,10 +64,7 @@ class Lookout:
     def __init__(self) -> None:
         self._new: list[Callable[[], object]] = []
         self._new_came = trio.lowlevel.ParkingLot()
-        #: By when each should have ended; the earliest stands first, for all are given
-        #: the same time.
-        self._timed: dict[Callable[[], object], float] = {}
-        self._timed_came = trio.lowlevel.ParkingLot()
+        self._timers: dict[float, Timer] = {}
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Have a callback called when the other tasks have had their turn."""
@@ -39,18 +72,13 @@ class Lookout:
         if len(self._new) == 1:
             self._new_came.unpark()
 
-    def call_after(self, callback: Callable[[], object], deadline: float) -> None:
-        """Have a callback called at a time of Trio's clock; see `forget`.
-
-        Deadlines must not come earlier than those before them.
-        """
-        self._timed[callback] = deadline
-        if len(self._timed) == 1:
-            self._timed_came.unpark()
-
-    def forget(self, callback: Callable[[], object]) -> None:
-        """Do not call what `call_after` has noted, unless it was called already."""
-        self._timed.pop(callback, None)
+    def timer(self, seconds: float) -> Timer:
+        """Return what calls back for what takes longer than so many seconds."""
+        timer = self._timers.get(seconds)
+        if timer is None:
+            timer = self._timers[seconds] = Timer(seconds)
+            trio.lowlevel.spawn_system_task(timer.call)
+        return timer
 
     async def call_new(self) -> None:
         """Serve `call_soon`. A system task."""
@@ -60,18 +88,6 @@ class Lookout:
                 for callback in new:
                     callback()
             await self._new_came.park()
-
-    async def call_timed(self) -> None:
-        """Serve `call_after`. A system task."""
-        while True:
-            while self._timed:
-                callback, deadline = next(iter(self._timed.items()))
-                if deadline <= trio.current_time():
-                    del self._timed[callback]
-                    callback()
-                else:
-                    await trio.sleep_until(deadline)
-            await self._timed_came.park()
 
 
 _lookout: trio.lowlevel.RunVar[Lookout] = trio.lowlevel.RunVar("trio_asgi.lookout")
@@ -85,5 +101,4 @@ def current_lookout() -> Lookout:
         lookout = Lookout()
         _lookout.set(lookout)
         trio.lowlevel.spawn_system_task(lookout.call_new)
-        trio.lowlevel.spawn_system_task(lookout.call_timed)
         return lookout

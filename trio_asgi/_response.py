@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import outcome
 import trio
@@ -15,11 +15,13 @@ from . import conf
 from ._contents import contents, forget_contents, replace_contents
 from ._errors import ClientDisconnected, ends_more, leaves
 from ._exchange import SEND_SECONDS
-from ._file_stream import DiskFileStream, FileStream, disk_file
+from ._file_stream import LARGEST_BLOCK, DiskFileStream, FileStream, disk_file
 from ._files import MAKE_BYTES, file_of, is_plain, path_to_send, plain_file
+from ._headers import response_start
 from ._island_stream import IslandStream
 from ._managed_stream import ManagedStream
 from ._offload import log
+from ._pace import next_size
 from ._thread_stream import ThreadStream
 from ._worker import current_pool
 
@@ -36,18 +38,8 @@ if sys.version_info < (3, 11):
 
 logger = logging.getLogger("django.request")
 
-
-def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
-    """Return all headers, in the case that they were set in; each cookie is one."""
-    headers = [
-        (name.encode("ascii"), value.encode("latin-1"))
-        for name, value in response.items()
-    ]
-    headers.extend(
-        (b"Set-Cookie", cookie.OutputString().encode("ascii"))
-        for cookie in response.cookies.values()
-    )
-    return headers
+#: What the first message of a response in one piece holds at most; bytes.
+FIRST_PIECE: Final = 2**16
 
 
 def iterate_in_island(response: HttpResponseBase) -> None:
@@ -75,34 +67,57 @@ async def send_over_asgi(
     path = None
     if getattr(send, "takes_paths", False) and getattr(send, "wants_body", True):
         path = await _path_for_server(response)
-    await send(
-        {
-            "type": "http.response.start",
-            "status": response.status_code,
-            "headers": encode_headers(response),
-        }
+    wants_body = getattr(send, "wants_body", True)
+    content: bytes | None = None
+    if not response.streaming:
+        content = response.content  # type: ignore[attr-defined]
+    # Nothing may fail between this and the sending of it.
+    start = response_start(
+        response,
+        size=len(content) if content is not None and wants_body else None,
+        is_http1=getattr(send, "is_http1", True),
     )
+    await send(start)
     if path is not None:
         await send({"type": "http.response.pathsend", "path": path})
         return
-    if not response.streaming:
-        for chunk, last in chunk_bytes(response.content):  # type: ignore[attr-defined]
+
+    async def send_part(part: bytes, *, more: bool = True) -> None:
+        for chunk, last in chunk_bytes(part):
+            more_body = more or not last
             await send(
-                {"type": "http.response.body", "body": chunk, "more_body": not last}
+                {"type": "http.response.body", "body": chunk, "more_body": more_body}
             )
+
+    if content is not None:
+        if len(content) > FIRST_PIECE:
+            content = await _send_pieces(content, send_part)
+        await send_part(content, more=False)
         return
-
-    async def send_part(part: bytes) -> None:
-        for chunk, _ in chunk_bytes(part):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    if getattr(send, "wants_body", True):
+    if wants_body:
         await send_parts(
             response,  # type: ignore[arg-type]
             send_part,
             cleanup_seconds=conf.get("CLEANUP_SECONDS"),
         )
     await send({"type": "http.response.body"})
+
+
+async def _send_pieces(
+    content: bytes, send_part: Callable[[bytes], Awaitable[None]]
+) -> bytes:
+    """Send bytes in pieces that follow the client, and return the last piece.
+
+    Each is a copy, which the server has for as long as the client does not take it.
+    """
+    sent, size = 0, FIRST_PIECE
+    while len(content) - sent > size:
+        begun = trio.current_time()
+        await send_part(content[sent : sent + size])
+        sent += size
+        seconds = trio.current_time() - begun
+        size = next_size(size, size, seconds=seconds, taken=sent, largest=LARGEST_BLOCK)
+    return content[sent:]
 
 
 async def _path_for_server(response: HttpResponseBase) -> str | None:

@@ -12,19 +12,34 @@ application. Source: the ASGI specifications of HTTP, WebSocket and lifespan.
 
 from __future__ import annotations
 
+import functools
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ._beside import run_beside
+from ._connection import shut_down_unread_connection
 from ._errors import ASGIOrderError, ClientDisconnected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from trio.lowlevel import Task
+
+    from ._lookout import Timer
     from ._receive import Receiver
     from ._types import Message, Send
+
+
+#: Statuses whose responses have no body, whatever their headers say.
+BODYLESS: Final = frozenset({204, 304})
+
+#: For how long a server may take to come to the end of a response that nobody gets.
+END_SECONDS: Final = 1.0
+
+_FILLER: Final = 2**24
 
 
 class SendState(Enum):
@@ -158,6 +173,27 @@ class ResponseSender:
         self._order = SendOrder("http")
         self.wants_body = wants_body
         self.takes_paths = takes_paths
+        #: Whether all of the body is there when it begins. Then it is sent to its end,
+        #: though the client may have left: that costs nothing, and a server that gets
+        #: no end may keep the connection.
+        self.in_one_piece = False
+        #: The task that waits for the server to take a message.
+        self.waiting: Task | None = None
+        #: What calls `on_timeout` if the server does not take a message in its time.
+        #: Not so for a file that it sends by itself: that is one message, of any size.
+        self.timer: Timer | None = None
+        self.on_timeout: Callable[[], object] | None = None
+        #: Set when the client has not taken a message for too long.
+        self.given_up = False
+        #: The first message, and how many bytes of the body came after it.
+        self._start: Message = {}
+        self._sent = 0
+        self._handed_over = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the response has started: no other one can be sent any more."""
+        return self._order.state is not SendState.NOTHING
 
     @property
     def complete(self) -> bool:
@@ -166,6 +202,16 @@ class ResponseSender:
         A server may report the disconnect while it still sends that message.
         """
         return self._order.state is SendState.COMPLETE
+
+    @property
+    def settled(self) -> bool:
+        """Whether the rest will come to the server without any more of the project."""
+        return self.complete or (self.in_one_piece and self.begun)
+
+    @property
+    def is_http1(self) -> bool:
+        """Whether the connection is this response's alone."""
+        return self._receiver is None or self._receiver.is_http1
 
     async def beside_body(self, send: Callable[[], Awaitable[None]]) -> None:
         """Send a response in one piece; meanwhile drop what comes of the body.
@@ -185,10 +231,21 @@ class ResponseSender:
             ClientDisconnected: the server said so, by an OSError as ASGI 2.4 has it, or
                 by one of Trio's errors about a connection that is gone.
             ASGIOrderError: the message may not come now.
+            RuntimeError: the body is longer or shorter than its ``Content-Length``.
+            Exception: the server refuses it. If it was the first one, another response
+                can be sent.
         """
         receiver = self._receiver
         if receiver is not None and not receiver.begun:
             await receiver.wait_begun()
+        event = message["type"]
+        if event == "http.response.start":
+            self._order.advance(message)
+            self._start = message
+            await self._send_start(message)
+            return
+        if event == "http.response.body":
+            self._count(message)
         self._order.advance(message)
         if self.complete:
             if receiver is not None and not receiver.complete:
@@ -199,6 +256,69 @@ class ResponseSender:
             # before the end, its two tasks write at the same time, and its worker dies.
             await trio.lowlevel.checkpoint()
         await self._pass_on(message)
+
+    async def _send_start(self, message: Message) -> None:
+        try:
+            await self._pass_on(message)
+        except ClientDisconnected:
+            raise
+        except Exception:
+            self._order = SendOrder("http")
+            raise
+
+    def _count(self, message: Message) -> None:
+        """Count the body's bytes, of which h11 takes neither more nor fewer.
+
+        It would end in a state in which it takes nothing at all, and says less.
+        """
+        self._sent += len(message.get("body", b""))
+        # What comes in one piece was compared before.
+        if self.in_one_piece or not self.begun:
+            return
+        announced = self._announced
+        if announced is None:
+            return
+        if self._sent > announced or (
+            self._sent < announced and not message.get("more_body")
+        ):
+            self._sent -= len(message.get("body", b""))
+            than = "longer" if message.get("body") else "shorter"
+            raise RuntimeError(
+                f"The body of a response is {than} than its Content-Length, which is "
+                f"{announced} bytes: the rest is cut off."
+            )
+
+    @functools.cached_property
+    def _announced(self) -> int | None:
+        """What the response's Content-Length says about the bytes that are sent."""
+        if not self.wants_body or self._start["status"] in BODYLESS:
+            return None
+        for name, value in self._start.get("headers", ()):
+            if name.lower() == b"content-length" and value.isdigit():
+                return int(value)
+        return None
+
+    async def finish_cut_off(self) -> None:
+        """Have the server come to the end of a response that has been cut off.
+
+        If it still reads for the client, it knows how to go on. If it waits for us to
+        come to an end, it gets one, which does not come to the client: the response
+        shall be seen to be cut off, and not be taken for a whole one.
+        """
+        if self._handed_over or not (self.begun and self.is_http1):
+            return
+        if not shut_down_unread_connection():
+            return
+        with trio.move_on_after(END_SECONDS, shield=True), suppress(Exception):
+            missing = (self._announced or self._sent) - self._sent
+            while missing > 0:
+                # h11 counts. Nothing of this is ever looked at, nor in memory.
+                filler = bytes(min(missing, _FILLER))
+                await self._send(
+                    {"type": "http.response.body", "body": filler, "more_body": True}
+                )
+                missing -= len(filler)
+            await self._send({"type": "http.response.body"})
 
     async def _send_last_early(self, message: Message, receiver: Receiver) -> None:
         """Send the last message while the client still sends its body.
@@ -220,8 +340,17 @@ class ResponseSender:
         await self.beside_body(send_last)
 
     async def _pass_on(self, message: Message) -> None:
+        timer, on_timeout = self.timer, self.on_timeout
+        if timer is not None and on_timeout is not None:
+            self.waiting = trio.lowlevel.current_task()
+            if message["type"] != "http.response.pathsend":
+                timer.begin(on_timeout)
         try:
             await self._send(message)
+            if not message.get("more_body") and self.complete:
+                self._handed_over = True
+            if self.given_up:
+                raise ClientDisconnected
         except (
             OSError,
             trio.BusyResourceError,
@@ -233,3 +362,7 @@ class ResponseSender:
             ):
                 raise  # about the file, and not about the client
             raise ClientDisconnected from error
+        finally:
+            if timer is not None and on_timeout is not None:
+                timer.end(on_timeout)
+                self.waiting = None

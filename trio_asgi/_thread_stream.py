@@ -24,20 +24,13 @@ from ._beside import run_beside
 from ._carry import restore_context
 from ._errors import ends_more
 from ._hop import hop
+from ._pace import LARGE, QUICK, SMALLEST, next_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-#: Where the limit begins, and what it never goes below; bytes.
-SMALLEST: Final = 2**14
-#: How far it goes for an iterator, and what a batch of small parts holds; bytes.
-LARGEST: Final = 2**18
-
-#: For how long parts that come quickly are gathered, before a batch that is not full
-#: leaves; a client is quick that takes no longer for one. Seconds.
-QUICK: Final = 0.005
-#: A client is slow that takes longer than this. Seconds.
-SLOW: Final = 0.1
+#: How far the limit goes for an iterator, and what a batch of small parts holds; bytes.
+LARGEST: Final = LARGE
 
 _END: Final = object()
 
@@ -76,6 +69,8 @@ class ThreadStream:
         self._pulled = self._sent = 0
         #: How many bytes may wait for being sent, besides the part that exceeds it.
         self._limit = SMALLEST
+        #: How many bytes the server has taken.
+        self._taken_bytes = 0
         #: Set when the task is told that parts have come, or the end has.
         self._news = trio.Event()
         #: Whether the thread need not tell the task of a part: it has been told, or
@@ -160,10 +155,14 @@ class ThreadStream:
         begun = trio.current_time()
         await send(batch)
         sent_at = trio.current_time()
-        if sent_at - begun > SLOW:
-            self._limit = max(self._limit // 2, SMALLEST)
-        elif sent_at - begun < QUICK and len(batch) >= self._limit // 2:
-            self._limit = min(self._limit * 2, self.largest)
+        self._taken_bytes += len(batch)
+        self._limit = next_size(
+            self._limit,
+            len(batch),
+            seconds=sent_at - begun,
+            taken=self._taken_bytes,
+            largest=self.largest,
+        )
         return sent_at
 
     # The task beside it

@@ -190,7 +190,7 @@ class ASGIHandler(ChainHandler):
         `RequestSignals`.
 
         Every error before the response has started is answered, as Django does it or,
-        where Django itself fails, with a plain 500.
+        where Django itself fails, or what it has made cannot be sent, with a plain 500.
 
         Raises:
             trio.Cancelled: the server has cancelled the request.
@@ -224,15 +224,18 @@ class ASGIHandler(ChainHandler):
         )
         exchange = Exchange(
             wait_disconnect=receiver.wait_disconnect,
-            is_complete=lambda: sender.complete,
+            is_complete=lambda: sender.settled,
             lease=lease,
             patience=lambda: conf.get("SHUTDOWN_SECONDS"),
         )
         receiver.on_disconnect = exchange.abort
+        exchange.limit_sending(
+            sender, conf.get("SEND_TIMEOUT"), functools.partial(self._end_early, life)
+        )
 
         async def respond() -> None:
             life.response = await self._make_response(scope, body_file, life, refusal)
-            await self._send(life, exchange, sender)
+            await self._send_or_fail(life, exchange, sender)
             life.complete = True
 
         try:
@@ -244,10 +247,11 @@ class ASGIHandler(ChainHandler):
             try:
                 await self._end(life)
             finally:
-                # It refers to the exchange, which refers to it.
-                receiver.on_disconnect = None
+                # They refer to the exchange, which refers to them.
+                receiver.on_disconnect = sender.on_timeout = None
                 _call.current_loop.reset(outer_loop)
                 await close_body(body_file)
+                await sender.finish_cut_off()
 
     async def _take_body(self, scope: Scope, receiver: Receiver) -> IO[bytes]:
         """Read the body, or only its beginning if the view starts before it is there.
@@ -312,6 +316,22 @@ class ASGIHandler(ChainHandler):
             and self.request_class.__init__ is ASGIRequest.__init__
         )
 
+    async def _send_or_fail(
+        self, life: _Life, exchange: Exchange, sender: ResponseSender
+    ) -> None:
+        """Send the response, or a plain 500 for one that cannot even be started.
+
+        It is closed, like any other, when the request ends.
+        """
+        try:
+            await self._send(life, exchange, sender)
+        except BaseException as error:
+            left = isinstance(error, ClientDisconnected)
+            if sender.begun or left or ends_more(error):
+                raise
+            answer = server_error(error, life.path, life.request)
+            await send_over_asgi(answer, sender, self.chunk_bytes)
+
     async def _send(
         self, life: _Life, exchange: Exchange, sender: ResponseSender
     ) -> None:
@@ -340,6 +360,7 @@ class ASGIHandler(ChainHandler):
                     await end_body(sender)
                 raise
             return
+        sender.in_one_piece = True
         exchange.stop_watching()
         if threadless:
             await sender.beside_body(send)

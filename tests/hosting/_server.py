@@ -67,6 +67,8 @@ class State:
     tasks: list[str]
     threads: list[str]
     files: list[str]
+    #: How many sockets are open; 0 where that cannot be seen.
+    sockets: int
     peak_kilobytes: int
 
     @property

@@ -13,7 +13,7 @@ import pytest
 
 from ._http2 import Http2Client
 from ._server import eventually
-from ._wire import Connection, pause
+from ._wire import Connection, pause, request_bytes
 
 if TYPE_CHECKING:
     from ._server import Connect, Server
@@ -148,6 +148,64 @@ def test_after_half_of_a_response(
     leave(connection)
     assert_healthy(server)
     assert server.events(identity) == ["started", "entered", "finished"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/large/?bytes=4000000",
+        "/sync/large/?bytes=4000000",
+        "/pausing/",
+        "/pausing/?length",
+        "/pausing/?fail=5",
+        "/flood/",
+        "/sync/flood/",
+    ],
+)
+def test_with_the_next_request_on_its_way(server: Server, target: str) -> None:
+    """Its descriptor and its tasks go, though the server reads no more of it.
+
+    The server's reader waits for the end of the first answer, which comes from us.
+    """
+    before = server.state()
+    logged = len(server.log)
+    for number in range(20):
+        with server.connect() as connection:
+            connection.send(request_bytes(target) * 2)
+            connection.read_at_least(100)
+            pause(number / 20 * 0.01)
+            connection.reset()
+    eventually(
+        lambda: (
+            (state := server.state()).sockets <= before.sockets
+            and len(state.tasks) <= len(before.tasks)
+        ),
+        "no connection is left",
+    )
+    server.wait_for_rest()
+    server.tracebacks += server.log[logged:].count("Traceback")
+    assert_healthy(server)
+
+
+def test_a_stream_that_fails_is_seen_to_be_cut_off(server: Server) -> None:
+    """No end is sent in the name of a view that could not come to it."""
+    with server.connect() as connection:
+        connection.send_request("/pausing/?fail=5")
+        received = connection.read_to_end()
+    assert received.startswith(b"HTTP/1.1 200")
+    assert not received.endswith(b"0\r\n\r\n")
+    server.tracebacks += 1
+    assert_healthy(server)
+
+
+def test_a_client_that_has_only_stopped_sending(server: Server) -> None:
+    """What a client that still reads gets of a stream does not look complete."""
+    with server.connect() as connection:
+        connection.send_request("/pausing/")
+        connection.end_sending()
+        received = connection.read_to_end()
+    assert not received.endswith(b"0\r\n\r\n")
+    assert_healthy(server)
 
 
 def test_right_after_the_request(server: Server) -> None:

@@ -149,6 +149,40 @@ def test_bytes_after_an_awaited_body(server: Server, path: str) -> None:
             assert connection.read_to_end().startswith(b"HTTP/1.1 100")
 
 
+@pytest.mark.parametrize("what", ["cookie", "NUL", "length"])
+def test_bytes_behind_an_answer_that_cannot_be_sent(server: Server, what: str) -> None:
+    """The application answers by itself, 200 times: the server's answer is no help."""
+    logged = len(server.log)
+    target = f"/unsendable/?what={what}"
+    for number in range(TRIES):
+        with server.connect() as connection:
+            connection.send(request_bytes(target, "Connection: close") + b"x" * 10)
+            pause(number / TRIES * 0.002)
+            with suppress(ConnectionError):
+                connection.send(b"y" * 10)
+            received = connection.read_to_end()
+            assert received.startswith((b"HTTP/1.1 500", BAD_REQUEST)) or not received
+    server.wait_for_rest()
+    server.tracebacks += server.log[logged:].count("Traceback")
+    assert "Error in ASGI Framework" not in server.log[logged:]
+
+
+@pytest.mark.parametrize("size", [20, 40])
+def test_bytes_behind_a_stream_of_another_length(server: Server, size: int) -> None:
+    """What comes too late for a 500 is cut off, and harms only its own connection."""
+    logged = len(server.log)
+    target = f"/wrong/length/?bytes={size}"
+    for number in range(TRIES):
+        with server.connect() as connection:
+            connection.send(request_bytes(target, "Connection: close") + b"x" * 10)
+            pause(number / TRIES * 0.002)
+            with suppress(ConnectionError):
+                connection.send(b"y" * 10)
+            assert_is_answer(connection.read_to_end())
+    server.wait_for_rest()
+    server.tracebacks += server.log[logged:].count("Traceback")
+
+
 # Requests that are none
 
 

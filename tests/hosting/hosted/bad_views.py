@@ -6,7 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from django.http import FileResponse, HttpRequest, StreamingHttpResponse
+import trio
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    StreamingHttpResponse,
+)
 from django.views.decorators.csrf import csrf_exempt
 
 from trio_asgi import stream_body
@@ -108,3 +114,35 @@ async def uninterested(request: HttpRequest) -> StreamingHttpResponse:
         yield b"thanks"
 
     return StreamingHttpResponse(parts())
+
+
+async def unsendable(request: HttpRequest) -> HttpResponse:
+    """Return what cannot be sent: a cookie, or one of two headers."""
+    response = HttpResponse("body")
+    if request.GET["what"] == "cookie":
+        response.set_cookie("name", "\u0141\xf3d\u017a")
+    elif request.GET["what"] == "length":
+        response["Content-Length"] = "3"
+    else:
+        response["X-A"] = "a\0b"
+    return response
+
+
+def wrong_length(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream more, or less, than was announced."""
+    headers = {"Content-Length": request.GET["bytes"]}
+    return StreamingHttpResponse([b"x" * 10] * 3, headers=headers)
+
+
+async def pausing(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream 20 parts, with pauses; or fail in the midst of them."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for number in range(20):
+            yield b"x" * 1000
+            await trio.sleep(0.01)
+            if number == int(request.GET.get("fail", -1)):
+                raise LookupError("no more parts")
+
+    headers = {"Content-Length": "20000"} if "length" in request.GET else {}
+    return StreamingHttpResponse(parts(), headers=headers)

@@ -47,5 +47,8 @@ urlpatterns = [
     path("no/parts/", bad_views.no_parts),
     path("shrinking/file/", bad_views.shrinking_file),
     path("vanishing/file/", bad_views.vanishing_file),
+    path("unsendable/", bad_views.unsendable),
+    path("wrong/length/", bad_views.wrong_length),
+    path("pausing/", bad_views.pausing),
     path("uninterested/", bad_views.uninterested),
 ]

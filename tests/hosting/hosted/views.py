@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -249,6 +250,7 @@ async def state(request: HttpRequest) -> JsonResponse:
             "tasks": sorted(_task_names(trio.lowlevel.current_root_task())),
             "threads": sorted(thread.name for thread in threading.enumerate()),
             "files": sorted(_temporary_files()),
+            "sockets": sum(name.startswith("socket:") for name in _open_files()),
             "peak_kilobytes": _peak_kilobytes(),
         }
     )
@@ -266,13 +268,16 @@ def _temporary_files() -> Iterator[str]:
     """Yield the temporary files: the visible ones, and the open ones without a name."""
     directory = Path(tempfile.gettempdir())
     yield from map(str, directory.iterdir())
-    for link in Path("/proc/self/fd").glob("*"):
-        try:
-            target = str(link.readlink())
-        except FileNotFoundError:
-            continue  # the one that listed the directory
+    for target in _open_files():
         if target.startswith(f"{directory}/"):
             yield target
+
+
+def _open_files() -> Iterator[str]:
+    """Yield what Linux calls the open files; elsewhere nothing."""
+    for link in Path("/proc/self/fd").glob("*"):
+        with suppress(FileNotFoundError):  # the one that lists the directory
+            yield str(link.readlink())
 
 
 def _peak_kilobytes() -> int:
