@@ -57,7 +57,8 @@ class Http2Client:
                 if isinstance(event, ResponseReceived):
                     headers = dict(event.headers)
                     assert headers[b":status"] == b"200"
-                    self._sizes[event.stream_id] = int(headers[b"content-length"])
+                    length = headers.get(b"content-length", -1)  # of another stream
+                    self._sizes[event.stream_id] = int(length)
                 elif isinstance(event, DataReceived):
                     assert event.data is not None
                     self._bodies[event.stream_id] += event.data

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
+from asgiref.sync import sync_to_async
 from django.http import (
     FileResponse,
     HttpRequest,
@@ -146,3 +147,18 @@ async def pausing(request: HttpRequest) -> StreamingHttpResponse:
 
     headers = {"Content-Length": "20000"} if "length" in request.GET else {}
     return StreamingHttpResponse(parts(), headers=headers)
+
+
+async def thread_flood(request: HttpRequest) -> StreamingHttpResponse:
+    """Stream without end from the loop, holding a thread."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            journal.note("entered", request)
+            while True:
+                yield bytes(100_000)
+        finally:
+            journal.note("cleaned up", request)
+
+    await sync_to_async(str)()
+    return StreamingHttpResponse(parts())

@@ -49,6 +49,7 @@ urlpatterns = [
     path("vanishing/file/", bad_views.vanishing_file),
     path("unsendable/", bad_views.unsendable),
     path("wrong/length/", bad_views.wrong_length),
+    path("thread/flood/", bad_views.thread_flood),
     path("pausing/", bad_views.pausing),
     path("uninterested/", bad_views.uninterested),
 ]
