@@ -97,11 +97,14 @@ class ASGIHandler(ChainHandler):
     #: for each, so Django's 64 KiB are too few.
     chunk_size = LARGEST_BLOCK
 
+    #: Whether the project's views are asyncio's, unless they say that they are not.
+    _asyncio_views: bool = False
+
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
         conf.configure()
         _bridge.install(new_loops=conf.get("NEW_LOOPS"))
-        self._asyncio_views: bool = conf.get("ASYNCIO_VIEWS")
+        self._asyncio_views = conf.get("ASYNCIO_VIEWS")
         super().__init__()
         disown_caches()
         self._lifespan = Lifespan(
