@@ -106,7 +106,11 @@ async def make_lease() -> Lease:
 
 def exchange(client: Client, lease: Lease, **options: Any) -> Exchange:
     """Prepare an exchange with a client."""
-    defaults: dict[str, Any] = {"is_complete": lambda: False, "patience": lambda: 60}
+    defaults: dict[str, Any] = {
+        "is_complete": lambda: False,
+        "patience": lambda: 60,
+        "name": "/",
+    }
     return Exchange(
         wait_disconnect=client.wait_disconnect, lease=lease, **{**defaults, **options}
     )

@@ -21,8 +21,8 @@ LAYERS = [
     # Trio only: no Django, no asgiref
     "_beside _byte_ranges _clock _connection _executor _lookout _managed_stream _pace "
     "_receive",
-    "_contents _send _sigterm _trio_thread _wakeups",
-    "_websocket _hosting _native_calls _serve",
+    "_contents _leave _send _sigterm _trio_thread _wakeups",
+    "_island_threads _websocket _hosting _native_calls _serve",
     "_call",
     "_lease _reentry",
     "_worker",
@@ -41,8 +41,7 @@ LAYERS = [
     "_connections",
     "conf",
     "_bridge",
-    "_files _headers _loop_safe _request_body _spool _server_sent_event "
-    "_thread_stream",
+    "_files _headers _loop_safe _request_body _spool _server_sent_event _thread_stream",
     "_file_stream _view_errors ranges uploads",
     "_body_options _release _request _response _signals middleware",
     "_event_stream",

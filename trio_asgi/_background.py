@@ -21,7 +21,7 @@ from . import _call, _worker
 from ._carry import restore_context, with_locals, without_locals
 from ._connections import tidy_up
 from ._errors import reraise, split_ending
-from ._island_loop import below_asyncio, close_loop
+from ._island_loop import below_asyncio, end_tasks
 from ._offload import HeldLog, log
 from ._signals import has_caches_to_close, join_transaction
 from ._view_errors import cleanup_seconds
@@ -35,6 +35,7 @@ logger = logging.getLogger("trio_asgi")
 
 
 def start_in_background(
+    owner: object,
     lifespan: Lifespan,
     async_fn: Callable[..., Awaitable[Any]],
     args: tuple[Any, ...],
@@ -42,11 +43,18 @@ def start_in_background(
 ) -> None:
     """Start a task of `ASGIHandler.start_soon`.
 
+    Args:
+        owner: The application.
+        lifespan: The application's, in which the task lives.
+        async_fn: The function.
+        args: Its arguments.
+        name: The task's name.
+
     Raises:
         RuntimeError: outside the server's lifespan.
     """
     _task_context().run(
-        lifespan.start_soon, _run_in_background, async_fn, args, name=name
+        lifespan.start_soon, _run_in_background, owner, async_fn, args, name=name
     )
 
 
@@ -87,11 +95,12 @@ def _activate(language: str | None, zone: Any, urlconf: Any, prefix: str) -> Non
 
 
 async def _run_in_background(
-    async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+    owner: object, async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
 ) -> None:
     """Be the task, in a context of `_task_context`, with a thread of its own."""
     await join_transaction()
     lease = _worker.current_pool().lease()
+    lease.owner = owner
     if not lease.borrowed:
         # The connections of its thread may have been idle for long.
         lease.on_take = tidy_up
@@ -130,7 +139,11 @@ def _end() -> None:
         tidy_up()
 
 
-async def end_islands_and_threads() -> None:
-    """End what requests and background tasks share, when the last has ended."""
-    await close_loop()
+async def end_islands_and_threads(owner: object) -> None:
+    """End what an application's requests and background tasks have left.
+
+    The loop of asyncio and the pool belong to the run, and the program or another
+    application may go on using them. Idle threads are nobody's.
+    """
+    await end_tasks(owner)
     await _worker.current_pool().retire_idle()

@@ -7,7 +7,7 @@ respond() runs                    comes when respond() has to wait for something
    ◄──────────── cancels ───────  the client has left
 respond() has ended ─ cancels ─►
    ◄───── stops waiting for ────  the server has cancelled both, and the patience
-          its thread              with sync code, which runs on, is at its end
+     threads and asyncio's code   with what runs on all the same is at its end
 
 A last message that is not taken for a second lets another task come, which ends what
 can be ended before it is.
@@ -23,6 +23,7 @@ import trio
 
 from ._beside import run_in_nursery
 from ._connection import reset_connection
+from ._leave import Leaver
 from ._lookout import current_lookout
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Exchange:
         is_complete: Callable[[], bool],
         lease: Lease,
         patience: Callable[[], float],
+        name: str,
     ) -> None:
         """Prepare, and start nothing yet.
 
@@ -65,11 +67,13 @@ class Exchange:
             lease: Whose thread the request's sync code runs in.
             patience: Tells for how many seconds to wait for sync code that runs on when
                 the server cancels the request, as it does at its shutdown.
+            name: What the log says of the request.
         """
         self._wait_disconnect = wait_disconnect
         self._is_complete = is_complete
         self._lease = lease
         self._patience = patience
+        self._name = name
         #: Whether it is worth watching: until the response is made, if it is in one
         #: piece, and else until it is sent.
         self._answering = True
@@ -229,4 +233,7 @@ class Exchange:
                 with trio.CancelScope(shield=True) as self._last_wait:
                     await trio.sleep(self._patience())
                     self._lease.stop_waiting()
+                    assert self._nursery is not None
+                    task = self._nursery.parent_task
+                    await Leaver(task, 0, whose=self._name).run()
             raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import outcome
 import trio
 
+from ._leave import Leavable
 from ._trio_thread import Run, RunSync, interrupts, switch_task
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Call(Generic[T]):
+class Call(Leavable, Generic[T]):
     """One sync call, made by a task that waits for it.
 
     Made and hosted by that task, run by the worker. A cancellation of the task is noted
@@ -137,12 +138,22 @@ class Call(Generic[T]):
             nursery = nursery.parent_task.parent_nursery
         return nursery is not None
 
-    def leave_if_cancelled(self) -> None:
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the task was cancelled while it waits here."""
+        return self._raise_cancel[0] is not None
+
+    def leave_if_cancelled(self) -> bool:
         """Let the task go on at once if it was cancelled while it waits here."""
         task, raise_cancel = self._task[0], self._raise_cancel[0]
-        if raise_cancel is not None and self._leave():
-            assert task is not None
-            trio.lowlevel.reschedule(task, outcome.capture(raise_cancel))
+        if raise_cancel is None or not self._leave():
+            return False
+        assert task is not None
+        trio.lowlevel.reschedule(task, outcome.capture(raise_cancel))
+        return True
+
+    def __str__(self) -> str:
+        return f"sync code in {self.loop.lease.describe_thread()}"
 
     def _leave(self) -> bool:
         """Note that the task waits no more; False if it is wanted first."""
@@ -153,7 +164,7 @@ class Call(Generic[T]):
                 return False
             self._waiting = False
             self._task[0] = None
-        self.loop.lease.abandoned = True
+        self.loop.lease.abandon()
         return True
 
     def run_sync_soon(self, wake: Callable[[], object]) -> None:

@@ -7,10 +7,14 @@ import contextvars
 import functools
 import logging
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import trio
 
+from ._call import current_loop
 from ._errors import ends_more
+from ._island_threads import make_executor
+from ._leave import INTERVAL, LEFT, describe_asyncio_task, forget_asyncio_task
 from ._native_calls import import_trio_asyncio
 from ._offload import call_in_thread_soon, log
 from ._worker import current_pool
@@ -36,6 +40,8 @@ class _Loop:
         self.is_open = trio.Event()
         self.shall_close = trio.Event()
         self.is_closed = trio.Event()
+        #: Which application each task belongs to; None if to none.
+        self._owners: WeakKeyDictionary[asyncio.Task[Any], object] = WeakKeyDictionary()
 
     async def live(self) -> None:
         """Be the system task."""
@@ -45,6 +51,9 @@ class _Loop:
             async with trio_asyncio.open_loop() as loop:
                 # trio-asyncio's own would end the loop, and with it the run.
                 loop.set_exception_handler(_log_error)
+                executor = make_executor()
+                loop.set_default_executor(executor)
+                loop.set_task_factory(self._make_task)
                 _let_nothing_end(loop)
                 _call_back_in(loop)
                 _show_in_c(loop)
@@ -56,9 +65,9 @@ class _Loop:
                 finally:
                     # trio-asyncio would cancel these too, but also the Trio tasks that
                     # their cleaning up may need.
-                    seconds = current_pool().shutdown_seconds
-                    with trio.move_on_after(seconds, shield=True):
-                        await loop.run_aio_coroutine(_cancel_other_tasks())
+                    with trio.CancelScope(shield=True):
+                        await self.end_tasks()
+                        await executor.wait_idle(current_pool().shutdown_seconds)
                     # What would begin now, nobody would cancel or wait for.
                     self.loop = None
         except BaseException as error:
@@ -71,6 +80,35 @@ class _Loop:
             self.loop = None
             self.is_open.set()
             self.is_closed.set()
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any
+    ) -> asyncio.Task[Any]:
+        """Make each task of the loop, and note whose it is: its starter's."""
+        task = asyncio.Task(coro, loop=loop, **options)
+        context = options.get("context")
+        place = current_loop.get() if context is None else context.get(current_loop)
+        if place is not None:
+            self._owners[task] = place.lease.owner
+        return task
+
+    async def end_tasks(self, owner: object = None) -> None:
+        """Cancel tasks, and wait for them up to ``shutdown_seconds``.
+
+        Args:
+            owner: Whose; everybody's if None.
+        """
+        if self.loop is None:
+            return
+        tasks = [
+            task
+            for task in asyncio.all_tasks(self.loop)
+            if owner is None or self._owners.get(task) is owner
+        ]
+        if tasks:
+            # Calls of theirs are left by the same time: then they end in order.
+            seconds = current_pool().shutdown_seconds + 5 * INTERVAL
+            await self.loop.run_aio_coroutine(_cancel(tasks, seconds))
 
 
 _loop: trio.lowlevel.RunVar[_Loop | None] = trio.lowlevel.RunVar(
@@ -89,6 +127,8 @@ async def open_loop() -> TrioEventLoop:
     holder = _loop.get(None)
     if holder is None or holder.is_closed.is_set():
         holder = _Loop()
+        # Which is there at the end, for sync code that a cleaning up may need.
+        current_pool().ends_of_users.append(holder.is_closed)
         try:
             trio.lowlevel.spawn_system_task(holder.live)
         except RuntimeError as error:
@@ -105,17 +145,25 @@ async def open_loop() -> TrioEventLoop:
     return holder.loop
 
 
-async def _cancel_other_tasks() -> None:
-    """Cancel all tasks of this loop, and wait for them. An asyncio task."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+async def _cancel(tasks: list[asyncio.Task[Any]], seconds: float) -> None:
+    """Cancel tasks of this loop, and wait for them. An asyncio task."""
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    _, left = await asyncio.wait(tasks, timeout=seconds)
+    for task in left:
+        logger.error(LEFT, describe_asyncio_task(task), "nobody")
+        forget_asyncio_task(task)
+
+
+async def end_tasks(owner: object) -> None:
+    """End what an application's code has begun in the loop, and nobody waits for."""
+    holder = _loop.get(None)
+    if holder is not None:
+        await holder.end_tasks(owner)
 
 
 async def close_loop() -> None:
-    """Close the loop, if one was opened: cancel what runs in it, and wait for that."""
+    """Close the loop before the run ends, which else does that. For tests."""
     holder = _loop.get(None)
     if holder is not None:
         holder.shall_close.set()

@@ -17,6 +17,7 @@ import trio
 
 from ._call import CallLoop, current_loop
 from ._hosting import Call
+from ._leave import LEFT, describe_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +87,8 @@ class Lease(CallLoop):
         #: What is raised by calls after the release; None: they go to the program's
         #: thread.
         self.closed_error: str | None = None
+        #: The application whose request or background task this is.
+        self.owner: object = None
         #: Whether a cancelled task leaves a running call instead of waiting for it.
         self.impatient = False
         #: Whether it waits for the handler of its request: see `reserved_lease`.
@@ -190,6 +193,22 @@ class Lease(CallLoop):
         # Without a worker its call was cancelled, or no thread could be started.
         if not self.open or self._worker is None:
             self._give_back()
+
+    def abandon(self) -> None:
+        """Note that a task has left the running call."""
+        if not self.open and self.owner is not None and not self.abandoned:
+            # Else whoever releases it says so.
+            logger.error(LEFT, f"sync code in {self.describe_thread()}", "a task")
+        self.abandoned = True
+        if self._worker is not None:
+            self._worker.left = True
+        self.pool.replace_program_lease(self)
+
+    def describe_thread(self) -> str:
+        """Return the thread's name, and what runs in it, for the log."""
+        if self._worker is None:
+            return "a thread that is not the pool's"
+        return describe_thread(self._worker.thread)
 
     @trio.lowlevel.enable_ki_protection
     def stop_waiting(self) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from ._beside import run_beside
 from ._errors import ends_more
+from ._leave import leave_beside
 from ._offload import HeldLog, log
 from ._sigterm import leave_sigterm_to_parent
 
@@ -40,7 +41,8 @@ class Lifespan:
 
         Args:
             context: Entered at start-up and left at shutdown.
-            shutdown_seconds: How long the nursery's tasks may run on at shutdown.
+            shutdown_seconds: How long the nursery's tasks may run on at shutdown, and
+                then how long a cancelled task may wait for what does not end.
             after: Called at the very end, when everything else has ended.
         """
         self._context = context
@@ -73,6 +75,7 @@ class Lifespan:
         """
         await receive()  # lifespan.startup
         phase = "startup"
+        shutdown = trio.Event()
 
         async def live() -> None:
             nonlocal phase
@@ -81,15 +84,19 @@ class Lifespan:
                 self._nursery = nursery
                 await send({"type": "lifespan.startup.complete"})
                 await receive()  # lifespan.shutdown
+                shutdown.set()
                 self._nursery = None
                 nursery.cancel_scope.deadline = (
                     trio.current_time() + self._shutdown_seconds
                 )
             await self._after()
 
+        async def live_bounded() -> None:
+            await leave_beside(live, self._shutdown_seconds, begin=shutdown)
+
         failure = ""
         try:
-            await run_beside(leave_sigterm_to_parent, live)
+            await run_beside(leave_sigterm_to_parent, live_bounded)
         except BaseException as error:
             if ends_more(error):
                 raise

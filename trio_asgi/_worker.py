@@ -24,6 +24,7 @@ from ._call import current_loop
 from ._clock import HeldClock
 from ._executor import ExecutorInbox
 from ._lease import Detached, Lease, OneCallLease
+from ._leave import INTERVAL, Leaver
 from ._wakeups import Wakeups
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Worker:
             # A sync view that never returns must not keep the process from exiting.
             daemon=True,
         )
+        #: Whether a task has left a call that runs here: then nobody waits for the end.
+        self.left = False
 
     def stop(self, then: Callable[[], object] | None = None) -> None:
         """End the thread when it has done what it was given; call ``then()`` here."""
@@ -144,6 +147,9 @@ class WorkerPool:
         self._caller_inbox: Inbox | None = None
         self._requests_inbox: Inbox | None = None
         self._clock = HeldClock()
+        #: Set when system tasks that may call sync code at the end of the run have
+        #: ended.
+        self.ends_of_users: list[trio.Event] = []
         #: How the threads wake the tasks that wait for them.
         self.wakeups = Wakeups()
 
@@ -254,6 +260,15 @@ class WorkerPool:
             self._program_lease = Lease(self)
         return self._program_lease
 
+    def replace_program_lease(self, lease: Lease) -> None:
+        """If a lease is the program's, let the next call have another thread.
+
+        The one that it has may never be free again.
+        """
+        if lease is self._program_lease:
+            self._program_lease = None
+            lease.release()
+
     async def run_sync(
         self,
         fn: Callable[[], T],
@@ -286,10 +301,14 @@ class WorkerPool:
             # If it takes itself out meanwhile, it ends without being told to.
             if self.forget_idle(worker):
                 worker.stop()
+        await self._join(retired)
+
+    async def _join(self, workers: list[Worker]) -> None:
+        """Wait for the end of threads up to ``shutdown_seconds``."""
         self._clock.hold()
         try:
             with trio.move_on_after(self.shutdown_seconds):
-                for worker in retired:
+                for worker in workers:
                     await trio.to_thread.run_sync(
                         worker.thread.join, abandon_on_cancel=True
                     )
@@ -308,6 +327,23 @@ class WorkerPool:
             self.closed = True
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
+                await self._leave_system_tasks()
+                await self._join([worker for worker in self.workers if not worker.left])
+
+    async def _leave_system_tasks(self) -> None:
+        """Wait for other system tasks that call sync code; not for ever."""
+        nursery = trio.lowlevel.current_task().parent_nursery
+        assert nursery is not None
+        leaver = Leaver(nursery.parent_task, self.shutdown_seconds)
+        for event in self.ends_of_users:
+            while not event.is_set():
+                leaver.look()
+                with trio.move_on_after(INTERVAL):
+                    await event.wait()
+        leaver.look()
+        while leaver.is_needed:
+            await trio.sleep(INTERVAL)
+            leaver.look()
 
 
 _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")

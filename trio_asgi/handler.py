@@ -110,7 +110,7 @@ class ASGIHandler(ChainHandler):
         self._lifespan = Lifespan(
             self.lifespan,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
-            after=end_islands_and_threads,
+            after=functools.partial(end_islands_and_threads, self),
         )
 
     # For users
@@ -142,7 +142,8 @@ class ASGIHandler(ChainHandler):
         Raises:
             RuntimeError: outside the server's lifespan, which is where such tasks live.
         """
-        start_in_background(self._lifespan, async_fn, args, name or async_fn)
+        name = name or async_fn
+        start_in_background(self, self._lifespan, async_fn, args, name)
 
     # The life of a request
 
@@ -216,7 +217,7 @@ class ASGIHandler(ChainHandler):
             body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
         lease = lease or _worker.current_pool().lease()
         lease.begin_request()
-        lease.for_asyncio = self._asyncio_views
+        lease.owner, lease.for_asyncio = self, self._asyncio_views
         outer_loop = _call.current_loop.set(lease)
         life = _Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(
@@ -230,6 +231,7 @@ class ASGIHandler(ChainHandler):
             is_complete=lambda: sender.settled,
             lease=lease,
             patience=lambda: conf.get("SHUTDOWN_SECONDS"),
+            name=life.path,
         )
         receiver.on_disconnect = exchange.abort
         exchange.limit_sending(

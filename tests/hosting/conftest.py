@@ -26,6 +26,7 @@ if sys.platform == "win32":
         "test_requests.py",
         "test_shutdown.py",
         "test_startup.py",
+        "test_stuck.py",
         "test_uploads.py",
     ]
 

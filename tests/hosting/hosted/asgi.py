@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "hosted.settings"
+
+import trio
 
 from trio_asgi import ASGIHandler, get_asgi_application
 
@@ -33,13 +36,19 @@ class Failing(ASGIHandler):
 
 
 class Lasting(ASGIHandler):
-    """A handler that writes down when it starts and ends."""
+    """A handler that writes down when it starts and ends, and has a nursery."""
+
+    nursery: trio.Nursery
+    context: Context
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Surround the serving with two entries."""
         journal.write("startup", "lifespan")
-        yield
+        self.context = copy_context()
+        async with trio.open_nursery() as self.nursery:
+            yield
+            self.nursery.cancel_scope.cancel()
         journal.write("shutdown", "lifespan", in_flight=sorted(journal.in_flight))
 
 

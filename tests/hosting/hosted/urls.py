@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from . import bad_views, upload_views, views
+from . import bad_views, stuck_views, upload_views, views
 
 urlpatterns = [
     path("hello/", views.hello),
@@ -52,4 +52,10 @@ urlpatterns = [
     path("thread/flood/", bad_views.thread_flood),
     path("pausing/", bad_views.pausing),
     path("uninterested/", bad_views.uninterested),
+    path("stuck/view/<kind>/", stuck_views.view),
+    path("stuck/stream/<kind>/", stuck_views.stream),
+    path("stuck/lifespan/<kind>/", stuck_views.lifespan_task),
+    path("stuck/task/<kind>/", stuck_views.task),
+    path("stuck/system/<kind>/", stuck_views.system_task),
+    path("stuck/asyncio/<kind>/", stuck_views.asyncio_task),
 ]

@@ -1,0 +1,63 @@
+"""A shutdown has an end, whatever does not: that is left behind, and named."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ._server import serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ._server import Kind
+
+#: More than all that is waited for with the settings below, in seconds.
+BOUND = 15
+
+EVERYTHING = ["sync", "other-sync", "trio-thread", "nested", "island", "asyncio-thread"]
+PLACES = {
+    "view": EVERYTHING,
+    "stream": ["sync", "trio-thread", "island"],
+    "task": EVERYTHING,
+    "system": EVERYTHING,
+    "asyncio": ["sync", "island", "asyncio-thread"],
+    "lifespan": EVERYTHING,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_does_not_end_is_left_behind(
+    kind: Kind, tmp_path: Path, place: str
+) -> None:
+    """The server ends in bounded time, and its log says what was left."""
+    with (
+        serve(
+            kind,
+            tmp_path,
+            application="hosted.asgi:lasting",
+            options={"graceful-timeout": 1},
+            settings={"SHUTDOWN_SECONDS": 0.5, "CLEANUP_SECONDS": 0.5},
+        ) as server,
+        ExitStack() as stack,
+    ):
+        for what in PLACES[place]:
+            connection = stack.enter_context(server.connect())
+            connection.send_request(f"/stuck/{place}/{what}/?id={what}")
+            event = "streaming" if place == "stream" else "entered"
+            server.wait_for_event(event, what)
+        begin = time.monotonic()
+        server.terminate()
+        assert server.wait_for_end() == 0
+        assert time.monotonic() < begin + BOUND, server.log
+        assert "Traceback" not in server.log
+        assert "never awaited" not in server.log
+        assert server.events("lifespan") == ["startup", "shutdown"]
+        for what in PLACES[place]:
+            name = f"{what.replace('-', '_')}_hangs"
+            if place in ("view", "stream") and what in ("sync", "other-sync"):
+                name = f"does not end: /stuck/{place}/{what}/"
+            assert name in server.log, server.log
