@@ -1,14 +1,15 @@
-"""Worker processes of the tests of SIGTERM; in a module that they can import."""
+"""Child processes of the tests of SIGTERM; in a module that they can import."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 import trio.testing
 
+import trio_asgi
 from trio_asgi._sigterm import leave_sigterm_to_parent
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ spawn = multiprocessing.get_context("spawn")
 
 
 def work(pipe: Connection) -> None:
-    """Be a worker that says when it listens, and ends when it is told to."""
+    """Be a process that says when it listens, and ends when it is told to."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -31,10 +32,56 @@ def work(pipe: Connection) -> None:
     trio.run(main)
 
 
+class _Config:
+    """What `hypercorn.trio.run.trio_worker` and its like need of theirs."""
+
+    wsgi_max_body_size = 0
+    worker_class = "trio"
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    @property
+    def application_path(self) -> str:
+        """Asked for first, in the worker's process: do the work there."""
+        work(self.pipe)
+        raise SystemExit(0)
+
+
+def worker_of(server: str, pipe: Connection) -> Any:
+    """Return a process that runs a server's own function for its Trio workers."""
+    if server == "hypercorn":
+        from hypercorn.trio.run import trio_worker as run  # noqa: PLC0415
+    else:
+        from anycorn.run import anyio_worker as run  # noqa: PLC0415
+    return spawn.Process(target=run, args=(_Config(pipe),))
+
+
 def be_a_parent(pipe: Connection) -> None:
     """Start a worker, and end before it."""
-    worker = spawn.Process(target=work, args=(pipe,))
+    worker = worker_of("hypercorn", pipe)
     worker.start()
     pipe.close()
     # Not joined: os._exit() leaves children alone.
     os._exit(0)
+
+
+def be_a_host(pipe: Connection) -> None:
+    """Be a program's child process that serves a site beside its work."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        """Be a Django site in what matters here: its lifespan."""
+        from trio_asgi._lifespan import Lifespan  # noqa: PLC0415
+
+        async def nothing() -> None:
+            await trio.lowlevel.checkpoint()
+
+        life = Lifespan(trio.open_nursery, shutdown_seconds=1, after=nothing)
+        await life.run(receive, send)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio_asgi.serve, application, "127.0.0.1:0")
+            pipe.send(os.getpid())
+
+    trio.run(main)
