@@ -21,7 +21,7 @@ LAYERS = [
     # Trio only: no Django, no asgiref
     "_beside _byte_ranges _clock _connection _executor _lookout _managed_stream _pace "
     "_receive",
-    "_contents _leave _send _sigterm _trio_thread _wakeups",
+    "_contents _leave _send _shelter _sigterm _trio_thread _wakeups",
     "_island_threads _websocket _hosting _native_calls _serve",
     "_call",
     "_lease _reentry",

@@ -139,6 +139,60 @@ async def test_without_hypercorn_the_error_says_what_to_install(
         await trio_asgi.serve(application())
 
 
+BAD_UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    b"Upgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n"
+)
+
+
+async def test_an_error_of_hypercorns_ends_one_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A client that makes hypercorn fail is cut off; the program and others go on."""
+    reached, go_on = trio.Event(), trio.Event()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        reached.set()
+        await go_on.wait()
+        return HttpResponse("answered")
+
+    answers: list[str] = []
+
+    async def client(address: str) -> None:
+        answers.append((await get(address)).text)
+
+    async with trio.open_nursery() as nursery:
+        app = application(path("", view))
+        (address,) = await nursery.start(trio_asgi.serve, app, "127.0.0.1:0")
+        async with trio.open_nursery() as clients:
+            clients.start_soon(client, address)
+            await reached.wait()
+            port = int(address.rpartition(":")[2])
+            with trio.fail_after(10):
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    await stream.send_all(BAD_UPGRADE)
+                    received = b"".join([data async for data in stream])
+            go_on.set()
+        assert received.startswith(b"HTTP/1.1 101")
+        assert (await get(address)).text == "answered"
+        nursery.cancel_scope.cancel()
+    assert answers == ["answered"]
+    (record,) = [found for found in caplog.records if found.name == "trio_asgi"]
+    assert record.getMessage() == "hypercorn has failed, and closed one connection"
+    assert record.exc_info
+
+
+async def test_hypercorn_itself_is_left_as_it_is() -> None:
+    """Whoever else uses hypercorn in the program has hypercorn's own classes."""
+    import hypercorn.trio.run  # noqa: PLC0415
+    from hypercorn.trio.tcp_server import TCPServer  # noqa: PLC0415
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio_asgi.serve, application(), "127.0.0.1:0")
+        assert hypercorn.trio.run.TCPServer is TCPServer
+        nursery.cancel_scope.cancel()
+
+
 def test_the_example_in_one_file_is_short() -> None:
     """It takes at most forty lines."""
     assert len(EXAMPLE.read_text().splitlines()) <= 40

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from ._errors import raise_sole_error
+from ._shelter import sheltered_serve
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,6 +51,9 @@ async def serve(
     requests in flight have ``config.graceful_timeout`` seconds (3 by default) to end,
     and are cancelled then, and the lifespan is left last.
 
+    If hypercorn fails at a connection, as some bytes from a client make it, that is
+    logged, and only the connection is closed.
+
     Raises:
         ImportError: hypercorn is not installed.
         ValueError: both ``bind`` and ``config.bind`` were given, and differ.
@@ -57,8 +61,9 @@ async def serve(
         trio.Cancelled: after the orderly shutdown, if cancelled.
     """
     try:
-        import hypercorn.trio  # noqa: PLC0415 - an optional dependency
-        from hypercorn.config import Config  # noqa: PLC0415
+        from hypercorn.config import Config  # noqa: PLC0415 - an optional dependency
+
+        run_server = sheltered_serve()
     except ImportError as error:
         raise ImportError(
             "trio_asgi.serve() needs hypercorn: pip install 'trio-asgi[hypercorn]'"
@@ -94,8 +99,8 @@ async def serve(
                 nursery.start_soon(stop_when_triggered, shutdown_trigger)
             # A cancellation reaches the server as a shutdown, by way of the event.
             with trio.CancelScope(shield=True):
-                await hypercorn.trio.serve(
-                    application,  # type: ignore[arg-type]
+                await run_server(
+                    application,
                     config,
                     shutdown_trigger=stop.wait,
                     task_status=task_status,
