@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from contextlib import asynccontextmanager
@@ -16,7 +17,8 @@ from django.test import override_settings
 from django.urls import path
 
 from support import application, request
-from trio_asgi import ASGIHandler
+from trio_asgi import ASGIHandler, asyncio_island
+from trio_asgi._leave import Leaver
 from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
 
@@ -316,3 +318,146 @@ async def test_the_thread_of_a_task_goes_back_without_old_connections(
     # When the thread is taken, for they may have been idle, and when it goes back.
     assert closed == names * 2
     assert len(names) == 1
+
+
+async def test_an_applications_end_leaves_the_loop_to_others() -> None:
+    """The islands of the program and of a second site outlive the end of the first."""
+    began: dict[str, trio.Event] = {
+        name: trio.Event() for name in ("first", "second", "background", "program")
+    }
+    ended: list[str] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def linger(name: str) -> None:
+        began[name].set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(name)
+
+    async def begin(name: str) -> None:
+        tasks.add(asyncio.create_task(linger(name)))
+        await asyncio.sleep(0)
+
+    def site(name: str) -> ASGIHandler:
+        async def view(request: HttpRequest) -> HttpResponse:
+            await asyncio_island(begin)(name)
+            return HttpResponse()
+
+        return application(path("", view))
+
+    async def still_works() -> str:
+        await asyncio.sleep(0)
+        return await asyncio.to_thread(lambda: "works")
+
+    first, second = site("first"), site("second")
+    async with (
+        trio.open_nursery() as nursery,
+        lifespan(second) as second_life,
+        lifespan(first) as first_life,
+    ):
+        await start_up(second_life)
+        await start_up(first_life)
+        nursery.start_soon(asyncio_island(linger), "program")
+        await request(first)
+        await request(second)
+        first.start_soon(asyncio_island(begin), "background")
+        for event in began.values():
+            await event.wait()
+        assert await shut_down(first_life) == "lifespan.shutdown.complete"
+        assert sorted(ended) == ["background", "first"]
+        assert await asyncio_island(still_works)() == "works"
+        assert await shut_down(second_life) == "lifespan.shutdown.complete"
+        assert sorted(ended) == ["background", "first", "second"]
+        assert await asyncio_island(still_works)() == "works"
+        nursery.cancel_scope.cancel()
+    assert ended[-1] == "program"
+
+
+def test_at_the_end_of_the_run_a_connection_is_closed_after_its_last_use() -> None:
+    """What code of asyncio cleans up with sync code is done before the threads end."""
+    order: list[str] = []
+
+    async def linger() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await sync_to_async(lambda: order.append("used"))()
+
+    async def begin() -> None:
+        tasks.append(asyncio.create_task(linger()))
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        pool = current_pool()
+        await sync_to_async(lambda: None)()
+        pool.on_thread_exit = lambda: order.append("closed")
+        await asyncio_island(begin)()
+
+    tasks: list[asyncio.Task[None]] = []
+    trio.run(main)
+    assert "used" in order
+    assert order[-1] == "closed"
+    assert order.count("closed") == 2  # the program's thread, and that of the last call
+
+
+def test_the_run_ends_though_its_own_sync_code_does_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Sync code of a system task, in the program's thread, is left, and named."""
+    go_on = threading.Event()
+
+    def hang_for_the_program() -> None:
+        token.run_sync_soon(hangs.set)
+        go_on.wait()
+
+    async def system_task() -> None:
+        await sync_to_async(hang_for_the_program)()
+
+    async def main() -> None:
+        nonlocal token, hangs
+        token, hangs = trio.lowlevel.current_trio_token(), trio.Event()
+        current_pool().shutdown_seconds = 0.1
+        trio.lowlevel.spawn_system_task(system_task)
+        await hangs.wait()
+
+    token: Any = None
+    hangs: Any = None
+    try:
+        trio.run(main)
+    finally:
+        go_on.set()
+    assert "hang_for_the_program" in caplog.text
+    assert "Left behind, since it does not end" in caplog.text
+
+
+async def test_a_call_left_in_the_programs_thread_blocks_no_other() -> None:
+    """The next call of the program has another thread."""
+    go_on = threading.Event()
+    hangs = trio.Event()
+    names: list[str] = []
+    token = trio.lowlevel.current_trio_token()
+
+    def hang() -> None:
+        token.run_sync_soon(hangs.set)
+        go_on.wait()
+
+    async def wait_behind() -> None:
+        await sync_to_async(lambda: names.append("behind"))()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as stuck:
+                stuck.start_soon(sync_to_async(hang))
+                await hangs.wait()
+                nursery.start_soon(wait_behind)
+                await trio.testing.wait_all_tasks_blocked()
+                leaver = Leaver(trio.lowlevel.current_task(), 0)
+                leaver.look()  # nobody is cancelled yet
+                assert not leaver.is_needed
+                stuck.cancel_scope.cancel()
+                leaver.look()
+            await sync_to_async(lambda: names.append("after"))()
+    finally:
+        go_on.set()
+    assert sorted(names) == ["after", "behind"]

@@ -105,7 +105,8 @@ class _AsyncioFuture(Leavable):
     def leave_if_cancelled(self) -> bool:
         if not self.is_cancelled or self._future.done():
             return False
-        self._future.remove_done_callback(self._done_callback)
+        if not self._future.remove_done_callback(self._done_callback):
+            return False  # it was left, and the task has not gone on yet
         if isinstance(self._future, asyncio.Task):
             forget_asyncio_task(self._future)
         trio.lowlevel.reschedule(self._task, outcome.capture(self._raise_cancel))
