@@ -752,3 +752,77 @@ async def test_two_requests_share_no_thread() -> None:
         nursery.start_soon(in_context)
         nursery.start_soon(in_context)
         await sync_to_async(met.wait)(SECONDS)
+
+
+async def test_a_task_with_an_empty_context_that_sync_code_waits_for() -> None:
+    """It would wait for the program's thread, which waits for it: an error says so."""
+    errors: list[str] = []
+
+    async def child() -> None:
+        try:
+            await sync_to_async(lambda: None)()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    async def with_child() -> None:
+        async with trio.open_nursery() as nursery:
+            contextvars.Context().run(nursery.start_soon, child)
+
+    with trio.fail_after(SECONDS):
+        await sync_to_async(async_to_sync(with_child))()
+        await sync_to_async(lambda: trio.from_thread.run(with_child))()
+    assert len(errors) == 2
+    assert all("would wait for ever" in error for error in errors)
+
+
+@pytest.mark.parametrize("owner", ["request", "program"])
+async def test_a_system_task_that_sync_code_waits_for(owner: str) -> None:
+    """`trio.from_thread.run` with a token starts one, whose sync call is refused."""
+    token = trio.lowlevel.current_trio_token()
+    ran: list[str] = []
+
+    async def child() -> None:
+        await sync_to_async(lambda: ran.append("elsewhere"), thread_sensitive=False)()
+        with pytest.raises(RuntimeError, match=r"would wait for ever"):
+            await sync_to_async(ran.append)("here")
+
+    async def system_task() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+
+    def sync_code() -> None:
+        trio.from_thread.run(system_task, trio_token=token)
+
+    lease = Lease(current_pool())
+    marker = current_loop.set(lease if owner == "request" else None)
+    try:
+        with trio.fail_after(SECONDS):
+            await sync_to_async(sync_code)()
+            await sync_to_async(ran.append)("afterwards")
+    finally:
+        current_loop.reset(marker)
+        lease.release()
+    assert ran == ["elsewhere", "afterwards"]
+
+
+async def test_who_only_has_to_wait_is_let_in() -> None:
+    """A system task for which no sync code waits has its turn after that code."""
+    order: list[str] = []
+    ended = trio.Event()
+
+    async def system_task() -> None:
+        await sync_to_async(order.append)("system task")
+        ended.set()
+
+    async def start() -> None:
+        trio.lowlevel.spawn_system_task(system_task)
+        await trio.testing.wait_all_tasks_blocked()
+
+    def sync_code() -> None:
+        trio.from_thread.run(start)
+        order.append("sync code")
+
+    await sync_to_async(sync_code)()
+    with trio.fail_after(SECONDS):
+        await ended.wait()
+    assert order == ["sync code", "system task"]

@@ -174,7 +174,8 @@ class CallLoop:
             raise RuntimeError(
                 "This sync call would wait for ever for a thread that waits for this "
                 "very task. In code run by trio.from_thread.run(), sync code of the "
-                "same request cannot be called: use asgiref.sync.async_to_sync()."
+                "same request cannot be called: use asgiref.sync.async_to_sync(). "
+                "Below that, start tasks with the context that they inherit."
             )
 
     def _outer_loop(self) -> CallLoop:

@@ -15,7 +15,7 @@ import outcome
 import trio
 
 from ._leave import Leavable
-from ._trio_thread import Run, RunSync, interrupts, switch_task
+from ._trio_thread import RunSync, interrupts, switch_task
 
 if TYPE_CHECKING:
     import contextvars
@@ -60,8 +60,8 @@ class Call(Leavable, Generic[T]):
         #: What the thread has sent while the task was still at work for it: an error of
         #: a signal handler, as Ctrl-C, has driven it out of `trio.from_thread.run`.
         self._early: deque[Callable[[], object]] = deque()
-        #: How many nurseries the task had open when it began to run a coroutine of
-        #: `trio.from_thread.run`; None when it runs none.
+        #: How many nurseries the task had open when it began to run a coroutine for the
+        #: thread; None when it runs none.
         self._outer_nurseries: int | None = None
         #: How many messages are on their way to the task. Changes under the lock.
         self._posted = 0
@@ -97,9 +97,8 @@ class Call(Leavable, Generic[T]):
                 if isinstance(message, RunSync):
                     message.run_sync()
                 else:
-                    if isinstance(message, Run):
-                        task = trio.lowlevel.current_task()
-                        self._outer_nurseries = len(task.child_nurseries)
+                    task = trio.lowlevel.current_task()
+                    self._outer_nurseries = len(task.child_nurseries)
                     with trio.CancelScope() as self._work:
                         if self._early:
                             self._work.cancel()
@@ -124,8 +123,8 @@ class Call(Leavable, Generic[T]):
         """Whether the call cannot end before this task has.
 
         So it is for the task that hosts the call, and for the children of the nurseries
-        that a coroutine of `trio.from_thread.run` has opened in it. Not below
-        `run_async`: there sync code has a loop of its own.
+        that a coroutine has opened in it for which the thread waits. Below `run_async`
+        they have a loop of their own to call, but know it only by their context.
         """
         host = self.task
         if host is None or task is host:

@@ -22,7 +22,7 @@ from ._as_written import Written
 from ._carry import restore_context, restorer
 from ._island_loop import below_asyncio
 from ._islands import run_on_trio
-from ._trio_thread import calling, in_trio_run, in_trio_task
+from ._trio_thread import calling, in_trio_run, in_trio_task, runs_for_a_thread
 from ._worker import current_pool, sensitive_loop
 
 if TYPE_CHECKING:
@@ -114,15 +114,24 @@ async def _sync_to_async(
 
 
 def _check_deadlock(loop: CallLoop) -> None:
-    """Raise RuntimeError where asgiref does, which is in the program's one thread.
+    """Raise RuntimeError where sync code in the thread waits for the running task.
 
     A task that sync code has started may have that code wait for it. If it then waits
-    for the thread in turn, neither goes on.
+    for the thread in turn, neither goes on. asgiref raises for all of them in the
+    program's one thread. In a request's, only one is known to be waited for: that of
+    `trio.from_thread.run` with a token, which is a system task.
     """
-    if loop is not loop.pool._program_lease:
-        return
     call = _call_above.get()()
-    if call is not None and call is loop.running:
+    if call is None or call is not loop.running:
+        return
+    if runs_for_a_thread():
+        raise RuntimeError(
+            "This sync call would wait for ever for a thread that waits for this very "
+            "task, in trio.from_thread.run(..., trio_token=...). Use "
+            "asgiref.sync.async_to_sync() in that thread, or call with "
+            "thread_sensitive=False."
+        )
+    if loop is loop.pool._program_lease:
         raise RuntimeError(
             "Single thread executor already being used, would deadlock: the sync code "
             "that has started this still runs in the program's one thread. Let it use "

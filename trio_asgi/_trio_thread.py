@@ -30,6 +30,7 @@ __all__ = [
     "in_trio_thread",
     "interrupts",
     "no_call",
+    "runs_for_a_thread",
     "switch_task",
     "trios_notes",
 ]
@@ -78,6 +79,19 @@ def in_trio_task() -> bool:
 def in_trio_run() -> bool:
     """Whether a task of Trio runs here, for Trio or for an island. Any thread."""
     return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
+
+
+def runs_for_a_thread() -> bool:
+    """Whether the task, or one above it, is that of `trio.from_thread.run`'s token.
+
+    For such a system task a thread waits, which is not one of its own.
+    """
+    task = trio.lowlevel.current_task()
+    while task.parent_nursery is not None:
+        if getattr(task.coro, "cr_code", None) is Run.run_system.__code__:
+            return True
+        task = task.parent_nursery.parent_task
+    return False
 
 
 def switch_task(
