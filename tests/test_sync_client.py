@@ -113,8 +113,17 @@ class Environs(RequestFactory):
         ("/", {"REQUEST_METHOD": "options"}),
     ],
 )
-def test_a_scope_says_what_the_environ_says(url: str, extra: dict[str, str]) -> None:
+@pytest.mark.parametrize("forced", [None, "/forced/"])
+def test_a_scope_says_what_the_environ_says(
+    url: str, extra: dict[str, str], forced: str | None
+) -> None:
     """The request that is made of the scope is the one of the environ."""
+    with override_settings(FORCE_SCRIPT_NAME=forced):
+        check_scope(url, extra)
+
+
+def check_scope(url: str, extra: dict[str, str]) -> None:
+    """Make both requests, and compare what they say."""
     environ: Any = Environs().get(url)
     environ |= extra
     scope = sync_client.scope_of(dict(environ))
@@ -132,10 +141,10 @@ def test_a_scope_says_what_the_environ_says(url: str, extra: dict[str, str]) -> 
             request.COOKIES,
             {name: value for name, value in request.headers.items() if value},
             request.META["REMOTE_ADDR"],
+            request.META["SCRIPT_NAME"],
         ]
 
     assert told(ours) == told(theirs)
-    assert scope["root_path"] == environ["SCRIPT_NAME"]
 
 
 @pytest.mark.usefixtures("notes")

@@ -174,17 +174,17 @@ def try_client(suite: Suite) -> tuple[list[str], bool]:
     """
     tests = suite.run(bridge=True, client=True)
     verdict = ClientVerdict(tests, ACCEPTED)
-    lost: list[str] = []
+    without: dict[str, Test] = {}
     if verdict.failed:
         names = [FAILED_CLASS.sub(r"\1", name) for name in verdict.failed]
         alone = dataclasses.replace(suite, labels=names, parallel=1)
-        lost = lost_passes(alone.run(bridge=False), tests)
-    seemed = lost
+        without = alone.run(bridge=False)
+    seemed = lost = lost_passes(without, tests)
     for _ in range(RETRIES):
         if lost:
             alone = dataclasses.replace(suite, labels=lost, parallel=1)
-            again = alone.run(bridge=True, client=True)
-            lost = [name for name in lost if name in ClientVerdict(again, {}).failed]
+            again = lost_passes(without, alone.run(bridge=True, client=True))
+            lost = sorted(set(lost) & set(again))
     late = [name for name in seemed if name not in lost]
     lines = [
         *(f"ONLY ON TRIO {name}" for name in lost),
