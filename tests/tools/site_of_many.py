@@ -30,7 +30,7 @@ def configure(**more: Any) -> None:
     folder = tempfile.mkdtemp()
     settings.configure(
         ALLOWED_HOSTS=["*"],
-        ROOT_URLCONF="site_of_many",
+        ROOT_URLCONF="tools.site_of_many",
         SECRET_KEY="for this test alone",  # noqa: S106
         SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
         USE_TZ=True,

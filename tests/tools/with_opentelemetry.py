@@ -1,6 +1,6 @@
 """What OpenTelemetry has seen of the site, as JSON.
 
-``with_opentelemetry.py early|late django|asgi``: instrumented before or after this
+``early|late django|asgi``: instrumented before or after this
 package's import, by Django's middleware or by ASGI's.
 """
 
@@ -10,13 +10,14 @@ import json
 import logging
 import sys
 
-import site_of_many
 from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tools import site_of_many
 
 exporter = InMemorySpanExporter()
 tracer = trace.get_tracer("site")

@@ -1,4 +1,4 @@
-"""What sentry-sdk has seen of the site, as JSON: ``with_sentry.py early|late``."""
+"""What sentry-sdk has seen of the site, as JSON: ``early|late``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import sentry_sdk
-import site_of_many
 from sentry_sdk.integrations.django import DjangoIntegration
 from sentry_sdk.transport import Transport
+
+from tools import site_of_many
 
 seen: dict[str, list[Any]] = {"event": [], "transaction": []}
 

@@ -1,6 +1,6 @@
 """Put something around functions of Django's, and tell which requests call it.
 
-``python wrapped.py django|early|late wrapper|code`` prints, as JSON, the paths that
+``python -m tools.wrapped django|early|late wrapper|code`` prints, as JSON, the paths that
 were asked for when each function was called: under Django's own handler, or on Trio,
 replaced before or after the import of this package. The replacement is a wrapper, or
 other code in the same function, as some tools do it.
@@ -52,12 +52,23 @@ NAMES = [
     "django.utils.deprecation:MiddlewareMixin.__call__",
     "asgiref.sync:SyncToAsync.thread_handler",
 ]
+#: Those whose code is replaced, one for each way in which they are used.
+CODE_NAMES = [
+    "django.core.handlers.asgi:ASGIHandler.__call__",
+    "django.core.handlers.base:BaseHandler.get_response_async",
+    "django.core.handlers.base:BaseHandler.process_exception_by_middleware",
+    "django.core.cache.backends.base:BaseCache.close",
+    "django.dispatch.dispatcher:Signal._live_receivers",
+    "django.http.response:HttpResponseBase.close",
+    "django.middleware.common:CommonMiddleware.process_request",
+    "django.utils.deprecation:MiddlewareMixin.__acall__",
+]
 PATHS = ["/sync/", "/async/", "/fails/", "/missing/", "/file/", "/stream/"]
 
 if not settings.configured:
     settings.configure(
         ALLOWED_HOSTS=["*"],
-        ROOT_URLCONF="wrapped_urls",
+        ROOT_URLCONF="tools.wrapped_urls",
         SECRET_KEY="for this test alone",  # noqa: S106
         MIDDLEWARE=[
             "django.middleware.security.SecurityMiddleware",
@@ -99,8 +110,6 @@ def swap_code(name: str) -> Any:
     """Put other code into the function itself; return what undoes it."""
     _, _, function = find(name)
     code = function.__code__
-    if code.co_freevars:
-        return None  # it would need the same variables
     was = FunctionType(
         code, function.__globals__, function.__name__, function.__defaults__
     )
@@ -178,13 +187,11 @@ async def make_requests(app: Any, sleep_forever: Any, name: str) -> list[str]:
     return found
 
 
-def run_on_trio(name: str, replace: Any, *, late: bool) -> list[str] | None:
+def run_on_trio(name: str, replace: Any, *, late: bool) -> list[str]:
     """Do the whole thing for one name."""
     if late:
         import trio_asgi.handler  # noqa: PLC0415
     undo = replace(name)
-    if undo is None:
-        return None
     import trio  # noqa: PLC0415
 
     import trio_asgi  # noqa: PLC0415
@@ -195,15 +202,13 @@ def run_on_trio(name: str, replace: Any, *, late: bool) -> list[str] | None:
     return found
 
 
-def run_on_django(name: str, replace: Any) -> list[str] | None:
+def run_on_django(name: str, replace: Any) -> list[str]:
     """Do the same with Django's own handler."""
     import asyncio  # noqa: PLC0415
 
     from django.core.asgi import get_asgi_application  # noqa: PLC0415
 
     undo = replace(name)
-    if undo is None:
-        return None
     app = get_asgi_application()
 
     async def sleep_forever() -> None:
@@ -233,12 +238,13 @@ def in_child(run: Any, *args: Any) -> Any:
 
 def main(mode: str, kind: str) -> None:
     """Print what was found."""
-    replace = {"wrapper": wrap, "code": swap_code}[kind]
-    # The children need not import them anew.
-    importlib.import_module("trio")
-    importlib.import_module("trio_asyncio")
+    names, replace = {"wrapper": (NAMES, wrap), "code": (CODE_NAMES, swap_code)}[kind]
+    if mode == "early":
+        # The children need not import them anew.
+        importlib.import_module("trio")
+        importlib.import_module("trio_asyncio")
     found = {}
-    for name in NAMES:
+    for name in names:
         if mode == "django":
             found[name] = run_on_django(name, replace)
         elif mode == "late":
