@@ -458,10 +458,10 @@ async def test_between_the_chunks_of_a_large_response(log: SignalLog) -> None:
             await server.inputs_send.send(DISCONNECT)
             await trio.testing.wait_all_tasks_blocked()
 
-    app = application(path("", lambda request: HttpResponse(b"x" * 200_000)))
+    app = application(path("", lambda request: HttpResponse(b"x" * 5_000_000)))
     server.may_send.set()
     await run_with(app, server, send)
-    assert sum(len(message.get("body", b"")) for message in server.sent) == 200_000
+    assert sum(len(message.get("body", b"")) for message in server.sent) == 5_000_000
     assert not server.sent[-1]["more_body"]
     assert_ended(log, type(app))
 

@@ -21,8 +21,9 @@ from django.urls import path
 from support import Answer, application, http_scope, receive_answer, request, signal_log
 from trio_asgi._file_stream import LARGEST_BLOCK, DiskFile
 from trio_asgi._files import is_plain, path_to_send
+from trio_asgi._pace import SMALLEST
 from trio_asgi._response import thread_stream
-from trio_asgi._thread_stream import LARGEST, SMALLEST, ThreadStream
+from trio_asgi._thread_stream import LARGEST, ThreadStream
 from trio_asgi._worker import Lease, current_pool
 from trio_asgi.testing import ApplicationCommunicator
 

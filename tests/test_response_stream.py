@@ -18,8 +18,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_asgi._call import current_loop
 from trio_asgi._errors import leaves
 from trio_asgi._offload import HeldLog
+from trio_asgi._pace import SMALLEST
 from trio_asgi._response import close_stream, send_parts
-from trio_asgi._thread_stream import LARGEST, SMALLEST
+from trio_asgi._thread_stream import LARGEST
 from trio_asgi._worker import Lease, current_pool
 
 if TYPE_CHECKING:

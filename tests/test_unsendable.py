@@ -36,7 +36,7 @@ class Closer(HttpResponse):
 def with_header(name: str, value: str) -> HttpResponse:
     """Return a response with a header that Django would not set."""
     response = Closer("body")
-    response.headers._store[name.lower()] = (name, value)  # type: ignore[attr-defined]
+    response.headers._store[name.lower()] = (name, value)
     return response
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ._send import BODYLESS
 
@@ -48,7 +48,7 @@ def response_start(
         ValueError: it has a status or a header that cannot be sent, or announces
             another length than the body has.
     """
-    status = response.status_code
+    status: Any = response.status_code
     if not (isinstance(status, int) and 200 <= status <= 999):  # noqa: PLR2004
         raise ValueError(
             f"A response with the status {status!r} cannot be sent: it must be a "
