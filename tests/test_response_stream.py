@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from asgiref.sync import async_to_sync, sync_to_async
-from django.http import StreamingHttpResponse
+from django.http import FileResponse, StreamingHttpResponse
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_asgi._call import current_loop
@@ -20,7 +20,7 @@ from trio_asgi._errors import leaves
 from trio_asgi._offload import HeldLog
 from trio_asgi._pace import SMALLEST
 from trio_asgi._response import close_stream, send_parts
-from trio_asgi._thread_stream import LARGEST
+from trio_asgi._thread_stream import LARGEST, TURN
 from trio_asgi._worker import Lease, current_pool
 
 if TYPE_CHECKING:
@@ -256,6 +256,53 @@ async def test_a_slow_client_leaves_the_thread_free(lease: Lease) -> None:
             await peer.come[number].wait()
             peer.read()
     assert len(peer.parts) == 9
+
+
+class Slow:
+    """Parts, or a file, that take a while for each byte, until they are told to end."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+        self.threads: set[threading.Thread] = set()
+
+    def read(self, size: int = -1) -> bytes:
+        """Wait, and return a byte; nothing at the end."""
+        self.threads.add(threading.current_thread())
+        return b"" if self.end.wait(TURN) else b"x"
+
+    def parts(self) -> Iterator[bytes]:
+        """Give bytes."""
+        while part := self.read():
+            yield part
+
+
+@pytest.mark.parametrize("kind", ["iterator", "file"])
+async def test_slow_parts_let_others_have_their_turn(lease: Lease, kind: str) -> None:
+    """They hold a token only while one is made, and keep their thread all the time."""
+    pool = current_pool()
+    pool.limiter.total_tokens = 1
+    peer, slow, other = Peer(), Slow(), Lease(pool)
+    response = (
+        FileResponse(slow, content_type="text/plain")
+        if kind == "file"
+        else StreamingHttpResponse(slow.parts())
+    )
+
+    async def stream() -> None:
+        current_loop.set(lease)
+        await send_parts(response, peer.send, cleanup_seconds=SECONDS)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream)
+        await peer.come[0].wait()
+        try:
+            with trio.fail_after(SECONDS):
+                for _ in range(3):
+                    await other.run_sync(lambda: None)
+        finally:
+            slow.end.set()
+    other.release()
+    assert slow.threads == {await lease.run_sync(threading.current_thread)}
 
 
 async def test_an_iterator_can_call_coroutines(lease: Lease) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextvars
 import math
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 #: How far the limit goes for an iterator, and what a batch of small parts holds; bytes.
 LARGEST: Final = LARGE
 
+#: For how long one call in the thread makes parts, besides the last of them. A call
+#: holds a token of the pool, and others may wait for one. To ask for it anew costs as
+#: much as some 50 rows of CSV. Seconds.
+TURN: Final = 0.02
+
 _END: Final = object()
 
 
@@ -39,8 +45,10 @@ class ThreadStream:
     """The parts of a sync iterator, pulled in the request's thread while they are sent.
 
     One call in the thread pulls until enough bytes wait for being sent, and returns,
-    rather than blocking the thread for a client that reads slowly. What comes after a
-    pause is sent at once; what comes quickly is gathered, up to the limit, for no
+    rather than blocking the thread for a client that reads slowly. It also returns
+    after `TURN`, and queues for its next turn behind all other sync code: so parts that
+    come slowly keep nobody waiting for longer than one of them takes. What comes after
+    a pause is sent at once; what comes quickly is gathered, up to the limit, for no
     longer than `QUICK`.
 
     Owned by the task that calls `send_all`; `_pull` runs in the thread. A cancellation
@@ -184,26 +192,32 @@ class ThreadStream:
     async def _pull_all(self) -> None:
         while not self._exhausted:
             await self._run(self._pull)
-            while not self._is_pulling():
-                self._taken = trio.Event()
-                await self._taken.wait()
+            if self._is_full():
+                self._news.set()
+                await self._wait_room()
+
+    async def _wait_room(self) -> None:
+        while not self._is_pulling():
+            self._taken = trio.Event()
+            await self._taken.wait()
 
     # The thread
 
     def _pull(self) -> None:
-        """Pull parts until enough wait for being sent. Worker thread."""
+        """Pull parts until enough wait for being sent, for one turn. Worker thread."""
+        until = time.perf_counter() + TURN
         # Not `for`, which asks for an iterator each time: some begin anew then.
         while (item := next(self._iterator, _END)) is not _END:
             if part := self._make_bytes(item):
                 self._add(part)
-            if self._stopped or self._is_full():
+            if self._stopped or self._is_full() or time.perf_counter() >= until:
                 return
         self._exhausted = True
 
     def _add(self, part: bytes) -> None:
         self._parts.append(part)
         self._pulled += len(part)
-        if not self._told or self._is_full():
+        if not self._told:
             self._told = True
             self._token.run_sync_soon(self._tell, idempotent=True)
 
