@@ -17,6 +17,7 @@ import trio
 import trio.testing
 from django.test import RequestFactory, override_settings
 from django.urls import path
+from django.utils.datastructures import CaseInsensitiveMapping
 from django.utils.translation import gettext_lazy
 from hypothesis import given, strategies as st
 
@@ -278,6 +279,16 @@ def test_headers_of_the_views_own() -> None:
     assert (stream.status_code, stream.reason_phrase) == (203, "Why")
     assert stream["Cache-Control"] == "no-store"
     assert stream["X-Other"] == "other"
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "content-type", "CONTENT-TYPE"])
+@pytest.mark.parametrize("pack", [dict, CaseInsensitiveMapping, list])
+def test_a_content_type_of_the_views_own(name: str, pack: Any) -> None:
+    """It takes the place of the stream's, as any other header does."""
+    headers = pack([(name, "text/event-stream; charset=utf-8")])
+    stream = EventStream(numbers(1), headers=headers)
+    assert stream["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert [key.lower() for key, _ in stream.items()].count("content-type") == 1
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan])

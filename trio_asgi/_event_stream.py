@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-#: What an event stream says besides its type, if the view says nothing else.
+#: What an event stream says, if the view says nothing else.
 HEADERS: Final = {
+    "Content-Type": "text/event-stream",
     # A cache must ask for the stream each time, never answer with an old one.
     "Cache-Control": "no-cache",
     # nginx, and others that know its header, pass on each event when it comes.
@@ -103,14 +104,13 @@ class EventStream(StreamingHttpResponse):
             EventParts(
                 _as_iterator(events), math.inf if keep_alive is None else keep_alive
             ),
-            content_type="text/event-stream",
             status=status,
             reason=reason,
             charset="utf-8",
-            headers=headers,
+            # The later of two wins, whatever the case of their names. Not content_type
+            # for the first: Django refuses it beside a Content-Type.
+            headers={**HEADERS, **dict(headers or ())},
         )
-        for name, value in HEADERS.items():
-            self.headers.setdefault(name, value)
 
 
 def _as_iterator(events: Any) -> AsyncIterator[Any]:
