@@ -29,6 +29,7 @@ from django.urls import path
 
 from support import application, http_scope, receive_answer, request, signal_log
 from trio_asgi import ASGIHandler, ASGIRequest, get_asgi_application
+from trio_asgi._spool import spool_body
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
@@ -220,6 +221,54 @@ async def test_a_large_body_is_written_to_disk_in_a_thread() -> None:
         )
     assert answer.body == b"more than ten bytes"
     assert threads == [True]
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "is_on_disk"),
+    [
+        (0, 0, False),
+        (0, 1, True),
+        (-1, 1, True),
+        (10, 10, False),
+        (10, 11, True),
+        (None, 3 * 2**20, False),
+    ],
+)
+async def test_when_a_body_goes_to_disk(
+    limit: int | None, size: int, is_on_disk: bool
+) -> None:
+    """When it is larger than the setting says, where 0 is no exception."""
+    seen: list[bool] = []
+
+    class Handler(ASGIHandler):
+        async def read_body(self, receive: Any) -> IO[bytes]:
+            body_file = await super().read_body(receive)
+            seen.append(getattr(body_file, "_rolled", False))
+            return body_file
+
+    app = application(path("", echo), handler=Handler)
+    with override_settings(
+        FILE_UPLOAD_MAX_MEMORY_SIZE=limit, DATA_UPLOAD_MAX_MEMORY_SIZE=None
+    ):
+        answer = await request(
+            app, method="POST", query_string="echo=1", body=b"x" * size
+        )
+    assert answer.body == b"x" * size
+    assert seen == [is_on_disk]
+
+
+async def test_a_body_goes_to_the_directory_for_uploads(tmp_path: Path) -> None:
+    """Where FILE_UPLOAD_TEMP_DIR says; one that is not there shows that it is asked."""
+    missing = str(tmp_path / "missing")
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"body"}
+
+    with (
+        override_settings(FILE_UPLOAD_MAX_MEMORY_SIZE=0, FILE_UPLOAD_TEMP_DIR=missing),
+        pytest.raises(FileNotFoundError, match="missing"),
+    ):
+        await spool_body(receive)
 
 
 async def test_a_query_string_that_is_not_utf8() -> None:

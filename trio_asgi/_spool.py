@@ -20,25 +20,31 @@ if TYPE_CHECKING:
 
 
 async def spool_body(receive: Receive) -> IO[bytes]:
-    """Read a body into a file, which is in memory up to a size, as Django does it.
+    """Read a body into a file, which is in memory up to a size.
 
-    Each write to disk happens in a thread.
+    That is ``FILE_UPLOAD_MAX_MEMORY_SIZE``. With 0 or less the first byte goes to disk,
+    as Django's upload handlers take it; with None no byte does. Each write to disk
+    happens in a thread.
 
     Raises:
         RequestAborted: the client left before the body was complete.
         Exception: what ``receive`` raises.
     """
-    limit = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
+    limit: int | None = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
     chunk, more_body = await _receive_chunk(receive)
     if not (chunk or more_body):
         return io.BytesIO()  # as most are
-    file = tempfile.SpooledTemporaryFile(max_size=limit, mode="w+b")  # noqa: SIM115
+    # It never goes to disk by itself: for 0, Python would keep everything in memory.
+    file = tempfile.SpooledTemporaryFile(  # noqa: SIM115
+        mode="w+b", dir=settings.FILE_UPLOAD_TEMP_DIR
+    )
     size = 0
     try:
         while chunk or more_body:
             size += len(chunk)
-            if size > limit > 0:
-                await current_pool().run_sync(functools.partial(file.write, chunk))
+            if limit is not None and size > limit:
+                write = functools.partial(_write_to_disk, file, chunk)
+                await current_pool().run_sync(write)
             else:
                 file.write(chunk)
             if not more_body:
@@ -63,6 +69,12 @@ async def close_body(file: IO[bytes]) -> None:
         file.close()
     else:
         await finish_in_thread(file.close, conf.get("CLEANUP_SECONDS"))
+
+
+def _write_to_disk(file: tempfile.SpooledTemporaryFile[bytes], chunk: bytes) -> None:
+    """Move a file to disk, unless it is there, and write to it. Worker thread."""
+    file.rollover()
+    file.write(chunk)
 
 
 async def _receive_chunk(receive: Receive) -> tuple[bytes, bool]:
