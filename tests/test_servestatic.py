@@ -155,8 +155,11 @@ async def test_files_are_looked_up_once(app: ASGIHandler, root: Path) -> None:
     _, after = await get(app, "film.mp4", "HEAD")
     assert after == before
     (root / "film.mp4").unlink()
-    answer, _ = await get(app, "film.mp4")
+    with override_settings(DEBUG_PROPAGATE_EXCEPTIONS=False, DEBUG=True):
+        answer, _ = await get(app, "film.mp4")
     assert answer.status == 404
+    assert b"The file at /static/film.mp4 is gone." in answer.body
+    assert str(root).encode() not in answer.body
     (root / "new.txt").write_text("new")
     answer, _ = await get(app, "new.txt")
     assert answer.status == 404

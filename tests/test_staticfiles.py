@@ -125,6 +125,20 @@ async def test_a_path_outside_the_static_directories(
     assert b"A path outside" not in answer.body
 
 
+async def test_a_refusal_names_no_path_of_the_disk(
+    static: ASGIStaticFilesHandler,
+) -> None:
+    """The page may show what the error says: that is the client's path, and no more."""
+    with override_settings(DEBUG=True):
+        answer = await request(static, "/static/../test_staticfiles.py")
+    assert answer.status == 404
+    assert (
+        b"/static/../test_staticfiles.py leads out of the static directories"
+        in answer.body
+    )
+    assert str(FILES).encode() not in answer.body
+
+
 async def test_other_paths_go_to_the_application(
     static: ASGIStaticFilesHandler,
 ) -> None:

@@ -85,7 +85,8 @@ class ServeStaticMiddleware(middleware.ServeStaticMiddleware):  # type: ignore[m
         try:
             file = await sync_to_async(_open)(path)
         except FileNotFoundError as error:
-            raise Http404(f"{path} is gone.") from error
+            # Pages may show this: it names no path of the disk.
+            raise Http404(f"The file at {request.path_info} is gone.") from error
         return apply_range(request, _Response(file, headers=headers))
 
 

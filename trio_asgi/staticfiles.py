@@ -46,7 +46,10 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
         try:
             response = super().serve(request)
         except SuspiciousFileOperation as error:
-            raise Http404(str(error)) from error
+            # Pages may show this. The error's own text names a path of the disk.
+            raise Http404(
+                f"{request.path_info} leads out of the static directories."
+            ) from error
         if "HTTP_RANGE" in request.META:
             return apply_range(request, response)
         return response  # as Django's, to each header
