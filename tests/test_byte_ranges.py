@@ -12,6 +12,7 @@ from range_support import parts_of
 from trio_asgi._byte_ranges import (
     MAX_GAP,
     MAX_RANGES,
+    Piece,
     PieceReader,
     Section,
     length,
@@ -222,3 +223,16 @@ def test_reading_holds_no_more_than_a_block() -> None:
     reader = PieceReader(file, [b"head", Section(0, 100_000), b"end"])
     assert sum(map(len, iter(lambda: reader.read(1000), b""))) == 100_007
     assert 0 < file.largest <= 1000
+
+
+def test_a_file_that_gives_more_than_it_is_asked_for() -> None:
+    """A section ends where it ends."""
+
+    class Generous(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read()
+
+    pieces: list[Piece] = [b"head", Section(10, 30), b"|", Section(50, 60)]
+    reader = PieceReader(Generous(ALPHABET), pieces)
+    body = b"".join(iter(lambda: reader.read(8), b""))
+    assert body == b"head" + ALPHABET[10:30] + b"|" + ALPHABET[50:60]

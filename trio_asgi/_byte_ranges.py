@@ -178,5 +178,7 @@ class PieceReader:
     def _read_section(self, section: Section, size: int) -> tuple[bytes, Piece]:
         wanted = length([section])
         self.file.seek(self._offset + section.start)
-        block: bytes = self.file.read(min(wanted, size) if size > 0 else wanted)
+        wanted = min(wanted, size) if size > 0 else wanted
+        # Some give more than they are asked for.
+        block: bytes = self.file.read(wanted)[:wanted]
         return block, Section(section.start + len(block), section.stop)
