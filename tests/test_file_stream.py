@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import io
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -635,6 +636,47 @@ class Shout(io.RawIOBase):
         return len(data)
 
 
+class ShoutingTemporary(tempfile._TemporaryFileWrapper):  # type: ignore[type-arg]
+    """A temporary file with a `read` that is not Python's."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read what is on disk, and change it."""
+        return bytes(self.file.read(size)).upper()
+
+
+def _shouting_temporary(file: Path) -> Any:
+    return ShoutingTemporary(file.open("rb"), str(file), delete=False)
+
+
+class ShoutingPipe(io.BufferedReader):
+    """A pipe with a `read` that is not Python's, and Python's `read1`."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read what comes, and change it."""
+        return super().read(size).upper()
+
+
+def _shouting_pipe(file: Path) -> Any:
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as pipe:
+        pipe.write(file.read_bytes())
+    return ShoutingPipe(io.FileIO(read_end))
+
+
+class ShoutingProxy:
+    """Leads to all that a pipe has, but for `read`."""
+
+    def __init__(self, file: Path) -> None:
+        self._pipe: Any = _shouting_pipe(file)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read what comes, changed."""
+        return bytes(self._pipe.read(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+
 class ShoutingResponse(FileResponse):
     """A response that makes something of its file's bytes."""
 
@@ -655,10 +697,13 @@ class IteratingResponse(FileResponse):
     "make",
     [
         lambda file: FileResponse(io.BufferedReader(Shout(file))),
+        lambda file: FileResponse(_shouting_temporary(file)),
+        lambda file: FileResponse(_shouting_pipe(file)),
+        lambda file: FileResponse(ShoutingProxy(file)),
         lambda file: ShoutingResponse(file.open("rb")),
         lambda file: IteratingResponse(file.open("rb")),
     ],
-    ids=["file", "make_bytes", "iterator"],
+    ids=["file", "temporary", "pipe", "proxy", "make_bytes", "iterator"],
 )
 @pytest.mark.parametrize("scope", [{}, PATHSEND], ids=["read", "sent by the server"])
 async def test_bytes_that_are_not_those_on_disk(
@@ -720,6 +765,192 @@ async def test_a_pipes_bytes_leave_as_they_come() -> None:
                 assert message["body"] == part
             pipe.close()
             await receive_rest(client)
+
+
+class Inherits(io.BufferedIOBase):
+    """A file that has `read`, and inherits a `read1` that nobody implements."""
+
+    def __init__(self) -> None:
+        self._rest = io.BytesIO(TEXT)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read, with a short block now and then."""
+        return self._rest.read(min(size or 0, 7))
+
+
+class Bare:
+    """A file that has `read` alone."""
+
+    def __init__(self) -> None:
+        self._rest = io.BytesIO(TEXT)
+
+    def read(self, size: int = -1) -> Any:
+        """Read."""
+        return self._rest.read(size)
+
+
+class Unsure(Bare):
+    """A file that fails for whatever else it is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("close", "seek", "tell", "getbuffer"):
+            raise AttributeError(name)
+        raise OSError(f"asked for {name}")
+
+
+class View(Bare):
+    """A file that gives views of its bytes."""
+
+    def read(self, size: int = -1) -> Any:
+        """Read."""
+        return memoryview(self._rest.read(size))
+
+
+class Text(Bare):
+    """A file that gives text."""
+
+    def read(self, size: int = -1) -> Any:
+        """Read."""
+        return self._rest.read(size).decode()
+
+
+class Generous(Bare):
+    """A file that gives everything, whatever it is asked for."""
+
+    def __init__(self) -> None:
+        self._rest = io.BytesIO(TEXT + b"and more than was announced")
+
+    def read(self, size: int = -1) -> Any:
+        """Read all."""
+        return self._rest.read()
+
+
+class Socket(Bare):
+    """A file with a `read1`, which cannot tell whether it can seek."""
+
+    def read1(self, size: int = -1) -> bytes:
+        """Read."""
+        return self._rest.read(size)
+
+    def seekable(self) -> bool:
+        """Be no file on disk."""
+        return False
+
+
+TEXT = bytes(range(32, 127)) * 1000
+
+
+@pytest.mark.parametrize("kind", [Inherits, Bare, Unsure, View, Text, Generous, Socket])
+async def test_a_file_of_somebodys_own_is_sent_whole(kind: Any) -> None:
+    """All that it needs is a `read`: whatever else it lacks, inherits or refuses."""
+
+    def make() -> Any:
+        response = FileResponse(content_type="text/plain")
+        response.headers["Content-Length"] = str(len(TEXT))
+        response.file_to_stream = file = kind()
+        response._iterator = iter(lambda: file.read(4096), b"")  # type: ignore[attr-defined]
+        return response
+
+    assert (await request(serving(make))).body == TEXT
+
+
+async def test_a_files_attributes_are_asked_for_in_its_thread() -> None:
+    """Of a file of a model's field, for example, they open it."""
+    threads: list[threading.Thread] = []
+
+    class Opens:
+        @property
+        def read(self) -> Any:
+            threads.append(threading.current_thread())
+            return io.BytesIO(TEXT).read
+
+    view_threads: list[threading.Thread] = []
+
+    def make() -> FileResponse:
+        view_threads.append(threading.current_thread())
+        return FileResponse(Opens(), content_type="text/plain")
+
+    await request(serving(make))
+    assert set(threads) == set(view_threads)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are no files there")
+async def test_a_file_that_does_not_wait_for_its_bytes() -> None:
+    """It gives None, as long as there are none: that is no text to be sent."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    raw = io.FileIO(read_end)
+    with (
+        os.fdopen(write_end, "wb"),
+        raw,
+        pytest.raises(BlockingIOError, match=r"non-blocking.*returned None"),
+    ):
+        await thread_stream(FileResponse(raw)).send_all(Consumer().send)
+
+
+# Files where the system cannot be asked
+
+WITHOUT_ASKING = """
+import errno, io, os, sys, trio
+
+{change}
+
+from trio_asgi._file_stream import disk_file, DiskFileStream
+from trio_asgi._worker import current_pool
+from trio_asgi._file_stream import FileStream
+
+async def main():
+    parts = []
+    async def send(part):
+        parts.append(part)
+        await trio.lowlevel.checkpoint()
+    with open(sys.argv[1], "rb") as file:
+        on_disk = disk_file(file)
+        run = current_pool().run_sync
+        if on_disk is None:
+            stream = FileStream(file, bytes, size=None, run=run)
+        else:
+            stream = DiskFileStream(on_disk, size=None, run=run)
+        await stream.send_all(send)
+        assert b"".join(parts) == open(sys.argv[1], "rb").read()
+        print("thread" if on_disk is None else "asked")
+
+trio.run(main)
+"""
+
+
+def refusing(error: str) -> str:
+    """Return code that has the system refuse to say what is in memory."""
+    return f"def refuse(*args): raise {error}\nos.preadv = refuse"
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        ("del os.RWF_NOWAIT", "thread"),
+        ("del os.preadv", "thread"),
+        ("del os.pread", "thread"),
+        ("sys.platform = 'darwin'", "thread"),
+        (refusing("OSError(errno.EOPNOTSUPP, 'the file system')"), "asked"),
+        (refusing("OSError(errno.ENOSYS, 'an old kernel')"), "asked"),
+        (refusing("OSError(errno.EINVAL, 'another')"), "asked"),
+        (refusing("NotImplementedError('preadv2 is not available')"), "asked"),
+    ],
+)
+def test_a_system_that_cannot_be_asked(change: str, how: str, file: Path) -> None:
+    """Some builds of Python and some systems cannot: then a thread reads the file."""
+    if change.startswith("del ") and not hasattr(os, change[7:]):
+        pytest.skip("this Python cannot ask anyway")
+    code = WITHOUT_ASKING.format(change=change)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout.strip() == how
 
 
 @on_linux

@@ -6,13 +6,15 @@ thread for it. Everything else is read in a thread, and read ahead.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
+import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from ._hop import hop
-from ._thread_stream import ThreadStream
+from ._thread_stream import TURN, ThreadStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,6 +25,12 @@ LARGEST_BLOCK: Final = 2**21
 
 #: How much of a file the system reads from disk at a time, at least; bytes.
 _READAHEAD: Final = 2**16
+
+#: Whether Python can ask what is in memory. Only Linux can be asked, and Python knows
+#: only what the C library knew that it was built with: many of its builds do not.
+_CAN_ASK: Final = sys.platform == "linux" and all(
+    hasattr(os, name) for name in ("RWF_NOWAIT", "preadv", "pread")
+)
 
 
 class FileStream(ThreadStream):
@@ -48,8 +56,6 @@ class FileStream(ThreadStream):
         """
         super().__init__(iter(()), make_bytes)
         self._file = file
-        #: Reads a block. Made in the thread, for the file is asked whether it can seek.
-        self._read: Callable[[int], Any] | None = None
         self._left = size
         self._run = run
 
@@ -57,21 +63,37 @@ class FileStream(ThreadStream):
         """Wait for nothing: a block is large enough."""
 
     def _pull(self) -> None:
-        """Read blocks until enough wait for being sent. Worker thread.
+        """Read blocks until enough wait for being sent, for one turn. Worker thread.
 
         Raises:
             EOFError: the file has become shorter than what was announced.
+            BlockingIOError: the file has no bytes yet, and does not wait for them.
         """
-        read = self._read = self._read or _reader(self._file)
+        until = time.perf_counter() + TURN
         while self._left != 0:
-            block = self._make_bytes(read(self._block_size()))
+            block = self._read_block()
             self._note(block)
             if self._exhausted:
                 return
             self._add(block)
-            if self._stopped or self._is_full():
+            if self._stopped or self._is_full() or time.perf_counter() >= until:
                 return
         self._exhausted = True
+
+    # Others may have written the file's class: looked up in the thread, too.
+    @functools.cached_property
+    def _read(self) -> Callable[[int], Any]:
+        return _reader(self._file)
+
+    def _read_block(self) -> bytes:
+        """Read a block: no more than was announced, whatever the file gives."""
+        block = self._read(self._block_size())
+        if block is None:
+            raise BlockingIOError(
+                f"The file {self._file!r} is non-blocking and has no bytes yet: its "
+                "read() returned None. Give the response a file that waits for them."
+            )
+        return self._make_bytes(block)[: self._left]
 
     def _note(self, block: bytes) -> None:
         """Note what is left after a block; raise if the file has ended too early."""
@@ -92,9 +114,18 @@ class FileStream(ThreadStream):
 
 def _reader(file: Any) -> Callable[[int], Any]:
     """Return what reads a block; of a pipe or a socket, no more than has come."""
-    read1: Callable[[int], Any] | None = getattr(file, "read1", None)
     read: Callable[[int], Any] = file.read
-    return read if read1 is None or file.seekable() else read1
+    return file.read1 if _has_read1(type(file)) and not file.seekable() else read
+
+
+def _has_read1(kind: type) -> bool:
+    """Whether ``read1()`` of a class gives the same bytes as its ``read()``.
+
+    Where one class defines both, it does. Otherwise it may be the one of a base class
+    that does not implement it, or read past a ``read()`` that decrypts.
+    """
+    definer: Any = next((base for base in kind.__mro__ if "read" in vars(base)), object)
+    return "read1" in vars(definer) and definer is not io.BufferedIOBase
 
 
 class DiskFileStream(FileStream):
@@ -170,16 +201,17 @@ class DiskFile:
         try:
             for position in (*range(self._position, last, _READAHEAD), last):
                 os.preadv(self._number, self._byte, position, os.RWF_NOWAIT)
-        except OSError:  # it would block, or the file system cannot tell
+        except (OSError, NotImplementedError):
+            # It would block; or the file system, or the system itself, cannot tell.
             return False
         return True
 
 
 def disk_file(plain: object) -> DiskFile | None:
-    """Return a plain file for `DiskFileStream`; None if it is none, or not on Linux."""
-    if sys.platform == "linux" and isinstance(plain, (io.BufferedReader, io.FileIO)):
+    """Return a plain file for `DiskFileStream`; None if a thread has to read it."""
+    if _CAN_ASK and isinstance(plain, (io.BufferedReader, io.FileIO)):
         try:
             return DiskFile(plain)
-        except OSError:  # a pipe
+        except (OSError, ValueError):  # a pipe; or it was closed, as reading will tell
             pass
     return None

@@ -91,7 +91,7 @@ def path_to_send(file: object, length: str | None) -> str | None:
 def plain_file(file: Any) -> Any:
     """Take off what Django and tempfile put around a file; None if it is not plain."""
     while type(file) not in _PLAIN:
-        if isinstance(file, tempfile._TemporaryFileWrapper):
+        if type(file) is tempfile._TemporaryFileWrapper:
             file = file.file
         elif _forwards_reading(type(file)):
             # Not `file.file`, which would open the file of a model's field.
