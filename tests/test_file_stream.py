@@ -884,8 +884,19 @@ async def test_a_file_that_does_not_wait_for_its_bytes() -> None:
         os.fdopen(write_end, "wb"),
         raw,
         pytest.raises(BlockingIOError, match=r"non-blocking.*returned None"),
+        trio.fail_after(SECONDS),
     ):
         await thread_stream(FileResponse(raw)).send_all(Consumer().send)
+
+
+async def test_a_file_that_was_closed_before_it_is_sent(file: Path) -> None:
+    """A thread is told so by the reading, as for any other error of a file."""
+    opened_file = file.open("rb")
+    response = FileResponse(opened_file)
+    opened_file.close()
+    stream = thread_stream(response)
+    with pytest.raises(ValueError, match="closed file"):
+        await stream.send_all(Consumer().send)
 
 
 # Files where the system cannot be asked
