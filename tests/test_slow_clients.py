@@ -300,7 +300,7 @@ async def async_stream(request: HttpRequest) -> StreamingHttpResponse:
 async def test_nothing_waits_for_ever_for_a_client(
     autojump_clock: MockClock, view: View, shielded: bool
 ) -> None:
-    """After 10 minutes the response is closed and the thread is free.
+    """After 10 minutes, and a quarter more, all is closed and the thread is free.
 
     Also where the server lets nobody cancel its sending: only that waits on.
     """
@@ -309,7 +309,7 @@ async def test_nothing_waits_for_ever_for_a_client(
         async with client.blocks(app):
             await trio.sleep(599)
             assert len(log.names) == (2 if view in (sync_view, async_view) else 1)
-            await trio.sleep(3)
+            await trio.sleep(155)
             assert log.names == ["started", "finished"]
             assert len(Closer.closed_in) == 1
             assert idle_threads() == len(current_pool().workers)

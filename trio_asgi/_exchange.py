@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 #: For how long a last message may wait for the client, before the rest is ended.
 SEND_SECONDS: Final = 1.0
 
+#: How often a message that is waited for is looked at, in the time that it may take.
+LOOKS: Final = 4
+
 #: How often the scheduler comes round from the beginning of a request until a
 #: disconnect that came with it has been seen: the lookout's turn, the watcher's, and
 #: that of the server's ``receive``.
@@ -85,6 +88,8 @@ class Exchange:
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
         self._timer = current_lookout().timer(SEND_SECONDS)
+        #: Ends what `limit_sending` has begun.
+        self._end_looking: Callable[[], None] = lambda: None
 
     async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
         """Run ``respond()`` to its end, or until a disconnect has cut it short.
@@ -98,7 +103,11 @@ class Exchange:
             with self._scope:
                 await respond()
 
-        await run_in_nursery(self._begin, respond_in_scope, stop=self.stop_watching)
+        try:
+            await run_in_nursery(self._begin, respond_in_scope, stop=self.stop_watching)
+        finally:
+            self._end_looking()
+            del self._end_looking  # it refers to this
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -166,14 +175,32 @@ class Exchange:
     ) -> None:
         """End ``respond`` as if the client had left, when it takes a message too late.
 
+        That is looked at now and then, so that it costs no message anything.
+
         Args:
             sender: What waits for the client.
-            seconds: For how long it may do so; None: for ever.
+            seconds: For how long it may do so, and at most a quarter longer; None: for
+                ever.
             end_early: Called as that of `sending_last`, if nothing ends the waiting.
         """
-        if seconds is not None:
-            sender.timer = current_lookout().timer(seconds)
-            sender.on_timeout = lambda: self._give_up(sender, end_early)
+        if seconds is None:
+            return
+        turn = looks = 0
+
+        def look() -> None:
+            nonlocal turn, looks
+            if sender.waiting is None or sender.turn != turn:
+                turn, looks = sender.turn, 0
+            else:
+                looks += 1
+            if looks < LOOKS:
+                timer.begin(look)
+            else:
+                self._give_up(sender, end_early)
+
+        timer = current_lookout().timer(seconds / LOOKS)
+        timer.begin(look)
+        self._end_looking = lambda: timer.end(look)
 
     def _give_up(
         self, sender: ResponseSender, end_early: Callable[[], Awaitable[None]]
@@ -185,8 +212,8 @@ class Exchange:
         on, and everything else is ended beside it.
         """
         nursery, task = self._nursery, sender.waiting
-        if nursery is None or task is None:
-            return
+        assert nursery is not None
+        assert task is not None
 
         async def end_beside() -> None:
             await trio.sleep(SEND_SECONDS)

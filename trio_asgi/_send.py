@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
-    from ._lookout import Timer
     from ._receive import Receiver
     from ._types import Message, Send
 
@@ -177,12 +176,11 @@ class ResponseSender:
         #: though the client may have left: that costs nothing, and a server that gets
         #: no end may keep the connection.
         self.in_one_piece = False
-        #: The task that waits for the server to take a message.
+        #: How many messages were begun to be handed over; and the task that does so,
+        #: while it waits for the client. Not so for a file that the server sends by
+        #: itself: that is one message, of any size.
+        self.turn = 0
         self.waiting: Task | None = None
-        #: What calls `on_timeout` if the server does not take a message in its time.
-        #: Not so for a file that it sends by itself: that is one message, of any size.
-        self.timer: Timer | None = None
-        self.on_timeout: Callable[[], object] | None = None
         #: Set when the client has not taken a message for too long.
         self.given_up = False
         #: The first message, and how many bytes of the body came after it.
@@ -239,45 +237,37 @@ class ResponseSender:
         if receiver is not None and not receiver.begun:
             await receiver.wait_begun()
         event = message["type"]
-        if event == "http.response.start":
-            self._order.advance(message)
-            self._start = message
-            await self._send_start(message)
-            return
         if event == "http.response.body":
-            self._count(message)
+            self._sent += len(message.get("body", b""))
+            # What comes in one piece was compared before.
+            if not self.in_one_piece and self.begun and self._announced is not None:
+                self._check_length(message, self._announced)
         self._order.advance(message)
-        if self.complete:
-            if receiver is not None and not receiver.complete:
-                await self._send_last_early(message, receiver)
-                return
+        if event == "http.response.start":
+            self._start = message
+            try:
+                await self._pass_on(message)
+            except ClientDisconnected:
+                raise
+            except Exception:
+                self._order = SendOrder("http")
+                raise
+        elif not self.complete:
+            await self._pass_on(message)
+        elif receiver is not None and not receiver.complete:
+            await self._send_last_early(message, receiver)
+        else:
             # hypercorn 0.18 drops what is sent while it refuses bytes that the client
             # sent too much, and does so without a checkpoint. If it is not given one
             # before the end, its two tasks write at the same time, and its worker dies.
             await trio.lowlevel.checkpoint()
-        await self._pass_on(message)
+            await self._pass_on(message, last=True)
 
-    async def _send_start(self, message: Message) -> None:
-        try:
-            await self._pass_on(message)
-        except ClientDisconnected:
-            raise
-        except Exception:
-            self._order = SendOrder("http")
-            raise
+    def _check_length(self, message: Message, announced: int) -> None:
+        """Refuse more bytes than were announced, or an end before.
 
-    def _count(self, message: Message) -> None:
-        """Count the body's bytes, of which h11 takes neither more nor fewer.
-
-        It would end in a state in which it takes nothing at all, and says less.
+        h11 would end in a state in which it takes nothing at all, and says less.
         """
-        self._sent += len(message.get("body", b""))
-        # What comes in one piece was compared before.
-        if self.in_one_piece or not self.begun:
-            return
-        announced = self._announced
-        if announced is None:
-            return
         if self._sent > announced or (
             self._sent < announced and not message.get("more_body")
         ):
@@ -335,22 +325,16 @@ class ResponseSender:
                     await self._pass_on({**last, "more_body": True})
                     last = {"type": "http.response.body"}
                 await receiver.linger()
-            await self._pass_on(last)
+            await self._pass_on(last, last=True)
 
         await self.beside_body(send_last)
 
-    async def _pass_on(self, message: Message) -> None:
-        timer, on_timeout = self.timer, self.on_timeout
-        if timer is not None and on_timeout is not None:
+    async def _pass_on(self, message: Message, *, last: bool = False) -> None:
+        self.turn += 1
+        if message["type"] != "http.response.pathsend":
             self.waiting = trio.lowlevel.current_task()
-            if message["type"] != "http.response.pathsend":
-                timer.begin(on_timeout)
         try:
             await self._send(message)
-            if not message.get("more_body") and self.complete:
-                self._handed_over = True
-            if self.given_up:
-                raise ClientDisconnected
         except (
             OSError,
             trio.BusyResourceError,
@@ -363,6 +347,8 @@ class ResponseSender:
                 raise  # about the file, and not about the client
             raise ClientDisconnected from error
         finally:
-            if timer is not None and on_timeout is not None:
-                timer.end(on_timeout)
-                self.waiting = None
+            self.waiting = None
+        if last:
+            self._handed_over = True
+        if self.given_up:
+            raise ClientDisconnected

@@ -252,8 +252,8 @@ class ASGIHandler(ChainHandler):
             try:
                 await self._end(life)
             finally:
-                # They refer to the exchange, which refers to them.
-                receiver.on_disconnect = sender.on_timeout = None
+                # It refers to the exchange, which refers to it.
+                receiver.on_disconnect = None
                 _call.current_loop.reset(outer_loop)
                 await close_body(body_file)
                 await sender.finish_cut_off()
