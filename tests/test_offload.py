@@ -150,7 +150,7 @@ async def test_errors_that_nobody_is_told(kind: str, handler: Handler) -> None:
         finally:
             await fail()
 
-    async def in_nursery(request: HttpRequest) -> None:
+    async def in_nursery(request: HttpRequest) -> Any:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
             nursery.start_soon(view, request)

@@ -6,7 +6,7 @@ import logging
 import threading
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
@@ -767,7 +767,7 @@ async def test_a_disconnect_is_no_error_of_sync_code(
         return None
 
     @stream_body
-    async def async_view(request: ASGIRequest) -> None:
+    async def async_view(request: ASGIRequest) -> Any:
         async with trio.open_nursery() as nursery:
             if where == "nursery":
                 nursery.start_soon(trio.sleep_forever)
@@ -794,7 +794,7 @@ async def test_an_upload_that_cannot_be_read_is_an_error(
     """Django's error is one of the site's if its client is still there."""
 
     @stream_body
-    def view(request: ASGIRequest) -> None:
+    def view(request: ASGIRequest) -> NoReturn:
         raise UnreadablePostError("somebody else's upload")
 
     answer = await upload(application(path("", view)))

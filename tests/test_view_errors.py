@@ -346,7 +346,7 @@ async def test_a_stream_that_raises_anything_ends_the_response(
         response: StreamingHttpResponse = streams(fail)[kind]()
         return response
 
-    view = asyncio_island(view) if island else view  # type: ignore[assignment]
+    view = asyncio_island(view) if island else view
     error, body, is_whole = await fail_in_response(application(path("", view)))
     assert b"data: first" in body
     assert not is_whole
@@ -620,7 +620,8 @@ async def test_a_view_that_fails_leaves_nothing_in_memory(
     async def async_view(request: HttpRequest) -> None:
         await fn(new())
 
-    app = application(path("", async_view if iscoroutinefunction(fn) else view))
+    failing_view: Any = async_view if iscoroutinefunction(fn) else view
+    app = application(path("", failing_view))
     await request(app)
     gc.collect()
     gc.disable()

@@ -21,7 +21,7 @@ from ._worker import current_pool
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
 
@@ -121,7 +121,7 @@ def log(
     message: str,
     *args: object,
     error: BaseException | None = None,
-    extra: dict[str, object] | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """Log, but have no handler called on the loop. Any thread.
 
@@ -144,7 +144,7 @@ def log(
         args,
         exc_info,
         caller.f_code.co_name,
-        extra,
+        None if extra is None else dict(extra),
     )
     handle = functools.partial(contextvars.copy_context().run, logger.handle, record)
     held = _held.get()

@@ -32,7 +32,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
     from typing import TypeAlias
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ._types import Receive, Scope, Send
 
     #: A method of the handler's, for one request.
-    Handle: TypeAlias = Callable[[Any, Scope, Receive, Send], Awaitable[None]]
+    Handle: TypeAlias = Callable[[Any, Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 logger = logging.getLogger("django.request")
 
