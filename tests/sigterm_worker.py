@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -50,10 +51,15 @@ class _Config:
 
 def worker_of(server: str, pipe: Connection) -> Any:
     """Return a process that runs a server's own function for its Trio workers."""
+    run: Any
     if server == "hypercorn":
-        from hypercorn.trio.run import trio_worker as run  # noqa: PLC0415
+        from hypercorn.trio.run import trio_worker  # noqa: PLC0415
+
+        run = trio_worker
     else:
-        from anycorn.run import anyio_worker as run  # noqa: PLC0415
+        from anycorn.run import anyio_worker  # noqa: PLC0415
+
+        run = anyio_worker
     return spawn.Process(target=run, args=(_Config(pipe),))
 
 
@@ -76,7 +82,7 @@ def be_a_host(pipe: Connection) -> None:
         async def nothing() -> None:
             await trio.lowlevel.checkpoint()
 
-        life = Lifespan(trio.open_nursery, shutdown_seconds=1, after=nothing)
+        life = Lifespan(nullcontext, shutdown_seconds=1, after=nothing)
         await life.run(receive, send)
 
     async def main() -> None:

@@ -406,6 +406,8 @@ def test_the_run_ends_though_its_own_sync_code_does_not(
 ) -> None:
     """Sync code of a system task, in the program's thread, is left, and named."""
     go_on = threading.Event()
+    token: Any = None
+    hangs: Any = None
 
     def hang_for_the_program() -> None:
         token.run_sync_soon(hangs.set)
@@ -421,8 +423,6 @@ def test_the_run_ends_though_its_own_sync_code_does_not(
         trio.lowlevel.spawn_system_task(system_task)
         await hangs.wait()
 
-    token: Any = None
-    hangs: Any = None
     try:
         trio.run(main)
     finally:

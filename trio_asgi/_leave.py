@@ -129,7 +129,7 @@ def _wait_of(task: trio.lowlevel.Task) -> Leavable | None:
     names = waiting.f_locals
     own = names.get("self")
     if issubclass(type(own), Leavable):  # isinstance() would evaluate a lazy object
-        return own  # type: ignore[no-any-return]
+        return own
     trio_asyncio = sys.modules.get("trio_asyncio")
     try:
         if waiting.f_code is trio.to_thread.run_sync.__code__:

@@ -35,14 +35,17 @@ async def finish_in_thread(fn: Callable[[], object], seconds: float) -> None:
     Raises:
         Exception: what ``fn`` raises, if it has ended in time.
     """
-    lease = Lease(current_pool())
+    pool = current_pool()
+    lease = Lease(pool)
     lease.impatient = True
+    # Handlers of logging may use the database, too.
+    call = functools.partial(pool.run_tidily, fn)
     try:
         with trio.move_on_after(seconds, shield=True):
-            await lease.run_sync(fn)
+            await lease.run_sync(call)
     finally:
         # No thread has begun if there was no token in time. Then one does without.
-        lease.release(None if lease.calls or lease.abandoned else fn)
+        lease.release(None if lease.calls or lease.abandoned else call)
 
 
 #: Where the running task's records wait; None: nobody settles them.

@@ -27,8 +27,9 @@ def sheltered_serve() -> Any:
     """
     import hypercorn.trio  # noqa: PLC0415 - an optional dependency
     import hypercorn.trio.run  # noqa: PLC0415
+    from hypercorn.trio.tcp_server import TCPServer  # noqa: PLC0415
 
-    class Connection(hypercorn.trio.run.TCPServer):
+    class Connection(TCPServer):
         """A connection that raises nothing but cancellations and the like."""
 
         async def run(self) -> None:
