@@ -1,6 +1,6 @@
 """Put something around functions of Django's, and tell which requests call it.
 
-``python -m tools.wrapped django|early|late wrapper|code`` prints, as JSON, the paths that
+``django|early|late wrapper|code`` prints, as JSON, the paths that
 were asked for when each function was called: under Django's own handler, or on Trio,
 replaced before or after the import of this package. The replacement is a wrapper, or
 other code in the same function, as some tools do it.
