@@ -31,6 +31,8 @@ from trio_asgi.testing import ApplicationCommunicator
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from trio_asgi._worker import Lease, Worker
+
 TESTS = Path(__file__).parent
 
 #: Nothing runs in a thread here, and so nothing is called there.
@@ -113,7 +115,12 @@ async def test_a_request_has_one_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = current_pool()
     leases = []
     real = pool.lease
-    monkeypatch.setattr(pool, "lease", lambda: leases.append(real()) or leases[-1])
+
+    def lease() -> Lease:
+        leases.append(real())
+        return leases[-1]
+
+    monkeypatch.setattr(pool, "lease", lease)
     assert (await request(app)).body == b"1"
     assert len(leases) == 1
     assert not leases[0].open
@@ -156,7 +163,7 @@ async def test_sync_code_around_the_handler_runs_in_the_requests_thread() -> Non
 
 async def test_a_wrapper_may_answer_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """What its sync code leaves in the thread, no other request finds there."""
-    workers = []
+    workers: list[Worker] = []
 
     async def refuse(self: Any, scope: Any, receive: Any, send: Any) -> None:
         await sync_to_async(int)()
@@ -231,7 +238,7 @@ async def test_a_tool_may_wrap_the_making_of_the_application(
     assert get_asgi_application() == {"in": made[0]}  # type: ignore[comparison-overlap]
     assert type(made[0]) is ASGIHandler
     # For others it is Django's, as before.
-    assert django.core.asgi.ASGIHandler is asgi.ASGIHandler
+    assert vars(django.core.asgi)["ASGIHandler"] is asgi.ASGIHandler
     assert type(real()) is asgi.ASGIHandler
 
 

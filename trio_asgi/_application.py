@@ -29,8 +29,8 @@ def get_asgi_application() -> ASGIHandler:
         return ASGIHandler()
     # Below the wrapper is Django's function, which makes what it finds by this name.
     with _making:
-        djangos, asgi.ASGIHandler = asgi.ASGIHandler, ASGIHandler  # type: ignore[misc]
+        djangos, asgi.ASGIHandler = asgi.ASGIHandler, ASGIHandler  # type: ignore[attr-defined]
         try:
             return make()  # type: ignore[return-value] # or what is put around it
         finally:
-            asgi.ASGIHandler = djangos  # type: ignore[misc]
+            asgi.ASGIHandler = djangos  # type: ignore[attr-defined]

@@ -209,13 +209,13 @@ class _Djangos:
 
 
 _SEND = Written(Signal.send, dispatcher)
-_LIVE_RECEIVERS = Written(Signal._live_receivers, dispatcher)  # type: ignore[attr-defined]
+_LIVE_RECEIVERS = Written(Signal._live_receivers, dispatcher)
 
 
 def are_sent_as_written() -> bool:
     """Whether signals are sent by Django's code alone; if not, a tool listens."""
     return _SEND.is_code_of(Signal.send) and _LIVE_RECEIVERS.is_code_of(
-        Signal._live_receivers  # type: ignore[attr-defined]
+        Signal._live_receivers
     )
 
 

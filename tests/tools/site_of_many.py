@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 from django.conf import settings
@@ -121,7 +121,7 @@ async def async_fail(request: HttpRequest, number: int) -> HttpResponse:
     global _waiting  # noqa: PLW0603
     threads_of_async.add(threading.current_thread())
     before(number)
-    await request.auser()  # type: ignore[attr-defined]
+    await request.auser()
     await User.objects.acount()
     _waiting += 1
     if _waiting == COUNT:
@@ -134,7 +134,7 @@ async def async_fail(request: HttpRequest, number: int) -> HttpResponse:
 def sync_fail(request: HttpRequest, number: int) -> HttpResponse:
     """Fail when all are here."""
     before(number)
-    assert request.user.is_authenticated  # type: ignore[attr-defined]
+    assert request.user.is_authenticated
     _all_sync_are_there.wait(30)
     after(number)
     raise ZeroDivisionError(f"sync {number}")
@@ -143,11 +143,10 @@ def sync_fail(request: HttpRequest, number: int) -> HttpResponse:
 in_view = trio.Event()
 
 
-async def wait(request: HttpRequest) -> HttpResponse:
+async def wait(request: HttpRequest) -> NoReturn:
     """Wait for the client to leave."""
     in_view.set()
     await trio.sleep_forever()
-    return HttpResponse()
 
 
 def urls() -> Any:

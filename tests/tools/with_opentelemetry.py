@@ -56,8 +56,8 @@ if __name__ == "__main__":
         {
             "name": each.name,
             "kind": each.kind.name,
-            "id": each.context.span_id,  # type: ignore[union-attr]
-            "trace": each.context.trace_id,  # type: ignore[union-attr]
+            "id": each.context.span_id,
+            "trace": each.context.trace_id,
             "parent": each.parent and each.parent.span_id,
             "attributes": dict(each.attributes or {}),
             "ended": each.end_time is not None,
