@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest, HttpResponse
 
 #: How many requests of each kind are made at the same time.
 COUNT = 4
