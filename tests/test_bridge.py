@@ -1493,8 +1493,10 @@ def test_install_needs_no_settings() -> None:
         from django.conf import settings
 
         trio_asgi.install()
-        print(trio.run(sync_to_async(lambda: "called")))
+        for sensitive in (True, False):
+            call = sync_to_async(lambda: "called", thread_sensitive=sensitive)
+            print(trio.run(call))
         print(settings.configured)
         """
     )
-    assert output == "called\nFalse\n"
+    assert output == "called\ncalled\nFalse\n"

@@ -23,6 +23,7 @@ from django.test import override_settings
 from django.urls import path
 
 from support import application, http_scope, request, signal_log
+from thread_support import assert_at_rest
 from trio_asgi._exchange import SEND_SECONDS
 from trio_asgi._worker import current_pool
 
@@ -312,7 +313,7 @@ async def test_nothing_waits_for_ever_for_a_client(
             await trio.sleep(155)
             assert log.names == ["started", "finished"]
             assert len(Closer.closed_in) == 1
-            assert idle_threads() == len(current_pool().workers)
+            assert_at_rest(current_pool())
             assert bool(client.reads.statistics().tasks_waiting) == shielded
         assert log.names == ["started", "finished"]
     assert len(Closer.closed_in) == 1

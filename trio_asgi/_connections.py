@@ -6,6 +6,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from django.conf import settings
 from django.db import connections
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def tidy_up() -> None:
     is in a transaction, because it ends the thread. A connection that cannot be closed
     is logged and dropped, so this never raises.
     """
-    for connection in connections.all(initialized_only=True):
+    for connection in _used():
         _tidy(connection)
 
 
@@ -46,7 +47,14 @@ def _tidy(connection: BaseDatabaseWrapper) -> None:
 
 def close_connections() -> None:
     """Close the connections of this thread, which ends. Worker thread."""
-    connections.close_all()
+    for connection in _used():
+        connection.close()
+
+
+def _used() -> list[BaseDatabaseWrapper]:
+    """Return the connections that code has used in this thread."""
+    # Without settings there are no databases, and asking for them would fail.
+    return connections.all(initialized_only=True) if settings.configured else []
 
 
 @contextmanager

@@ -45,6 +45,31 @@ LOOKS: Final = 4
 LOOK_TURNS: Final = 3
 
 
+class _Limit:
+    """How long a client may leave a message of the response to the server."""
+
+    def __init__(
+        self,
+        seconds: float,
+        sender: ResponseSender,
+        end_early: Callable[[], Awaitable[None]],
+    ) -> None:
+        #: How often it is looked at.
+        self.seconds = seconds
+        self.sender = sender
+        self.end_early = end_early
+        #: Which message was waiting at the last look, and at how many looks it was.
+        self._turn = self._looks = 0
+
+    def is_over(self) -> bool:
+        """Look; whether the same message has been waiting for too long."""
+        if self.sender.waiting is None or self.sender.turn != self._turn:
+            self._turn, self._looks = self.sender.turn, 0
+            return False
+        self._looks += 1
+        return self._looks >= LOOKS
+
+
 class Exchange:
     """Runs what answers a request, until it is done or the client has left.
 
@@ -88,8 +113,8 @@ class Exchange:
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
         self._timer = current_lookout().timer(SEND_SECONDS)
-        #: Ends what `limit_sending` has begun.
-        self._end_looking: Callable[[], None] = lambda: None
+        #: What `limit_sending` was given, while the request is there.
+        self._limit: _Limit | None = None
 
     async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
         """Run ``respond()`` to its end, or until a disconnect has cut it short.
@@ -106,8 +131,9 @@ class Exchange:
         try:
             await run_in_nursery(self._begin, respond_in_scope, stop=self.stop_watching)
         finally:
-            self._end_looking()
-            del self._end_looking  # it refers to this
+            limit, self._limit = self._limit, None
+            if limit is not None:
+                current_lookout().timer(limit.seconds).end(self._look_at_sending)
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -175,7 +201,8 @@ class Exchange:
     ) -> None:
         """End ``respond`` as if the client had left, when it takes a message too late.
 
-        That is looked at now and then, so that it costs no message anything.
+        That is looked at now and then, so that it costs no message anything; and a
+        request that is over in a moment costs nothing either.
 
         Args:
             sender: What waits for the client.
@@ -183,24 +210,19 @@ class Exchange:
                 ever.
             end_early: Called as that of `sending_last`, if nothing ends the waiting.
         """
-        if seconds is None:
-            return
-        turn = looks = 0
+        if seconds is not None:
+            self._limit = _Limit(seconds / LOOKS, sender, end_early)
 
-        def look() -> None:
-            nonlocal turn, looks
-            if sender.waiting is None or sender.turn != turn:
-                turn, looks = sender.turn, 0
-            else:
-                looks += 1
-            if looks < LOOKS:
-                timer.begin(look)
-            else:
-                self._give_up(sender, end_early)
+    def _look_at_sending(self) -> None:
+        limit = self._limit
+        assert limit is not None
+        if limit.is_over():
+            self._give_up(limit.sender, limit.end_early)
+        else:
+            self._begin_looking(limit)
 
-        timer = current_lookout().timer(seconds / LOOKS)
-        timer.begin(look)
-        self._end_looking = lambda: timer.end(look)
+    def _begin_looking(self, limit: _Limit) -> None:
+        current_lookout().timer(limit.seconds).begin(self._look_at_sending)
 
     def _give_up(
         self, sender: ResponseSender, end_early: Callable[[], Awaitable[None]]
@@ -231,6 +253,8 @@ class Exchange:
         current_lookout().call_soon(self._begin_to_watch)
 
     def _begin_to_watch(self) -> None:
+        if self._limit is not None:
+            self._begin_looking(self._limit)
         if self._answering:
             assert self._nursery is not None
             self._context.run(self._nursery.start_soon, self._watch)
