@@ -528,6 +528,10 @@ async def test_a_task_that_nobody_awaits_fails(
         gc.collect()
 
     await asyncio_island(main)()
+    # A thread handles it.
+    with trio.fail_after(10):
+        while not caplog.records:
+            await trio.sleep(0.001)
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("asyncio", logging.ERROR)
     assert "nobody awaits this" in str(record.exc_info)
@@ -548,6 +552,10 @@ async def test_a_task_that_nobody_awaits_exits(
         assert isinstance(task.exception(), SystemExit)
 
     await asyncio_island(main)()
+    # A thread handles it.
+    with trio.fail_after(10):
+        while not caplog.records:
+            await trio.sleep(0.001)
     (record,) = caplog.records
     assert record.name == "trio_asgi"
     assert record.message == "A task of asyncio would have ended its loop"
