@@ -44,6 +44,7 @@ LAYERS = [
     "_files _headers _loop_safe _request_body _spool _server_sent_event _thread_stream",
     "_file_stream _view_errors ranges uploads",
     "_body_options _release _request _response _signals middleware",
+    "_life",
     "_event_stream",
     "_passage",
     "_middleware",

@@ -54,8 +54,8 @@ class _Limit:
         sender: ResponseSender,
         end_early: Callable[[], Awaitable[None]],
     ) -> None:
-        #: How often it is looked at.
-        self.seconds = seconds
+        #: What looks now and then.
+        self.timer = current_lookout().timer(seconds / LOOKS)
         self.sender = sender
         self.end_early = end_early
         #: Which message was waiting at the last look, and at how many looks it was.
@@ -112,8 +112,8 @@ class Exchange:
         self._last_wait: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
-        self._timer = current_lookout().timer(SEND_SECONDS)
-        #: What `limit_sending` was given, while the request is there.
+        #: Makes the limit of `limit_sending`, if the request does not end at once.
+        self._make_limit: Callable[[], _Limit | None] | None = None
         self._limit: _Limit | None = None
 
     async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
@@ -131,9 +131,11 @@ class Exchange:
         try:
             await run_in_nursery(self._begin, respond_in_scope, stop=self.stop_watching)
         finally:
+            # It refers to the request, and this may be kept for a moment.
+            self._make_limit = None
             limit, self._limit = self._limit, None
             if limit is not None:
-                current_lookout().timer(limit.seconds).end(self._look_at_sending)
+                limit.timer.end(self._look_at_sending)
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -179,7 +181,7 @@ class Exchange:
             end_early: Called once, in a task of its own, if it takes longer than
                 `SEND_SECONDS`. It is waited for, and must not raise.
         """
-        nursery, timer = self._nursery, self._timer
+        nursery, timer = self._nursery, current_lookout().timer(SEND_SECONDS)
         # With what the request has left in it, as the caches that it has used.
         context = contextvars.copy_context()
         assert nursery is not None
@@ -196,7 +198,7 @@ class Exchange:
     def limit_sending(
         self,
         sender: ResponseSender,
-        seconds: float | None,
+        seconds: Callable[[], float | None],
         end_early: Callable[[], Awaitable[None]],
     ) -> None:
         """End ``respond`` as if the client had left, when it takes a message too late.
@@ -206,12 +208,18 @@ class Exchange:
 
         Args:
             sender: What waits for the client.
-            seconds: For how long it may do so, and at most a quarter longer; None: for
-                ever.
+            seconds: Tells for how long it may do so, and at most a quarter longer;
+                None: for ever.
             end_early: Called as that of `sending_last`, if nothing ends the waiting.
         """
-        if seconds is not None:
-            self._limit = _Limit(seconds / LOOKS, sender, end_early)
+
+        def make_limit() -> _Limit | None:
+            allowed = seconds()
+            if allowed is None:
+                return None
+            return _Limit(allowed, sender, end_early)
+
+        self._make_limit = make_limit
 
     def _look_at_sending(self) -> None:
         limit = self._limit
@@ -219,10 +227,7 @@ class Exchange:
         if limit.is_over():
             self._give_up(limit.sender, limit.end_early)
         else:
-            self._begin_looking(limit)
-
-    def _begin_looking(self, limit: _Limit) -> None:
-        current_lookout().timer(limit.seconds).begin(self._look_at_sending)
+            limit.timer.begin(self._look_at_sending)
 
     def _give_up(
         self, sender: ResponseSender, end_early: Callable[[], Awaitable[None]]
@@ -253,8 +258,9 @@ class Exchange:
         current_lookout().call_soon(self._begin_to_watch)
 
     def _begin_to_watch(self) -> None:
-        if self._limit is not None:
-            self._begin_looking(self._limit)
+        if self._make_limit is not None and (limit := self._make_limit()) is not None:
+            self._limit = limit
+            limit.timer.begin(self._look_at_sending)
         if self._answering:
             assert self._nursery is not None
             self._context.run(self._nursery.start_soon, self._watch)

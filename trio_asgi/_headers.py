@@ -73,10 +73,11 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
         (_encode_name(name), value.encode("latin-1"))
         for name, value in response.items()
     ]
-    headers.extend(
-        (b"Set-Cookie", _encode_cookie(cookie.OutputString()))
-        for cookie in response.cookies.values()
-    )
+    if response.cookies:
+        headers.extend(
+            (b"Set-Cookie", _encode_cookie(cookie.OutputString()))
+            for cookie in response.cookies.values()
+        )
     # All at once: hardly any response has such a character.
     if b"".join([value for _, value in headers]).translate(None, _IN_VALUES):
         _refuse_value(headers)

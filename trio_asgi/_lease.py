@@ -60,9 +60,20 @@ class Lease(CallLoop):
     that outlives its request can still call sync code.
     """
 
+    #: The application whose request or background task this is.
+    owner: object = None
     #: Whether sync code that has no async code above it calls asyncio's: see
     #: `below_asyncio`.
     for_asyncio = False
+    #: Whether it waits for the handler of its request: see `reserved_lease`.
+    reserved = False
+    #: Whether the thread ends with the lease, because code that was cut short may have
+    #: left something in it. May also be set in the worker thread.
+    retire = False
+    #: Whether code has begun something in the thread that it ends only with the lease,
+    #: as a middleware does. Then the thread cannot be given to others before that, and
+    #: `release_thread` ends it.
+    unfinished = False
 
     def __init__(
         self,
@@ -87,21 +98,10 @@ class Lease(CallLoop):
         #: What is raised by calls after the release; None: they go to the program's
         #: thread.
         self.closed_error: str | None = None
-        #: The application whose request or background task this is.
-        self.owner: object = None
         #: Whether a cancelled task leaves a running call instead of waiting for it.
         self.impatient = False
-        #: Whether it waits for the handler of its request: see `reserved_lease`.
-        self.reserved = False
         #: Whether a task has left a running call. Then the thread is not used again.
         self.abandoned = False
-        #: Whether the thread ends with the lease, because code that was cut short may
-        #: have left something in it. May also be set in the worker thread.
-        self.retire = False
-        #: Whether code has begun something in the thread that it ends only with the
-        #: lease, as a middleware does. Then the thread cannot be given to others before
-        #: that, and `release_thread` ends it.
-        self.unfinished = False
         #: Leases of calls that are not thread-sensitive, made under this one.
         self.others: set[Lease] = set()
         #: Whether a task has left one of those calls.

@@ -86,16 +86,28 @@ class HeldLog:
             handle = functools.partial(_handle_all, waiting)
             await finish_in_thread(handle, self._seconds())
 
-    async def __aenter__(self) -> Self:
-        """Hold the records that are made from now on."""
+    def begin(self) -> None:
+        """Hold the records that are made from now on, until `end`."""
         self._outer = _held.set(self)
+
+    def end(self) -> bool:
+        """Hold no more, and say whether there is anything to `settle`.
+
+        Later records are handled each by itself.
+        """
+        _held.reset(self._outer)
+        self.is_open = False
+        return bool(self._waiting)
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        self.begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Settle; later records are handled each by itself."""
-        _held.reset(self._outer)
+        """End, and settle."""
+        self.end()
         await self.settle()
-        self.is_open = False
 
 
 def _handle_all(waiting: list[Callable[[], object]]) -> None:

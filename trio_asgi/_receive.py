@@ -54,6 +54,10 @@ class BodyLimits:
     total: float = math.inf
 
 
+#: Frozen, so one for all.
+_NO_LIMITS: Final = BodyLimits()
+
+
 class Receiver:
     """A server's ``receive`` for one request, with limits, and with a memory.
 
@@ -73,7 +77,7 @@ class Receiver:
         self._ahead: deque[Message] = deque()
         self._ahead_size = 0
         #: What is allowed. May change while the body is being read.
-        self.limits = BodyLimits()
+        self.limits = _NO_LIMITS
         #: How many bytes of the body have come.
         self._size = 0
         #: For how long the client was waited for, in all, and how much of the time that
@@ -202,7 +206,7 @@ class Receiver:
 
     async def drop_rest(self) -> None:
         """Receive the rest of the body, and drop it, whatever its size."""
-        self.limits = BodyLimits()
+        self.limits = _NO_LIMITS
         while not (self.complete or self.disconnected):
             self._drop()
             await self._receive_or_park()
@@ -215,6 +219,10 @@ class Receiver:
     async def _wait_news(self) -> None:
         """Wait for the client until there is a message, or an end of them."""
         limits = self.limits
+        if limits.timeout == limits.total == math.inf:
+            while not self._has_news():
+                await self._receive_or_park()
+            return
         left = limits.timeout - self._used
         total_left = limits.total - self._waited
         begun = trio.current_time()

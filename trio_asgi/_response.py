@@ -82,17 +82,17 @@ async def send_over_asgi(
         await send({"type": "http.response.pathsend", "path": path})
         return
 
-    async def send_part(part: bytes, *, more: bool = True) -> None:
-        for chunk, last in chunk_bytes(part):
-            more_body = more or not last
-            await send(
-                {"type": "http.response.body", "body": chunk, "more_body": more_body}
-            )
+    async def send_part(part: bytes) -> None:
+        for chunk, _ in chunk_bytes(part):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     if content is not None:
         if len(content) > FIRST_PIECE:
             content = await _send_pieces(content, send_part)
-        await send_part(content, more=False)
+        for chunk, last in chunk_bytes(content):
+            await send(
+                {"type": "http.response.body", "body": chunk, "more_body": not last}
+            )
         return
     if wants_body:
         await send_parts(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from contextlib import suppress
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -150,6 +151,23 @@ class SendOrder:
 class ResponseSender:
     """A server's ``send``, for one response. Only one task may call it."""
 
+    #: Whether all of the body is there when it begins. Then it is sent to its end,
+    #: though the client may have left: that costs nothing, and a server that gets no
+    #: end may keep the connection.
+    in_one_piece = False
+    #: How many messages were begun to be handed over; and the task that does so, while
+    #: it waits for the client. Not so for a file that the server sends by itself: that
+    #: is one message, of any size.
+    turn = 0
+    waiting: Task | None = None
+    #: Set when the client has not taken a message for too long.
+    given_up = False
+    #: Set when the last message was handed over.
+    handed_over = False
+    #: The first message, and how many bytes of the body came after it.
+    _start: Message = MappingProxyType({})
+    _sent = 0
+
     def __init__(
         self,
         send: Send,
@@ -172,21 +190,6 @@ class ResponseSender:
         self._order = SendOrder("http")
         self.wants_body = wants_body
         self.takes_paths = takes_paths
-        #: Whether all of the body is there when it begins. Then it is sent to its end,
-        #: though the client may have left: that costs nothing, and a server that gets
-        #: no end may keep the connection.
-        self.in_one_piece = False
-        #: How many messages were begun to be handed over; and the task that does so,
-        #: while it waits for the client. Not so for a file that the server sends by
-        #: itself: that is one message, of any size.
-        self.turn = 0
-        self.waiting: Task | None = None
-        #: Set when the client has not taken a message for too long.
-        self.given_up = False
-        #: The first message, and how many bytes of the body came after it.
-        self._start: Message = {}
-        self._sent = 0
-        self._handed_over = False
 
     @property
     def begun(self) -> bool:
@@ -295,7 +298,7 @@ class ResponseSender:
         come to an end, it gets one, which does not come to the client: the response
         shall be seen to be cut off, and not be taken for a whole one.
         """
-        if self._handed_over or not (self.begun and self.is_http1):
+        if self.handed_over or not (self.begun and self.is_http1):
             return
         if not shut_down_unread_connection():
             return
@@ -349,6 +352,6 @@ class ResponseSender:
         finally:
             self.waiting = None
         if last:
-            self._handed_over = True
+            self.handed_over = True
         if self.given_up:
             raise ClientDisconnected

@@ -204,11 +204,15 @@ def as_server_errors(handle: Handle) -> Handle:
 
     @functools.wraps(handle)
     async def wrapper(handler: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        async with HeldLog(cleanup_seconds):
-            try:
-                await handle(handler, scope, receive, send)
-            except BaseException as error:  # noqa: BLE001 - raised again
-                _raise_to_server(error, scope["path"])
+        held = HeldLog(cleanup_seconds)
+        held.begin()
+        try:
+            await handle(handler, scope, receive, send)
+        except BaseException as error:  # noqa: BLE001 - raised again
+            _raise_to_server(error, scope["path"])
+        finally:
+            if held.end():
+                await held.settle()
 
     return wrapper
 

@@ -9,7 +9,6 @@ import functools
 import io
 import logging
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import trio
@@ -17,27 +16,25 @@ from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
-from django.http import HttpResponse
 from django.urls import set_script_prefix
 
 from . import _bridge, _call, _worker, conf
 from ._as_written import Written
 from ._background import end_islands_and_threads, start_in_background
 from ._body_options import BodyOptions, options_for
-from ._carry import with_locals
 from ._errors import ClientDisconnected, ends_more
 from ._exchange import Exchange
 from ._file_stream import LARGEST_BLOCK
 from ._files import sends_file
 from ._hop import hop
 from ._islands import asyncio_island, is_trio_island
+from ._life import Life
 from ._lifespan import Lifespan
 from ._middleware import ChainHandler
-from ._offload import log, settle_log
 from ._receive import Receiver
 from ._request import ASGIRequest, path_info_of
 from ._request_body import open_streamed
-from ._response import close_stream, end_body, send_over_asgi
+from ._response import end_body, send_over_asgi
 from ._send import ResponseSender
 from ._signals import RequestSignals, disown_caches, join_transaction
 from ._spool import close_body, spool_body
@@ -47,40 +44,14 @@ from ._websocket import refuse
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from django.http import HttpRequest, HttpResponseBase
+    from django.http import HttpResponseBase
 
     from ._types import Receive, Scope, Send
 
 logger = logging.getLogger("django.request")
 
+_CALL: Final = Written(asgi.ASGIHandler.__call__, asgi)
 _CREATE_REQUEST: Final = Written(asgi.ASGIHandler.create_request, asgi)
-
-
-@dataclass
-class _Life:
-    """What a request has, and what has come of it so far. Its task's."""
-
-    path: str
-    signals: RequestSignals
-    lease: _worker.Lease
-    request: HttpRequest | None = None
-    response: HttpResponseBase | None = None
-    #: Whether all of it has run, and nothing was cut short.
-    complete: bool = False
-
-    @property
-    def response_to_close(self) -> HttpResponseBase | None:
-        """The response; or the view's, if it was cancelled on its way from there.
-
-        If there is none, one that closes the request: its form may have files.
-        """
-        if self.response is not None or self.request is None:
-            return self.response
-        # A request of Django's own class has none until the view returns.
-        response: Any = getattr(self.request, "view_response", None) or HttpResponse()
-        if self.request.close not in response._resource_closers:
-            response._resource_closers.append(self.request.close)
-        return response  # type: ignore[no-any-return] # it has private attributes
 
 
 class ASGIHandler(ChainHandler):
@@ -166,7 +137,11 @@ class ASGIHandler(ChainHandler):
         if kind == "websocket":
             await refuse(receive, send)
             return
-        # Django's own calls `handle`, and is what tools wrap that keep requests apart.
+        if kind == "http" and _CALL.is_code_of(asgi.ASGIHandler.__call__):
+            # As Django wrote it, it would do no more, but at some cost.
+            await self.handle(scope, receive, send)
+            return
+        # This is what tools wrap that keep requests apart.
         await join_transaction()
         lease = _worker.current_pool().lease()
         lease.reserved = True
@@ -219,7 +194,7 @@ class ASGIHandler(ChainHandler):
         lease.begin_request()
         lease.owner, lease.for_asyncio = self, self._asyncio_views
         outer_loop = _call.current_loop.set(lease)
-        life = _Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
+        life = Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(
             send,
             receiver,
@@ -235,7 +210,9 @@ class ASGIHandler(ChainHandler):
         )
         receiver.on_disconnect = exchange.abort
         exchange.limit_sending(
-            sender, conf.get("SEND_TIMEOUT"), functools.partial(self._end_early, life)
+            sender,
+            lambda: conf.get("SEND_TIMEOUT"),
+            life.end_early,
         )
 
         async def respond() -> None:
@@ -248,15 +225,15 @@ class ASGIHandler(ChainHandler):
         except ClientDisconnected:
             pass
         finally:
-            lease.retire |= not life.complete
+            if not life.complete:
+                lease.retire = True
             try:
-                await self._end(life)
+                await life.end()
             finally:
                 # It refers to the exchange, which refers to it.
                 receiver.on_disconnect = None
                 _call.current_loop.reset(outer_loop)
-                await close_body(body_file)
-                await sender.finish_cut_off()
+                await self._leave(body_file, sender)
 
     async def _take_body(self, scope: Scope, receiver: Receiver) -> IO[bytes]:
         """Read the body, or only its beginning if the view starts before it is there.
@@ -282,7 +259,7 @@ class ASGIHandler(ChainHandler):
         self,
         scope: Scope,
         body_file: IO[bytes],
-        life: _Life,
+        life: Life,
         refusal: HttpResponseBase | None,
     ) -> HttpResponseBase:
         """Make the request, and whatever answers it."""
@@ -293,10 +270,12 @@ class ASGIHandler(ChainHandler):
             set_script_prefix(get_script_prefix(scope))
             if not self._makes_plain_requests():
                 await life.signals.start()
-            make = functools.partial(self.create_request, scope, body_file)
-            # A query string that is not UTF-8 is logged there: not on the loop.
-            is_plain = scope.get("query_string", b"").isascii()
-            request, error_response = make() if is_plain else await hop(make)
+            if scope.get("query_string", b"").isascii():
+                request, error_response = self.create_request(scope, body_file)
+            else:
+                # One that is not UTF-8 is logged there: not on the loop.
+                make = functools.partial(self.create_request, scope, body_file)
+                request, error_response = await hop(make)
             if request is None:
                 await life.signals.start()
                 assert error_response is not None
@@ -322,7 +301,7 @@ class ASGIHandler(ChainHandler):
         )
 
     async def _send_or_fail(
-        self, life: _Life, exchange: Exchange, sender: ResponseSender
+        self, life: Life, exchange: Exchange, sender: ResponseSender
     ) -> None:
         """Send the response, or a plain 500 for one that cannot even be started.
 
@@ -338,7 +317,7 @@ class ASGIHandler(ChainHandler):
             await send_over_asgi(answer, sender, self.chunk_bytes)
 
     async def _send(
-        self, life: _Life, exchange: Exchange, sender: ResponseSender
+        self, life: Life, exchange: Exchange, sender: ResponseSender
     ) -> None:
         """Send the response; the thread does not wait for a client that does not read.
 
@@ -370,46 +349,15 @@ class ASGIHandler(ChainHandler):
         if threadless:
             await sender.beside_body(send)
             return
-        with exchange.sending_last(functools.partial(self._end_early, life)):
+        with exchange.sending_last(life.end_early):
             await sender.beside_body(send)
 
-    async def _end(self, life: _Life) -> None:
-        """Close the response, send ``request_finished``, and give the thread back.
-
-        No cancellation reaches this. What takes longer than ``CLEANUP_SECONDS`` is
-        finished by the thread alone. Does nothing the second time.
-        """
-        lease, signals, response = life.lease, life.signals, life.response_to_close
-        if not lease.open:
-            return
-        try:
-            streaming = response is not None and response.streaming
-            if not streaming and signals.finish_nowait(response):
-                return
-            with trio.move_on_after(conf.get("CLEANUP_SECONDS"), shield=True):
-                try:
-                    await close_stream(response)
-                finally:
-                    if not (lease.abandoned or signals.finish_nowait(response)):
-                        lease.impatient = True
-                        await signals.finish(response)
-        finally:
-            if lease.abandoned or lease.others_abandoned:
-                message = "Left sync code running that does not end: %s"
-                log(logger, logging.ERROR, message, life.path)
-            end = with_locals(functools.partial(signals.send_finished, response))
-            lease.release(last=end if signals.pending else None)
-
-    async def _end_early(self, life: _Life) -> None:
-        """End a request whose client does not read; only the bytes wait on."""
-        try:
-            await self._end(life)
-        except BaseException as error:
-            if ends_more(error):
-                raise
-            message = "Error at the end of a request: %s"
-            log(logger, logging.ERROR, message, life.path, error=error)
-        await settle_log()
+    async def _leave(self, body_file: IO[bytes], sender: ResponseSender) -> None:
+        """Close the body, and have the server end a response that was cut off."""
+        if type(body_file) is not io.BytesIO:
+            await close_body(body_file)
+        if not sender.handed_over:
+            await sender.finish_cut_off()
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, which is in memory up to a size, as in Django.
