@@ -37,7 +37,8 @@ def site(alias: str, fn: Any) -> ASGIHandler:
 
     async def call(request: HttpRequest) -> HttpResponse:
         await insensitive(fn)()
-        return HttpResponse(threads.append(await insensitive(_thread)()))
+        threads.append(await insensitive(_thread)())
+        return HttpResponse()
 
     def write(request: HttpRequest) -> HttpResponse:
         threads.append(_thread())

@@ -77,7 +77,7 @@ def new_event() -> None:
 async def waits(request: HttpRequest) -> HttpResponse:
     """Wait for ever."""
     waiting.set()
-    await trio.sleep_forever()
+    await trio.Event().wait()
     return HttpResponse()
 
 

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -51,7 +51,7 @@ def close_connections() -> None:
         connection.close()
 
 
-def _used() -> list[BaseDatabaseWrapper]:
+def _used() -> Sequence[BaseDatabaseWrapper]:
     """Return the connections that code has used in this thread."""
     # Without settings there are no databases, and asking for them would fail.
     return connections.all(initialized_only=True) if settings.configured else []

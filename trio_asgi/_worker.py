@@ -355,7 +355,12 @@ pool_options: Callable[[], dict[str, Any]] = dict
 
 def existing_pool() -> WorkerPool | None:
     """Return the pool of the Trio run of this thread, if it has one. Any thread."""
-    return _pool.get(None) if trio.lowlevel.in_trio_run() else None
+    if not trio.lowlevel.in_trio_run():
+        return None
+    try:
+        return _pool.get()
+    except LookupError:
+        return None
 
 
 def current_pool() -> WorkerPool:
