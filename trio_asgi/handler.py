@@ -137,7 +137,8 @@ class ASGIHandler(ChainHandler):
         if kind == "websocket":
             await refuse(receive, send)
             return
-        if kind == "http" and _CALL.is_code_of(asgi.ASGIHandler.__call__):
+        plain = type(self).handle is ASGIHandler.handle
+        if plain and kind == "http" and _CALL.is_code_of(asgi.ASGIHandler.__call__):
             # As Django wrote it, it would do no more, but at some cost.
             await self.handle(scope, receive, send)
             return
