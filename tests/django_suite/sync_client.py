@@ -17,9 +17,10 @@ from __future__ import annotations
 import functools
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
+import django.core.handlers.asgi
 import trio
 from django.core.handlers.wsgi import get_script_name
 from django.test import client
@@ -106,8 +107,8 @@ class UncheckedRequest(trio_asgi.ASGIRequest):
     _dont_enforce_csrf_checks = True
 
 
-class Handler(trio_asgi.ASGIHandler):
-    """The handler under test; it tells the `Exchange` what it works on."""
+class Telling(django.core.handlers.asgi.ASGIHandler):
+    """Tells the `Exchange` what the handler works on."""
 
     async def run_get_response(self, request: HttpRequest) -> HttpResponseBase:
         exchange = _current.get()
@@ -127,6 +128,10 @@ class Handler(trio_asgi.ASGIHandler):
         await super().send_response(response, send)
 
 
+class Handler(Telling, trio_asgi.ASGIHandler):
+    """The handler under test."""
+
+
 class UncheckedHandler(Handler):
     """The same, for clients without ``enforce_csrf_checks``."""
 
@@ -139,6 +144,11 @@ class UncheckedHandler(Handler):
 @dataclass
 class Exchange:
     """A request of the client's, and what becomes of it."""
+
+    #: What the library has that it runs on.
+    in_new_run: ClassVar[Any] = staticmethod(trio_asgi.testing.run)
+    event: ClassVar[Any] = trio.Event
+    checkpoint: ClassVar[Any] = staticmethod(trio.lowlevel.checkpoint)
 
     environ: dict[str, Any]
     #: What the handler has made of it.
@@ -165,9 +175,13 @@ class Exchange:
             )
         }
 
-    def run(self, handler: Handler) -> None:
+    def run(self, handler: Telling) -> None:
         """Have the handler answer it."""
         scope, body = scope_of(self.environ), body_of(self.environ)
+        self.in_new_run(self.serve, handler, scope, body)
+
+    async def serve(self, handler: Telling, scope: Scope, body: bytes) -> None:
+        """Have the handler answer a request, and keep what it sends."""
         chunks = [body[at : at + CHUNK] for at in range(0, len(body), CHUNK)] or [b""]
         incoming = [
             {"type": "http.request", "body": chunk, "more_body": True}
@@ -176,33 +190,30 @@ class Exchange:
         incoming[-1]["more_body"] = False
         incoming.reverse()
 
-        async def serve() -> None:
-            complete = trio.Event()
+        complete = self.event()
 
-            async def receive() -> dict[str, Any]:
-                await trio.lowlevel.checkpoint()
-                if incoming:
-                    return incoming.pop()
-                await complete.wait()
-                return {"type": "http.disconnect"}
+        async def receive() -> dict[str, Any]:
+            await self.checkpoint()
+            if incoming:
+                return incoming.pop()
+            await complete.wait()
+            return {"type": "http.disconnect"}
 
-            async def send(message: Message) -> None:
-                await trio.lowlevel.checkpoint()
-                self.messages.append(message)
-                if _is_last(message):
-                    complete.set()
+        async def send(message: Message) -> None:
+            await self.checkpoint()
+            self.messages.append(message)
+            if _is_last(message):
+                complete.set()
 
-            marker = _current.set(self)
-            try:
-                await handler(scope, receive, send)
-            except Exception as error:
-                if not self._is_streaming or self.messages[-1:] == []:
-                    raise
-                self.stream_error = error
-            finally:
-                _current.reset(marker)
-
-        trio_asgi.testing.run(serve)
+        marker = _current.set(self)
+        try:
+            await handler(scope, receive, send)
+        except Exception as error:
+            if not self._is_streaming or self.messages[-1:] == []:
+                raise
+            self.stream_error = error
+        finally:
+            _current.reset(marker)
 
     @property
     def _is_streaming(self) -> bool:

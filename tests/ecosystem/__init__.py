@@ -1,0 +1,1 @@
+"""Other packages' own tests, their requests answered by our handler: see `run`."""

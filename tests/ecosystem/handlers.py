@@ -1,0 +1,267 @@
+"""Whose handler answers the requests of another package's tests.
+
+- ``django``: that of Django which the tests ask for themselves. Nothing is changed.
+- ``asgi``: Django's `ASGIHandler`, for requests by WSGI too. What fails here depends on
+  WSGI, and says nothing about Trio.
+- ``trio``: `trio_asgi.ASGIHandler`; and async tests run on Trio.
+
+Requests come from Django's two test clients, from WSGI applications that
+``get_wsgi_application()`` returns, and from the ASGI applications that
+``get_asgi_application()`` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import unittest
+from http.client import responses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import django.core.asgi
+import django.core.wsgi
+import django.test.testcases
+import trio
+from asgiref.sync import async_to_sync
+from django.test import client
+
+import trio_asgi
+import trio_asgi.testing
+from django_suite import counterparts, sync_client
+from suite_support import hand_out
+from trio_asgi._worker import current_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextvars import Context
+    from pathlib import Path
+
+    from django_suite.recorder import Recorder
+
+    Application = Callable[..., Any]
+
+HANDLERS = ("django", "asgi", "trio")
+
+
+def install(handler: str, tests: Path, notes: Recorder) -> None:
+    """Have the handler answer the requests. Before any test is imported.
+
+    Args:
+        handler: One of `HANDLERS`.
+        tests: The folder of the tests.
+        notes: What is told of requests, and of async tests.
+    """
+    if handler == "asgi":
+        _answer(notes, on_trio=False)
+    elif handler == "trio":
+        trio_asgi.install(new_loops="trio")
+        _count_requests(notes)
+        _answer(notes, on_trio=True)
+        _answer_async_client()
+        django.core.asgi.get_asgi_application = trio_asgi.get_asgi_application
+        hand_out(tests, counterparts.counterparts)
+        _run_async_test_cases(notes)
+        _adapt_channels()
+        _adapt_opentelemetry()
+
+
+def _count_requests(notes: Recorder) -> None:
+    handler: Any = trio_asgi.ASGIHandler
+    original = handler.handle
+
+    @functools.wraps(original)
+    async def handle(self: Any, scope: Any, *args: Any) -> None:
+        notes.note_request(on_trio=trio.lowlevel.in_trio_task())
+        await original(self, scope, *args)
+
+    handler.handle = handle
+
+
+# Requests of sync code
+
+
+class DjangoHandler(sync_client.Telling):
+    """Django's own handler for ASGI."""
+
+
+class UncheckedDjangoHandler(DjangoHandler):
+    """The same, for clients without ``enforce_csrf_checks``."""
+
+    async def get_response_async(self, request: Any) -> Any:
+        request._dont_enforce_csrf_checks = True
+        return await super().get_response_async(request)
+
+
+class DjangoExchange(sync_client.Exchange):
+    """A request that is answered on asyncio."""
+
+    in_new_run: ClassVar[Any] = staticmethod(
+        lambda async_fn, *args: async_to_sync(async_fn)(*args)
+    )
+    event: ClassVar[Any] = asyncio.Event
+    checkpoint: ClassVar[Any] = functools.partial(asyncio.sleep, 0)
+
+
+class WsgiApplication:
+    """A WSGI application that hands each request to a handler for ASGI."""
+
+    def __init__(self, handler: Any, exchange: Any) -> None:
+        self._handler = handler
+        self._exchange = exchange
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        """Answer."""
+        exchange = self._exchange(environ)
+        exchange.run(self._handler)
+        if exchange.stream_error is not None:
+            raise exchange.stream_error
+        start = exchange.messages[0]
+        status: int = start["status"]
+        start_response(
+            f"{status} {responses.get(status, '')}",
+            [(n.decode("latin-1"), v.decode("latin-1")) for n, v in start["headers"]],
+        )
+        parts: list[bytes] = exchange.parts
+        return parts
+
+
+def _answer(notes: Recorder, *, on_trio: bool) -> None:
+    """Have a handler for ASGI answer WSGI applications and the sync client."""
+    if on_trio:
+        sync_client.install(_Quiet(notes.journal, notes))
+        handler: Any = sync_client.Handler
+        exchange: Any = sync_client.Exchange
+    else:
+        handler, exchange = DjangoHandler, DjangoExchange
+        _answer_sync_client_on_asyncio()
+
+    def get_wsgi_application() -> WsgiApplication:
+        django.setup(set_prefix=False)
+        return WsgiApplication(handler(), exchange)
+
+    django.core.wsgi.get_wsgi_application = get_wsgi_application  # type: ignore[assignment]
+
+
+class _Quiet:
+    """Passes on differences only: requests are counted in the handler."""
+
+    def __init__(self, journal: Any, notes: Recorder) -> None:
+        self.journal = journal
+        self.note_difference = notes.note_difference
+
+    def note_request(self, *, on_trio: bool) -> None:
+        """Do nothing."""
+
+
+def _answer_sync_client_on_asyncio() -> None:
+    def __call__(self: Any, environ: dict[str, Any]) -> Any:  # noqa: N807
+        handler = vars(self).get("_asgi_handler")
+        if handler is None:
+            checked = self.enforce_csrf_checks
+            kind = DjangoHandler if checked else UncheckedDjangoHandler
+            handler = self._asgi_handler = kind()
+        exchange = DjangoExchange(environ)
+        exchange.run(handler)
+        return exchange.result()
+
+    vars_of_class: Any = client.ClientHandler
+    vars_of_class.__call__ = __call__
+
+
+# Requests of async code
+
+
+def _answer_async_client() -> None:
+    """Have our handler answer Django's async client, in the run of the test."""
+    original: Any = client.AsyncClientHandler.__call__
+
+    async def __call__(self: Any, scope: dict[str, Any]) -> Any:  # noqa: N807
+        if not trio.lowlevel.in_trio_task():
+            return await original(self, scope)
+        handler = vars(self).get("_asgi_handler")
+        if handler is None:
+            checked = self.enforce_csrf_checks
+            kind = sync_client.Handler if checked else sync_client.UncheckedHandler
+            handler = self._asgi_handler = kind()
+        body_file = scope.pop("_body_file", None)
+        body = body_file.read() if body_file is not None else b""
+        current_pool().lend_to_requests()
+        exchange = sync_client.Exchange({"REQUEST_METHOD": scope["method"]})
+        await exchange.serve(handler, scope, body)
+        response: Any = exchange.result()
+        response.asgi_request = exchange.request
+        return response
+
+    vars_of_class: Any = client.AsyncClientHandler
+    vars_of_class.__call__ = __call__
+
+
+# Async tests
+
+
+def run_test(notes: Recorder, async_fn: Callable[..., Any], *args: Any) -> Any:
+    """Run a coroutine test on Trio, its sync code in this thread."""
+    return trio_asgi.testing.run(notes.recorded(async_fn), *args)
+
+
+class _Runner:
+    """Stands for `asyncio.Runner` in unittest: each call is a run of Trio."""
+
+    def __init__(self, notes: Recorder) -> None:
+        self._notes = notes
+
+    def get_loop(self) -> None:
+        """Do nothing: there is none between the calls."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], *, context: Context) -> Any:
+        """Run it."""
+
+        async def wait() -> Any:
+            return await coroutine
+
+        return context.run(run_test, self._notes, wait)
+
+
+def _run_async_test_cases(notes: Recorder) -> None:
+    def set_up_runner(self: Any) -> None:
+        self._asyncioRunner = _Runner(notes)
+
+    # In each place the name is one of unittest's, or Django's, own.
+    isolated: Any = unittest.IsolatedAsyncioTestCase
+    isolated._setupAsyncioRunner = set_up_runner
+    django.test.testcases.async_to_sync = (  # type: ignore[attr-defined]
+        lambda method: async_to_sync(notes.recorded(method))
+    )
+
+
+def _adapt_channels() -> None:
+    """Give the communicators of channels ours as their base."""
+    try:
+        from channels.testing import (  # noqa: PLC0415
+            ApplicationCommunicator,
+            HttpCommunicator,
+        )
+    except ImportError:
+        return
+    assert inspect.isclass(ApplicationCommunicator)
+    HttpCommunicator.__bases__ = (trio_asgi.testing.ApplicationCommunicator,)
+
+
+def _adapt_opentelemetry() -> None:
+    """Give OpenTelemetry's base class for tests of ASGI what its tests are given."""
+    try:
+        from opentelemetry.test import asgitestutil  # noqa: PLC0415
+    except ImportError:
+        return
+    module: Any = asgitestutil
+    module.ApplicationCommunicator = trio_asgi.testing.ApplicationCommunicator
+    module.asyncio = counterparts.AsyncioOnTrio()
+
+    def tear_down(self: Any) -> None:
+        """Do nothing: the application has ended with the run."""
+
+    module.AsyncAsgiTestBase.tearDown = tear_down
