@@ -13,6 +13,7 @@ Requests come from Django's two test clients, from WSGI applications that
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import unittest
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import django.core.asgi
 import django.core.wsgi
 import django.test.testcases
+import outcome
 import trio
 from asgiref.sync import async_to_sync
 from django.test import client
@@ -33,7 +35,7 @@ from suite_support import hand_out
 from trio_asgi._worker import current_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
     from pathlib import Path
 
@@ -60,7 +62,7 @@ def install(handler: str, tests: Path, notes: Recorder) -> None:
         _answer(notes, on_trio=True)
         _answer_async_client()
         django.core.asgi.get_asgi_application = trio_asgi.get_asgi_application
-        hand_out(tests, counterparts.counterparts)
+        hand_out(tests, _counterparts)
         _run_async_test_cases(notes)
         _adapt_channels()
         _adapt_opentelemetry()
@@ -238,6 +240,51 @@ def _run_async_test_cases(notes: Recorder) -> None:
     )
 
 
+class _Task:
+    """Stands for `asyncio.Task`: runs in the background, and can be awaited."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._ended = trio.Event()
+        self._result: outcome.Outcome[Any]
+        trio.lowlevel.spawn_system_task(
+            self._run, coroutine, context=contextvars.copy_context()
+        )
+
+    async def _run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        async def wait() -> Any:
+            return await coroutine
+
+        self._result = await outcome.acapture(wait)
+        self._ended.set()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        yield from self._ended.wait().__await__()
+        return self._result.unwrap()
+
+
+class AsyncioOnTrio(counterparts.AsyncioOnTrio):
+    """What these packages' tests use of asyncio besides."""
+
+    create_task = _Task
+    iscoroutinefunction = staticmethod(inspect.iscoroutinefunction)
+
+    @staticmethod
+    async def gather(*awaitables: Any) -> list[Any]:
+        results: dict[int, Any] = {}
+
+        async def wait(number: int, awaitable: Any) -> None:
+            results[number] = await awaitable
+
+        async with trio.open_nursery() as nursery:
+            for number, awaitable in enumerate(awaitables):
+                nursery.start_soon(wait, number, awaitable)
+        return [results[number] for number in range(len(awaitables))]
+
+
+def _counterparts() -> list[tuple[object, object]]:
+    return [*counterparts.counterparts(), (asyncio, AsyncioOnTrio())]
+
+
 def _adapt_channels() -> None:
     """Give the communicators of channels ours as their base."""
     try:
@@ -259,7 +306,7 @@ def _adapt_opentelemetry() -> None:
         return
     module: Any = asgitestutil
     module.ApplicationCommunicator = trio_asgi.testing.ApplicationCommunicator
-    module.asyncio = counterparts.AsyncioOnTrio()
+    module.asyncio = AsyncioOnTrio()
 
     def tear_down(self: Any) -> None:
         """Do nothing: the application has ended with the run."""

@@ -171,15 +171,18 @@ def run_tests(
             plugins = ["-p", "ecosystem.plugin", "-p", "no:trio", "-p", "no:forked"]
             if handler == "trio":
                 plugins += ["-p", "no:asyncio"]
-            ours = f"ours/test_{package.name.replace('-', '_')}.py"
             options = ["-q", "--tb=short", "-W", "ignore", *plugins, *package.arguments]
-            command = [*python, "pytest", *options, *(names or [ours])]
+            if not package.tests:
+                options += ["-c", os.devnull, f"--rootdir={HERE}"]
+                options += [f"--confcutdir={HERE}", "-p", "no:django"]
+                names = names or [f"ours/test_{package.name.replace('-', '_')}.py"]
+            command = [*python, "pytest", *options, *names]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(folder), str(HERE.parent)]),
             "ECOSYSTEM_HANDLER": handler,
             "ECOSYSTEM_JOURNAL": str(journal.path),
-            "ECOSYSTEM_TESTS": str(folder / "tests" if package.tests else folder),
+            "ECOSYSTEM_TESTS": str(folder / ("tests" if package.tests else "ours")),
         }
         environment.pop("DJANGO_SETTINGS_MODULE", None)
         if package.settings:
