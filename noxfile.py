@@ -156,6 +156,23 @@ def asgiref_suite(session: nox.Session, companions: str) -> None:
         )
 
 
+@nox.session(python="3.12")
+def ecosystem(session: nox.Session) -> None:
+    """Run other packages' own tests on Trio; see tests/ecosystem/run.py.
+
+    With arguments, only the packages that they name.
+    """
+    session.install("-r", "tests/ecosystem/requirements.txt")
+    install_wheel(session)
+    sources = (session.cache_dir / "ecosystem").resolve()
+    # Not from here, which would put the source tree before the installed wheel.
+    with session.chdir("tests"):
+        session.run(
+            *("python", "-m", "ecosystem.run", "--sources", str(sources)),
+            *session.posargs,
+        )
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check the style with ruff."""

@@ -112,6 +112,10 @@ class WsgiApplication:
         self._handler = handler
         self._exchange = exchange
 
+    def load_middleware(self) -> None:
+        """Load it again: the settings have changed."""
+        self._handler.load_middleware(is_async=True)
+
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         """Answer."""
         exchange = self._exchange(environ)

@@ -12,8 +12,8 @@ class Package:
     #: As PyPI spells it; its version is the one that is installed.
     name: str
     #: What pytest, or Django's test runner, is to run, from the folder of the sources.
-    #: None if the package publishes no tests that can be run: then its tests are ours,
-    #: in the folder ``ours``.
+    #: Nothing if the package publishes no tests that can be run: then its tests are
+    #: ours, in the folder ``ours``.
     tests: tuple[str, ...] = ()
     #: The settings, as a dotted name.
     settings: str = ""
@@ -54,5 +54,13 @@ PACKAGES = [
     Package("django-ninja"),
     Package("adrf"),
     Package("whitenoise"),
-    Package("django-structlog"),
+    Package(
+        "django-structlog",
+        accepted={
+            "*::test_leaving_clients_are_logged": (
+                "It catches asyncio.CancelledError, which is not Trio's. Without "
+                "`request_cancelled`, the last event of such a request is the view's."
+            ),
+        },
+    ),
 ]

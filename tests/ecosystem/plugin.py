@@ -7,19 +7,19 @@ before any ``conftest.py``.
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
 
 from django_suite.journal import Journal
 from django_suite.recorder import Recorder
 
 from . import handlers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-import pytest
 
 HANDLER = os.environ["ECOSYSTEM_HANDLER"]
 notes = Recorder(Journal(Path(os.environ["ECOSYSTEM_JOURNAL"])))
@@ -29,29 +29,53 @@ handlers.install(HANDLER, Path(os.environ["ECOSYSTEM_TESTS"]), notes)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Know the markers of plugins that are not there."""
-    config.addinivalue_line("markers", "forked: here, it is not")
+    config.addinivalue_line("markers", "forked: run in a process of its own")
     config.addinivalue_line("markers", "asyncio: run by this plugin on Trio")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _open_database(request: pytest.FixtureRequest) -> None:
-    """Open the database, which pytest-django closes for tests that do not ask.
-
-    Django looks at connections that earlier tests left, at each request. Packages whose
-    tests each run in a process of their own (``forked``) have none; here there are.
-    """
-    if request.config.pluginmanager.hasplugin("django"):
-        blocker = request.getfixturevalue("django_db_blocker")
-        if blocker is not None:  # there are settings
-            blocker.unblock()
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_logstart(nodeid: str) -> None:
     """Note under which test things happen."""
-    notes.test = item.nodeid
-    yield
+    notes.test = nodeid
+
+
+def pytest_runtest_logfinish() -> None:
+    """Note that the test has ended."""
     notes.test = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Run tests with the marker ``forked`` in a process of their own."""
+    if item.get_closest_marker("forked") is None:
+        return None
+    names = {"nodeid": item.nodeid, "location": item.location}
+    item.ihook.pytest_runtest_logstart(**names)
+    for report in _reports_of_child(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(**names)
+    return True
+
+
+def _reports_of_child(item: pytest.Item) -> list[Any]:
+    hook, config = item.config.hook, item.config
+    with tempfile.TemporaryFile("w+") as file:
+        child = os.fork()
+        if child == 0:
+            try:
+                for report in runtestprotocol(item, log=False):
+                    data = hook.pytest_report_to_serializable(
+                        config=config, report=report
+                    )
+                    file.write(f"{json.dumps(data)}\n")
+                file.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        file.seek(0)
+        lines = [json.loads(line) for line in file]
+    return [
+        hook.pytest_report_from_serializable(config=config, data=data) for data in lines
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)

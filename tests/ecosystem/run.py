@@ -5,17 +5,19 @@
 
 Each package's tests run with Django's handlers, with Django's `ASGIHandler` only, and
 with `trio_asgi.ASGIHandler`: see `handlers`. The exit status is 0 if no test fails on
-Trio only, but for what `packages` accepts with a reason; if that does fail; and if there
-were requests. It is the installed releases whose tests are fetched.
+Trio only, but for what `packages` accepts with a reason; if that does fail; and if
+there were requests. It is the installed releases whose tests are fetched.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -43,7 +45,8 @@ RETRIES = 2
 
 HEADER = (
     "| package | whose tests | tests | requests on Trio | async tests on Trio "
-    "| failed without Trio | need WSGI | failed on Trio only | accepted |\n"
+    "| failed without Trio | failed with Django's ASGIHandler too "
+    "| failed on Trio only | accepted |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -81,7 +84,7 @@ class Result:
     tests: dict[str, Test]
     failed_without: list[str]
     #: What fails with Django's own `ASGIHandler` too.
-    need_wsgi: list[str]
+    not_by_asgi: list[str]
     lost: list[str]
     late: list[str]
     accepted: list[str]
@@ -94,13 +97,13 @@ class Result:
         if package.tests:
             release = version(package.name)
             folder = fetch_tests(package.name, release, sources).parent
-        plain, asgi, on_trio = (
-            run_tests(package, folder, handler, package.tests) for handler in HANDLERS
-        )
+        run = functools.partial(run_tests, package, folder, names=package.tests)
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, len(HANDLERS))) as threads:
+            plain, asgi, on_trio = threads.map(run, HANDLERS)
         lost = set(lost_passes(plain, on_trio))
-        need_wsgi = lost & set(lost_passes(plain, asgi))
-        accepted = {n for n in lost - need_wsgi if _matches(n, package.accepted)}
-        seemed = lost = lost - need_wsgi - accepted
+        not_by_asgi = lost & set(lost_passes(plain, asgi))
+        accepted = {n for n in lost - not_by_asgi if _matches(n, package.accepted)}
+        seemed = lost = lost - not_by_asgi - accepted
         for _ in range(RETRIES):
             if lost:
                 again = run_tests(package, folder, "trio", sorted(lost))
@@ -110,7 +113,7 @@ class Result:
             package,
             on_trio,
             sorted(name for name, test in plain.items() if test.outcome == "failed"),
-            sorted(need_wsgi),
+            sorted(not_by_asgi),
             sorted(lost),
             sorted(seemed - lost),
             sorted(accepted),
@@ -136,7 +139,7 @@ class Result:
     def details(self) -> Iterator[str]:
         """Yield what is worth a look."""
         for what, names in (
-            ("NEEDS WSGI", self.need_wsgi),
+            ("NOT BY ASGI", self.not_by_asgi),
             ("ACCEPTED", self.accepted),
             ("PASSED LATE", self.late),
             ("ACCEPTED, BUT PASSES", self.needless),
@@ -151,7 +154,9 @@ class Result:
             len(self.tests),
             self.requests,
             self.on_trio,
-            *map(len, (self.failed_without, self.need_wsgi, self.lost, self.accepted)),
+            *map(
+                len, (self.failed_without, self.not_by_asgi, self.lost, self.accepted)
+            ),
         ]
         name = f"{self.package.name} {version(self.package.name)}"
         return f"| {name} | {whose} | {' | '.join(map(str, numbers))} |"
@@ -175,7 +180,7 @@ def run_tests(
             if not package.tests:
                 options += ["-c", os.devnull, f"--rootdir={HERE}"]
                 options += [f"--confcutdir={HERE}", "-p", "no:django"]
-                names = names or [f"ours/test_{package.name.replace('-', '_')}.py"]
+                names = names or [f"ours/with_{package.name.replace('-', '_')}.py"]
             command = [*python, "pytest", *options, *names]
         environment = {
             **os.environ,
@@ -187,9 +192,17 @@ def run_tests(
         environment.pop("DJANGO_SETTINGS_MODULE", None)
         if package.settings:
             environment["DJANGO_SETTINGS_MODULE"] = package.settings
-        sys.stdout.write(f"\n== {package.name}, handler: {handler}\n")
+        output = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ).stdout
+        sys.stdout.write(f"\n== {package.name}, handler: {handler}\n{output}")
         sys.stdout.flush()
-        subprocess.run(command, cwd=folder, env=environment, check=False)
         return journal.read()
 
 

@@ -14,6 +14,7 @@ import django
 
 django.setup()
 
+from django.core.files.base import ContentFile
 from django.http import HttpRequest
 from django.test import AsyncClient, Client
 from django.urls import path
@@ -113,8 +114,6 @@ async def test_concurrent_requests_keep_their_own() -> None:
 
 async def test_uploads_and_errors_are_answered() -> None:
     """A file comes in whole, and an exception handler answers for its error."""
-    from django.core.files.base import ContentFile
-
     file = ContentFile(b"leaf" * 50_000, name="leaves.txt")
     response = await AsyncClient().post("/api/upload", {"leaves": file})
     assert response.json() == {"name": "leaves.txt", "size": 200_000}

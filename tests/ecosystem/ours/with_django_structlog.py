@@ -16,6 +16,7 @@ settings.configure(
     INSTALLED_APPS=["django_structlog"],
     MIDDLEWARE=["django_structlog.middlewares.RequestMiddleware"],
     LOGGING_CONFIG=None,
+    DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID=True,
 )
 
 import django
@@ -116,8 +117,8 @@ async def test_failures_are_logged_with_the_id() -> None:
     assert event["request_id"] == "bad"
 
 
-async def test_leaving_clients_leave_no_id_behind() -> None:
-    """A client that leaves is logged as such; the next request has its own id."""
+async def leave() -> None:
+    """Ask for a slow page, and leave when its view has started."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -138,8 +139,18 @@ async def test_leaving_clients_leave_no_id_behind() -> None:
         await asyncio.sleep(0.01)
     await communicator.send_input({"type": "http.disconnect"})
     await communicator.wait(10)
+
+
+async def test_leaving_clients_leave_no_id_behind() -> None:
+    """A client that leaves has its id; the next request has its own."""
+    await leave()
     assert {event["request_id"] for event in events} == {"leaver"}
-    assert named("request_cancelled")
     events.clear()
     await AsyncClient().get("/async/", headers={"X-Request-Id": "next"})
     assert {event["request_id"] for event in events} == {"next"}
+
+
+async def test_leaving_clients_are_logged() -> None:
+    """That a client has left is logged."""
+    await leave()
+    assert named("request_cancelled")
