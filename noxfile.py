@@ -156,7 +156,7 @@ def asgiref_suite(session: nox.Session, companions: str) -> None:
         )
 
 
-@nox.session(python="3.12")
+@nox.session(python="3.11")
 def ecosystem(session: nox.Session) -> None:
     """Run other packages' own tests on Trio; see tests/ecosystem/run.py.
 

@@ -31,6 +31,7 @@ from django.test import client
 import trio_asgi
 import trio_asgi.testing
 from django_suite import counterparts, sync_client
+from django_suite.recorder import Recorder
 from suite_support import hand_out
 from trio_asgi._worker import current_pool
 
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
     from pathlib import Path
-
-    from django_suite.recorder import Recorder
 
     Application = Callable[..., Any]
 
@@ -135,7 +134,7 @@ class WsgiApplication:
 def _answer(notes: Recorder, *, on_trio: bool) -> None:
     """Have a handler for ASGI answer WSGI applications and the sync client."""
     if on_trio:
-        sync_client.install(_Quiet(notes.journal, notes))
+        sync_client.install(_Quiet(notes))
         handler: Any = sync_client.Handler
         exchange: Any = sync_client.Exchange
     else:
@@ -149,15 +148,19 @@ def _answer(notes: Recorder, *, on_trio: bool) -> None:
     django.core.wsgi.get_wsgi_application = get_wsgi_application  # type: ignore[assignment]
 
 
-class _Quiet:
+class _Quiet(Recorder):
     """Passes on differences only: requests are counted in the handler."""
 
-    def __init__(self, journal: Any, notes: Recorder) -> None:
-        self.journal = journal
-        self.note_difference = notes.note_difference
+    def __init__(self, notes: Recorder) -> None:
+        super().__init__(notes.journal)
+        self._notes = notes
 
     def note_request(self, *, on_trio: bool) -> None:
         """Do nothing."""
+
+    def note_difference(self, difference: str) -> None:
+        """Note that what was sent is not what the response says."""
+        self._notes.note_difference(difference)
 
 
 def _answer_sync_client_on_asyncio() -> None:
