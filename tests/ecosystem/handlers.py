@@ -295,7 +295,7 @@ def _counterparts() -> list[tuple[object, object]]:
 def _adapt_channels() -> None:
     """Give the communicators of channels ours as their base."""
     try:
-        from channels.testing import (  # noqa: PLC0415
+        from channels.testing import (  # type: ignore[import-untyped]  # noqa: PLC0415
             ApplicationCommunicator,
             HttpCommunicator,
         )

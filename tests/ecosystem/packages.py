@@ -41,7 +41,8 @@ PACKAGES = [
             f"{SENTRY}test_transactions.py",
         ),
         settings="tests.integrations.django.myapp.settings",
-        arguments=("-o", "addopts="),
+        # Each forked test sets up a database.
+        arguments=("-o", "addopts=", "--nomigrations"),
     ),
     Package(
         "django-debug-toolbar",
