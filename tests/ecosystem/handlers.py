@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import inspect
 import unittest
 from http.client import responses
 from typing import TYPE_CHECKING, Any, ClassVar
