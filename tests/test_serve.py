@@ -193,6 +193,26 @@ async def test_hypercorn_itself_is_left_as_it_is() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_hypercorn_that_is_made_in_another_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It serves without that shelter, and the log says so."""
+    import hypercorn.trio  # noqa: PLC0415
+    import hypercorn.trio.run  # noqa: PLC0415
+
+    async def worker_serve(*args: Any, **kwargs: Any) -> None:
+        await made(*args, **kwargs)
+
+    made = hypercorn.trio.run.worker_serve
+    monkeypatch.setattr(hypercorn.trio.run, "worker_serve", worker_serve)
+    async with trio.open_nursery() as nursery:
+        (url,) = await nursery.start(trio_asgi.serve, application(), "127.0.0.1:0")
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(url)).status_code == 200
+        nursery.cancel_scope.cancel()
+    assert "an error of one connection can end the server" in caplog.text
+
+
 def test_the_example_in_one_file_is_short() -> None:
     """It takes at most forty lines."""
     assert len(EXAMPLE.read_text().splitlines()) <= 40

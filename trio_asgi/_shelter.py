@@ -44,14 +44,23 @@ def sheltered_serve() -> Any:
                 if rest is not None:
                     raise rest from None
 
-    worker_serve = _with_names(hypercorn.trio.run.worker_serve, TCPServer=Connection)
-    return _with_names(hypercorn.trio.serve, worker_serve=worker_serve)
+    serve, worker_serve = hypercorn.trio.serve, hypercorn.trio.run.worker_serve
+    if not (
+        "TCPServer" in worker_serve.__code__.co_names
+        and "worker_serve" in serve.__code__.co_names
+    ):
+        logger.warning(
+            "This version of hypercorn is made in another way than those that are "
+            "known: an error of one connection can end the server. Is there a newer "
+            "version of trio_asgi?"
+        )
+        return serve
+    worker_serve = _with_names(worker_serve, TCPServer=Connection)
+    return _with_names(serve, worker_serve=worker_serve)
 
 
-def _with_names(function: Any, **names: object) -> FunctionType:
+def _with_names(function: Any, **names: object) -> Any:
     """Return a function with other values for some of the module's names it uses."""
-    missing = names.keys() - set(function.__code__.co_names)
-    assert not missing, f"this hypercorn is made differently: {missing}"
     copy = FunctionType(function.__code__, {**function.__globals__, **names})
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
