@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -92,8 +93,28 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "erase")
     # Not ``-m pytest``, which would put the source tree before the installed wheel.
     pytest = str(Path(session.bin) / "pytest")
-    run_tests(session, "coverage", "run", pytest)
-    if not session.posargs:
+    if session.posargs:
+        run_tests(session, "coverage", "run", pytest)
+    else:
+        # The tests over sockets mostly wait for their servers, so they run beside the
+        # others, and are shown when those have ended.
+        command = [f"{session.bin}/coverage", "run", pytest, "tests/hosting"]
+        path = os.pathsep.join([str(session.bin), os.environ["PATH"]])
+        env = {**os.environ, "PATH": path, "TRIO_ASGI_WHEEL": "1"}
+        log = Path(session.create_tmp()) / "hosting.log"
+        with (
+            log.open("w") as output,
+            subprocess.Popen(  # noqa: S603 - ours
+                command, env=env, stdout=output, stderr=output
+            ) as hosting,
+        ):
+            try:
+                run_tests(session, "coverage", "run", pytest, "--ignore=tests/hosting")
+            finally:
+                status = hosting.wait()
+                session.log("The tests in tests/hosting:\n%s", log.read_text())
+        if status:
+            session.error("The tests in tests/hosting have failed, see above.")
         session.run("coverage", "combine", "-q")
         session.run("coverage", "report", "--fail-under=95")
 
