@@ -512,11 +512,14 @@ def make_interrupt(request: pytest.FixtureRequest) -> Iterator[Callable[..., Non
     def leave(*_: object) -> NoReturn:
         raise SystemExit(3)
 
-    outer = signal.signal(signal.SIGTERM, leave)
+    # Who starts the tests in the background may have had SIGINT ignored.
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: leave}
+    outer = {number: signal.signal(number, new) for number, new in handlers.items()}
     try:
         yield request.param
     finally:
-        signal.signal(signal.SIGTERM, outer)
+        for number, handler in outer.items():
+            signal.signal(number, handler)
 
 
 def assert_ends_the_program(error: BaseException) -> None:
