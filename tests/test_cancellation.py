@@ -30,7 +30,7 @@ from support import (
 )
 from thread_support import assert_at_rest
 from trio_asgi import ASGIHandler
-from trio_asgi._worker import current_pool
+from trio_asgi._worker import Lease, current_pool
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
@@ -794,6 +794,10 @@ async def test_nothing_keeps_a_request_alive(
     gc.disable()
     try:
         await request(app)
+        # The thread may just be coming back from telling the result.
+        lease = Lease(current_pool())
+        await lease.run_sync(int)
+        lease.release()
         assert refs[1]() is None
     finally:
         gc.enable()
