@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -125,6 +126,34 @@ async def test_what_was_left_can_end_later() -> None:
         _go_on.set()
     await trio.testing.wait_all_tasks_blocked(0.1)
     assert await asyncio_island(asyncio.sleep)(0, "works") == "works"
+
+
+async def test_code_of_asyncio_that_was_left_can_be_closed_anywhere() -> None:
+    """The garbage collector closes its coroutines in any order, and in any context."""
+    coroutines: list[Any] = []
+    started = trio.Event()
+
+    async def stubborn() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        coroutines.append(task.get_coro())
+        started.set()
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.get_running_loop().create_future()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asyncio_island(stubborn))
+        await started.wait()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+        Leaver(trio.lowlevel.current_task(), 0).look()
+    while inspect.iscoroutine(inner := coroutines[-1].cr_await):
+        coroutines.append(inner)
+    assert coroutines[-1].__name__ == "stubborn"
+    for coroutine in reversed(coroutines):
+        coroutine.close()
 
 
 async def test_code_of_asyncio_is_cancelled_at_once_in_to_thread() -> None:

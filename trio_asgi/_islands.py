@@ -178,20 +178,16 @@ def _name(fn: object) -> str:
 
 async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
     """Run ``afn()`` in an asyncio task. Trio task."""
-
-    async def run() -> T:
-        marker = below_asyncio.set(True)
-        try:
-            return await afn()
-        finally:
-            below_asyncio.reset(marker)
-
     loop = await open_loop()
-    errand = _Errand(run, asyncio.CancelledError)
+    errand = _Errand(afn, asyncio.CancelledError)
+    # Set and reset here, not in the asyncio task. If that is left behind at a shutdown,
+    # it is closed in any context, where a reset fails.
+    marker = below_asyncio.set(True)
     try:
         await loop.run_aio_coroutine(errand.run())
     finally:
         errand.restore_context()
+        below_asyncio.reset(marker)
     return errand.take_result()  # type: ignore[no-any-return]
 
 
