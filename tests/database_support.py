@@ -17,8 +17,8 @@ from django.db.models import Func, IntegerField
 from psycopg import sql
 
 from support import skip_without_server
-from trio_asgi import conf
-from trio_asgi._worker import current_pool
+from trio_asgi.bridge import pool_options
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -35,7 +35,7 @@ def add_database(settings: dict[str, Any]) -> Iterator[str]:
     Threads that have connections must have ended before the end of the block.
     """
     # This is what has our threads close theirs.
-    conf.configure()
+    pool_options.configure()
     alias = f"of_a_test_{uuid.uuid4().hex}"
     connections.settings[alias] = settings
     connections.configure_settings(connections.settings)

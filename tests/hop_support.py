@@ -14,8 +14,8 @@ import pytest
 from django.http import HttpRequest, HttpResponse
 from django.utils.module_loading import import_string
 
-from trio_asgi._lease import Lease
-from trio_asgi._loop_safe import DJANGOS
+from trio_asgi.chain.loop_safe import DJANGOS
+from trio_asgi.threads.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

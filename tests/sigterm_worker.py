@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 import trio_asgi
-from trio_asgi._sigterm import leave_sigterm_to_parent
+from trio_asgi.hosts.sigterm import leave_sigterm_to_parent
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -77,12 +77,18 @@ def be_a_host(pipe: Connection) -> None:
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         """Be a Django site in what matters here: its lifespan."""
-        from trio_asgi._lifespan import Lifespan  # noqa: PLC0415
+        from trio_asgi.asgi.lifespan import Lifespan  # noqa: PLC0415
+        from trio_asgi.hosts.sigterm import leave_sigterm_to_parent  # noqa: PLC0415
 
         async def nothing() -> None:
             await trio.lowlevel.checkpoint()
 
-        life = Lifespan(nullcontext, shutdown_seconds=1, after=nothing)
+        life = Lifespan(
+            nullcontext,
+            shutdown_seconds=1,
+            beside=leave_sigterm_to_parent,
+            after=nothing,
+        )
         await life.run(receive, send)
 
     async def main() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from django.urls import URLPattern
 
-    from trio_asgi._types import ASGIApplication, Message, Scope
+    from trio_asgi.asgi.types import ASGIApplication, Message, Scope
 
 
 def http_scope(

@@ -15,7 +15,7 @@ from django.core.handlers.base import BaseHandler
 from django.utils import deprecation
 from django.utils.deprecation import MiddlewareMixin
 
-from trio_asgi._as_written import Written, _code_of, is_as_written
+from trio_asgi.bridge.as_written import Written, _code_of, is_as_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

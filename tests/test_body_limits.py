@@ -14,15 +14,15 @@ from django.urls import path
 import trio_asgi
 from support import application, http_scope, signal_log
 from trio_asgi import ASGIHandler, ASGIRequest, BodyTimeout, BodyTooLarge
-from trio_asgi._receive import LINGER_SECONDS
-from trio_asgi._worker import current_pool
+from trio_asgi.asgi.receive import LINGER_SECONDS
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from trio.testing import MockClock
 
-    from trio_asgi._types import Message, Scope
+    from trio_asgi.asgi.types import Message, Scope
 
 EXPECT = (b"expect", b"100-continue")
 TOO_LARGE = (413, b"413 Payload too large")

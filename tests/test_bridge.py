@@ -43,9 +43,10 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_asgi
 from thread_support import run_script
-from trio_asgi._call import current_loop
-from trio_asgi._errors import leaves
-from trio_asgi._worker import Lease, current_pool
+from trio_asgi.errors import leaves
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

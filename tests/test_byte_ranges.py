@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from range_support import parts_of
-from trio_asgi._byte_ranges import (
+from trio_asgi.response.byte_ranges import (
     MAX_GAP,
     MAX_RANGES,
     Piece,

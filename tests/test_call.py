@@ -26,12 +26,14 @@ from thread_support import (
     variable,
     wait_all_tasks_blocked_and,
 )
-from trio_asgi._call import current_loop
-from trio_asgi._reentry import run_async
-from trio_asgi._worker import Lease, WorkerPool
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.reentry import run_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from trio_asgi.threads.pool import WorkerPool
 
 
 # Re-entry

@@ -30,15 +30,16 @@ from support import (
 )
 from thread_support import assert_at_rest
 from trio_asgi import ASGIHandler
-from trio_asgi._worker import Lease, current_pool
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from django.urls import URLPattern
 
-    from trio_asgi._types import Message, Receive, Send
+    from trio_asgi.asgi.types import Message, Receive, Send
 
 DISCONNECT = {"type": "http.disconnect"}
 

@@ -17,7 +17,7 @@ from django.utils.functional import SimpleLazyObject
 
 from support import application, request
 from trio_asgi import EventStream, asyncio_island
-from trio_asgi._carry import restore_context, without_locals
+from trio_asgi.islands.context import restore_context, without_locals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -13,11 +13,11 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 from support import application, http_scope, request
-from trio_asgi._errors import ASGIOrderError
+from trio_asgi.errors import ASGIOrderError
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
-    from trio_asgi._types import Receive, Scope, Send
+    from trio_asgi.asgi.types import Receive, Scope, Send
 
 START = {"type": "http.response.start", "status": 200}
 BODY = {"type": "http.response.body"}

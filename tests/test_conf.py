@@ -11,7 +11,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from thread_support import run_script
-from trio_asgi import _worker, conf, get_asgi_application
+from trio_asgi import conf, get_asgi_application
+from trio_asgi.threads import pool as _worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +155,7 @@ def query():
     return connection
 
 async def show():
-    from trio_asgi._worker import current_pool
+    from trio_asgi.threads.pool import current_pool
     pool = current_pool()
     print(
         pool.limiter.total_tokens,

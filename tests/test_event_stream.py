@@ -25,10 +25,14 @@ from event_stream_parser import Dispatched, parse
 from support import application, http_scope, receive_answer, request
 from thread_support import cancel_later
 from trio_asgi import ASGIRequest, asyncio_island
-from trio_asgi._errors import leaves
-from trio_asgi._event_stream import EventStream
-from trio_asgi._response import close_stream, send_parts
-from trio_asgi._server_sent_event import ServerSentEvent, encode_item, last_event_id
+from trio_asgi.errors import leaves
+from trio_asgi.response.event_stream import EventStream
+from trio_asgi.response.send import close_stream, send_parts
+from trio_asgi.response.server_sent_event import (
+    ServerSentEvent,
+    encode_item,
+    last_event_id,
+)
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_asgi._errors import leaves
-from trio_asgi._exchange import Exchange
-from trio_asgi._worker import Lease, current_pool
+from trio_asgi.asgi.exchange import Exchange
+from trio_asgi.errors import leaves
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -20,16 +20,18 @@ from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpRe
 from django.urls import path
 
 from support import Answer, application, http_scope, receive_answer, request, signal_log
-from trio_asgi._file_stream import LARGEST_BLOCK, DiskFile
-from trio_asgi._files import is_plain, path_to_send
-from trio_asgi._pace import SMALLEST
-from trio_asgi._response import thread_stream
-from trio_asgi._thread_stream import LARGEST, ThreadStream
-from trio_asgi._worker import Lease, current_pool
+from trio_asgi.response.file_stream import LARGEST_BLOCK, DiskFile
+from trio_asgi.response.files import is_plain, path_to_send
+from trio_asgi.response.message_size import SMALLEST
+from trio_asgi.response.send import thread_stream
+from trio_asgi.response.thread_stream import LARGEST, ThreadStream
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from trio_asgi.threads.lease import Lease
 
 SECONDS = 10
 
@@ -906,9 +908,9 @@ import errno, io, os, sys, trio
 
 {change}
 
-from trio_asgi._file_stream import disk_file, DiskFileStream
-from trio_asgi._worker import current_pool
-from trio_asgi._file_stream import FileStream
+from trio_asgi.response.file_stream import disk_file, DiskFileStream
+from trio_asgi.threads.pool import current_pool
+from trio_asgi.response.file_stream import FileStream
 
 async def main():
     parts = []

@@ -29,14 +29,14 @@ from django.urls import path
 
 from support import application, http_scope, receive_answer, request, signal_log
 from trio_asgi import ASGIHandler, ASGIRequest, get_asgi_application
-from trio_asgi._spool import spool_body
+from trio_asgi.request.body_file import spool_body
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from typing import IO
 
-    from trio_asgi._types import Scope
+    from trio_asgi.asgi.types import Scope
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup

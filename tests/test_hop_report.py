@@ -46,12 +46,12 @@ from hop_support import COMMON, STARTPROJECT
 from project_support import run_python
 from support import Answer, receive_answer
 from trio_asgi import ASGIHandler, ASGIStaticFilesHandler, asyncio_island
-from trio_asgi._call import CallLoop
 from trio_asgi._hop_causes import CONDITIONS
 from trio_asgi._hop_report import further_hops, report, scope_of
-from trio_asgi._loop_safe import DJANGOS, _always
 from trio_asgi._rehearsal import middleware_of, rehearse
+from trio_asgi.chain.loop_safe import DJANGOS, _always
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.loop import CallLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -584,7 +584,7 @@ def test_hooks_of_djangos_that_nothing_is_known_of() -> None:
 def test_a_hook_that_was_put_into_the_object() -> None:
     """A function that hides a declared hook is named."""
     with project(middleware=own("Declared")) as app:
-        top = app._chain.top
+        top = app._chain.plan.top
         assert top is not None
         vars(top.instance)["process_request"] = lambda request: None
         course = rehearse(app, scope_of("/page/"))
@@ -663,7 +663,7 @@ def test_a_mistake_of_the_rehearsal() -> None:
         raise KeyError("a mistake")
 
     with project(middleware=own("Declared")) as app:
-        top = app._chain.top
+        top = app._chain.plan.top
         assert top is not None
         vars(top.safety)["allows"] = fails
         with pytest.raises(RuntimeError, match="rehearsal has failed: KeyError"):
@@ -729,7 +729,7 @@ def test_nothing_of_the_project_is_run() -> None:
 
     kinds = own("Both", "Declared", "Views", "Templates", "SyncClass", "async_function")
     with project(fail, middleware=(*STARTPROJECT, *kinds)) as app:
-        layer = app._chain.top
+        layer = app._chain.plan.top
         while layer is not None:
             for name in ("process_request", "process_response"):
                 is_own = type(layer.instance).__module__ == __name__

@@ -53,8 +53,8 @@ from hop_support import (
 )
 from support import application, http_scope, request
 from trio_asgi import ASGIHandler, release_thread
-from trio_asgi._exchange import SEND_SECONDS
-from trio_asgi._worker import current_pool
+from trio_asgi.asgi.exchange import SEND_SECONDS
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from django.dispatch import Signal
     from trio.testing import MockClock
 
-    from trio_asgi._types import Message
+    from trio_asgi.asgi.types import Message
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from django.urls import path
 
 from database_support import open_database, sqlite_in
 from support import application, request
-from trio_asgi._connections import keep_connections, tidy_up
+from trio_asgi.bridge.connections import keep_connections, tidy_up
 
 if TYPE_CHECKING:
     from pathlib import Path

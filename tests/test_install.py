@@ -34,7 +34,11 @@ from django.http import StreamingHttpResponse
 
 import trio_asgi
 from thread_support import run_script
-from trio_asgi import _async_to_sync, _bridge, conf
+from trio_asgi.bridge import (
+    async_to_sync as _async_to_sync,
+    install as _bridge,
+    pool_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -333,7 +337,7 @@ def settings_dict() -> Iterator[Callable[[dict[str, Any]], None]]:
 
     yield configure
     override.disable()
-    conf.configure()
+    pool_options.configure()
 
 
 def test_a_management_command_with_the_app_runs_trio() -> None:

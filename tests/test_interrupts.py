@@ -153,7 +153,7 @@ def test_an_interrupt_before_the_run_has_begun() -> None:
     """Ctrl-C while the thread of the run is started is not lost."""
     output = interrupted(
         """
-    from trio_asgi import _new_run
+    from trio_asgi.threads import new_run as _new_run
     start = _new_run._start_thread
 
     def start_thread(fn):
@@ -550,7 +550,8 @@ def test_an_error_of_a_signal_handler_before_the_task_is_at_work() -> None:
         """
     nudge()
 
-    from trio_asgi._trio_thread import calling
+    from trio_asgi.threads.call import calling
+
 
     def handler(*args):
         raise TimeoutError("of a handler")
@@ -635,8 +636,9 @@ def test_an_interrupt_at_any_line() -> None:
     """Wherever Ctrl-C hits the making of a call, it is raised, and nothing hangs."""
     output = interrupted(
         """
-    import trio_asgi._new_run, trio_asgi._call, trio_asgi._async_to_sync
-    import trio_asgi._reentry, trio_asgi._trio_thread
+    import trio_asgi.bridge.async_to_sync, trio_asgi.threads.loop
+    import trio_asgi.threads.new_run, trio_asgi.threads.reentry
+    import trio_asgi.threads.trio_state
     import warnings
     from pathlib import Path
 

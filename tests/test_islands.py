@@ -23,15 +23,15 @@ from django.utils.asyncio import async_unsafe
 
 from thread_support import SECONDS, Gate, nothing, open_lease, run_script
 from trio_asgi import asyncio_island, trio_island
-from trio_asgi._call import current_loop
-from trio_asgi._island_loop import close_loop
-from trio_asgi._island_stream import IslandStream
-from trio_asgi._worker import current_pool
+from trio_asgi.islands.loop import close_loop
+from trio_asgi.islands.stream import IslandStream
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from trio_asgi._worker import Lease
+    from trio_asgi.threads.lease import Lease
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar(
     "variable", default="default"

@@ -33,9 +33,11 @@ from thread_support import (
     variable,
     wait_all_tasks_blocked_and,
 )
-from trio_asgi import asyncio_island, conf, release_thread
-from trio_asgi._call import current_loop
-from trio_asgi._worker import Lease, WorkerPool, current_pool
+from trio_asgi import asyncio_island, release_thread
+from trio_asgi.bridge import pool_options
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.pool import WorkerPool, current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -472,9 +474,9 @@ def test_the_setting_is_the_bound() -> None:
         return None if slots is None else slots.total_tokens
 
     with override_settings(TRIO_ASGI={"LEASES": 3}):
-        conf.configure()
+        pool_options.configure()
     assert trio.run(main) == 3
-    conf.configure()
+    pool_options.configure()
     assert trio.run(main) is None
 
 

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from trio_asgi import asyncio_island
-from trio_asgi._leave import Leaver
+from trio_asgi.threads.abandon import Leaver
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -24,7 +24,8 @@ from thread_support import (
     variable,
     wait_set,
 )
-from trio_asgi._worker import Detached, Lease, WorkerPool, current_pool
+from trio_asgi.threads.lease import Detached, Lease
+from trio_asgi.threads.pool import WorkerPool, current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

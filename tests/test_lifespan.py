@@ -18,9 +18,9 @@ from django.urls import path
 
 from support import application, request
 from trio_asgi import ASGIHandler, asyncio_island
-from trio_asgi._leave import Leaver
-from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.abandon import Leaver
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -300,7 +300,7 @@ async def test_the_thread_of_a_task_goes_back_without_old_connections(
     def tidy_up() -> None:
         closed.append(threading.current_thread().name)
 
-    monkeypatch.setattr("trio_asgi._background.tidy_up", tidy_up)
+    monkeypatch.setattr("trio_asgi.request.background.tidy_up", tidy_up)
     names: list[str] = []
 
     async def task() -> None:

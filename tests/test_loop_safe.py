@@ -44,12 +44,14 @@ from hop_support import (
     watched_hooks,
 )
 from support import Answer, application, request
-from trio_asgi import ASGIHandler, _loop_safe
-from trio_asgi._loop_safe import DJANGOS
-from trio_asgi._worker import current_pool
+from trio_asgi.chain import loop_safe as _loop_safe
+from trio_asgi.chain.loop_safe import DJANGOS
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from trio_asgi import ASGIHandler
 
 CSP = "django.middleware.csp.ContentSecurityPolicyMiddleware"
 CSRF_SECRET = "s" * 32
@@ -779,7 +781,7 @@ async def test_a_hook_in_the_instance_takes_the_thread(name: str, hook: str) -> 
 async def test_a_method_in_the_instance_that_a_hook_calls() -> None:
     """So does an attribute that hides what the hook calls."""
     app = application(path("", async_hello), middleware=[FRAMES])
-    instance: Any = app._chain.top.instance  # type: ignore[union-attr]
+    instance: Any = app._chain.plan.top.instance  # type: ignore[union-attr]
     instance.get_xframe_options_value = noting(instance.get_xframe_options_value)
     where.clear()
     answer = await request(app)

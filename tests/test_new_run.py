@@ -27,10 +27,11 @@ from django.utils import timezone
 
 import trio_asgi
 from thread_support import SECONDS, run_script, variable
-from trio_asgi._call import current_loop
-from trio_asgi._new_run import run_in_new_run
-from trio_asgi._trio_thread import calling, in_trio_thread
-from trio_asgi._worker import current_pool
+from trio_asgi.threads.call import calling
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.new_run import run_in_new_run
+from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.trio_state import in_trio_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

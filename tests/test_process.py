@@ -15,8 +15,9 @@ def test_a_forked_child_belongs_to_no_call() -> None:
     output = run_script(
         """
         import os, sys, trio, warnings
-        from trio_asgi._trio_thread import calling, in_trio_thread
-        from trio_asgi._worker import current_pool
+        from trio_asgi.threads.call import calling
+        from trio_asgi.threads.trio_state import in_trio_thread
+        from trio_asgi.threads.pool import current_pool
 
         # A process with threads should not be forked, says Python 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -48,8 +49,8 @@ def test_a_forked_child_belongs_to_no_call() -> None:
 
 INTERRUPTED = """
     import signal, sys, trio
-    from trio_asgi._reentry import run_async
-    from trio_asgi._worker import current_pool
+    from trio_asgi.threads.reentry import run_async
+    from trio_asgi.threads.pool import current_pool
 
     def interrupt():
         signal.raise_signal(signal.SIGINT)
@@ -95,8 +96,8 @@ def test_an_interrupt_reaches_a_coroutine() -> None:
     output = run_script(
         """
         import signal, trio
-        from trio_asgi._reentry import run_async
-        from trio_asgi._worker import current_pool
+        from trio_asgi.threads.reentry import run_async
+        from trio_asgi.threads.pool import current_pool
 
         async def coroutine():
             try:
@@ -127,7 +128,7 @@ def test_an_interrupt_reaches_a_coroutine() -> None:
 def test_an_interrupt_at_any_line_leaves_the_lease_usable() -> None:
     """Wherever Control-C hits the making of a call, no turn and no token is lost."""
     lines = interrupt_each_line(
-        setup="lease = _worker.Lease(pool)",
+        setup="lease = leases.Lease(pool)",
         steps=["lease.run_sync(int)"],
         free=["pool.limiter"],
     )

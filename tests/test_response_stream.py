@@ -15,13 +15,14 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.http import FileResponse, StreamingHttpResponse
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_asgi._call import current_loop
-from trio_asgi._errors import leaves
-from trio_asgi._offload import HeldLog
-from trio_asgi._pace import SMALLEST
-from trio_asgi._response import close_stream, send_parts
-from trio_asgi._thread_stream import LARGEST, TURN
-from trio_asgi._worker import Lease, current_pool
+from trio_asgi.errors import leaves
+from trio_asgi.response.message_size import SMALLEST
+from trio_asgi.response.send import close_stream, send_parts
+from trio_asgi.response.thread_stream import LARGEST, TURN
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.offload import HeldLog
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import (

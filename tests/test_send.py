@@ -8,8 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from trio_asgi._errors import ASGIOrderError
-from trio_asgi._send import ResponseSender, SendOrder
+from trio_asgi.asgi.order import SendOrder
+from trio_asgi.asgi.send import ResponseSender
+from trio_asgi.errors import ASGIOrderError
 
 START = {"type": "http.response.start", "status": 200}
 PART = {"type": "http.response.body", "body": b"x", "more_body": True}

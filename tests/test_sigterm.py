@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sigterm_worker import be_a_host, be_a_parent, spawn, work, worker_of
-from trio_asgi._sigterm import leave_sigterm_to_parent
+from trio_asgi.hosts.sigterm import leave_sigterm_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,8 +24,8 @@ from django.urls import path
 
 from support import application, http_scope, request, signal_log
 from thread_support import assert_at_rest
-from trio_asgi._exchange import SEND_SECONDS
-from trio_asgi._worker import current_pool
+from trio_asgi.asgi.exchange import SEND_SECONDS
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from trio_asgi import ASGIHandler
-    from trio_asgi._types import Message
+    from trio_asgi.asgi.types import Message
 
 View = Callable[..., Any]
 

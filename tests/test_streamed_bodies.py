@@ -38,9 +38,9 @@ from support import (
     signal_log,
 )
 from trio_asgi import ASGIHandler, ASGIRequest, stream_body
-from trio_asgi._receive import AHEAD
-from trio_asgi._worker import current_pool
+from trio_asgi.asgi.receive import AHEAD
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

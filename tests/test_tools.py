@@ -25,13 +25,14 @@ from support import application, http_scope, request, signal_log
 from tools.site_of_many import COUNT, KINDS
 from tools.wrapped import CODE_NAMES, NAMES
 from trio_asgi import ASGIHandler, get_asgi_application
-from trio_asgi._worker import current_pool
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trio_asgi._worker import Lease, Worker
+    from trio_asgi.threads.lease import Lease
+    from trio_asgi.threads.worker import Worker
 
 TESTS = Path(__file__).parent
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from django.http import HttpResponseBase
 
-    from trio_asgi._types import Message, Send
+    from trio_asgi.asgi.types import Message, Send
 
 
 class Closer(HttpResponse):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from typing import IO
 
-    from trio_asgi._types import Scope
+    from trio_asgi.asgi.types import Scope
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup

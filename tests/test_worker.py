@@ -29,9 +29,10 @@ from thread_support import (
     wait_set,
     worker_threads,
 )
-from trio_asgi._call import current_loop
-from trio_asgi._trio_thread import calling
-from trio_asgi._worker import Lease, WorkerPool, current_pool
+from trio_asgi.threads.call import calling
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.pool import WorkerPool, current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

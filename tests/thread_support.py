@@ -15,9 +15,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_asgi._call import current_loop
-from trio_asgi._reentry import run_async
-from trio_asgi._worker import Lease, WorkerPool
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.pool import WorkerPool
+from trio_asgi.threads.reentry import run_async
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -199,9 +200,9 @@ def run_script(script: str, *args: str) -> str:
 
 _INTERRUPTED = """
 import signal, sys, trio
-from trio_asgi import _call, _hosting, _lease, _wakeups, _worker
+from trio_asgi.threads import call, lease as leases, loop, pool as pools, wakeups, worker
 
-modules = [_call, _hosting, _lease, _wakeups, _worker]
+modules = [call, leases, loop, pools, wakeups, worker]
 files = {{module.__file__ for module in modules}}
 remaining = 0
 
@@ -226,7 +227,7 @@ async def use(pool, lease):
 
 async def main(line):
     global remaining
-    pool = _worker.current_pool()
+    pool = pools.current_pool()
     {setup}
     await use(pool, lease)
     remaining = line

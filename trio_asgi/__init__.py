@@ -13,21 +13,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._application import get_asgi_application as get_asgi_application
-    from ._body_options import limit_body as limit_body, stream_body as stream_body
-    from ._bridge import install as install, uninstall as uninstall
-    from ._errors import BodyTimeout as BodyTimeout, BodyTooLarge as BodyTooLarge
-    from ._event_stream import EventStream as EventStream
-    from ._islands import asyncio_island as asyncio_island, trio_island as trio_island
-    from ._release import release_thread as release_thread
-    from ._request import ASGIRequest as ASGIRequest
-    from ._serve import serve as serve
-    from ._server_sent_event import (
+    from .application import get_asgi_application as get_asgi_application
+    from .bridge.install import install as install, uninstall as uninstall
+    from .errors import BodyTimeout as BodyTimeout, BodyTooLarge as BodyTooLarge
+    from .handler import ASGIHandler as ASGIHandler
+    from .hosts.hypercorn import serve as serve
+    from .islands.functions import (
+        asyncio_island as asyncio_island,
+        trio_island as trio_island,
+    )
+    from .ranges import apply_range as apply_range
+    from .request.body_options import (
+        limit_body as limit_body,
+        stream_body as stream_body,
+    )
+    from .request.release_thread import release_thread as release_thread
+    from .request.request import ASGIRequest as ASGIRequest
+    from .response.event_stream import EventStream as EventStream
+    from .response.server_sent_event import (
         ServerSentEvent as ServerSentEvent,
         last_event_id as last_event_id,
     )
-    from .handler import ASGIHandler as ASGIHandler
-    from .ranges import apply_range as apply_range
     from .staticfiles import ASGIStaticFilesHandler as ASGIStaticFilesHandler
 
 __version__ = "0.1.0"
@@ -36,23 +42,23 @@ __version__ = "0.1.0"
 # importing this package imports neither Django nor Trio.
 _MODULES = {
     "ASGIHandler": "handler",
-    "ASGIRequest": "_request",
+    "ASGIRequest": "request.request",
     "ASGIStaticFilesHandler": "staticfiles",
-    "BodyTimeout": "_errors",
-    "BodyTooLarge": "_errors",
-    "EventStream": "_event_stream",
-    "ServerSentEvent": "_server_sent_event",
+    "BodyTimeout": "errors",
+    "BodyTooLarge": "errors",
+    "EventStream": "response.event_stream",
+    "ServerSentEvent": "response.server_sent_event",
     "apply_range": "ranges",
-    "asyncio_island": "_islands",
-    "get_asgi_application": "_application",
-    "install": "_bridge",
-    "last_event_id": "_server_sent_event",
-    "limit_body": "_body_options",
-    "release_thread": "_release",
-    "serve": "_serve",
-    "stream_body": "_body_options",
-    "trio_island": "_islands",
-    "uninstall": "_bridge",
+    "asyncio_island": "islands.functions",
+    "get_asgi_application": "application",
+    "install": "bridge.install",
+    "last_event_id": "response.server_sent_event",
+    "limit_body": "request.body_options",
+    "release_thread": "request.release_thread",
+    "serve": "hosts.hypercorn",
+    "stream_body": "request.body_options",
+    "trio_island": "islands.functions",
+    "uninstall": "bridge.install",
 }
 
 __all__ = [  # noqa: PLE0604 - they are all strings

@@ -5,7 +5,9 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.core.checks import register
 
-from . import _bridge, conf
+from . import conf
+from .bridge.install import install
+from .bridge.pool_options import configure
 from .checks import check_settings
 
 
@@ -19,7 +21,7 @@ class TrioAsgiConfig(AppConfig):
         """Install the bridge; wrong settings are left to the system check."""
         register(check_settings)
         if any(conf.problems()):
-            _bridge.install()
+            install()
         else:
-            _bridge.install(new_loops=conf.get("NEW_LOOPS"))
-            conf.configure()
+            install(new_loops=conf.get("NEW_LOOPS"))
+            configure()

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from . import _connections, _worker
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -118,56 +116,3 @@ def check() -> None:
     found = [message for _, message in problems()]
     if found:
         raise ImproperlyConfigured(" ".join(found))
-
-
-def configure() -> None:
-    """Check the settings, and give them to the worker threads.
-
-    Those of the running Trio run too: a program may have used the ORM before.
-
-    Raises:
-        ImproperlyConfigured: with every problem that the system check would report.
-    """
-    check()
-    global _options  # noqa: PLW0603 - there is one project in a process
-    _options = _read_options()
-    pool = _worker.existing_pool()
-    if pool is not None:
-        pool.configure(**_options)
-
-
-#: What `configure` has read.
-_options: dict[str, Any] | None = None
-
-
-def pool_options() -> dict[str, Any]:
-    """Return what the worker threads of a Trio run are made with.
-
-    What `configure` has read last. Without it, for a program that only uses the ORM,
-    what the settings say now, if they can be read.
-
-    Raises:
-        ImproperlyConfigured: they are wrong.
-    """
-    if _options is not None:
-        return _options
-    if settings.configured:
-        check()
-        return _read_options()
-    return _HOOKS
-
-
-def _read_options() -> dict[str, Any]:
-    return {
-        **_HOOKS,
-        "threads": get("THREADS"),
-        "leases": get("LEASES"),
-        "idle_seconds": get("THREAD_IDLE_SECONDS"),
-        "shutdown_seconds": get("SHUTDOWN_SECONDS"),
-    }
-
-
-_HOOKS: Final[dict[str, Any]] = {
-    "tidy": _connections.tidy_up,
-    "on_thread_exit": _connections.close_connections,
-}

@@ -18,35 +18,40 @@ from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
 from django.urls import set_script_prefix
 
-from . import _bridge, _call, _worker, conf
-from ._as_written import Written
-from ._background import end_islands_and_threads, start_in_background
-from ._body_options import BodyOptions, options_for
-from ._errors import ClientDisconnected, ends_more
-from ._exchange import Exchange
-from ._file_stream import LARGEST_BLOCK
-from ._files import sends_file
-from ._hop import hop
-from ._islands import asyncio_island, is_trio_island
-from ._life import Life
-from ._lifespan import Lifespan
-from ._middleware import ChainHandler
-from ._receive import Receiver
-from ._request import ASGIRequest, path_info_of
-from ._request_body import open_streamed
-from ._response import end_body, send_over_asgi
-from ._send import ResponseSender
-from ._signals import RequestSignals, disown_caches, join_transaction
-from ._spool import close_body, spool_body
-from ._view_errors import as_server_errors, refuse_body, server_error
-from ._websocket import refuse
+from . import conf
+from .asgi.exchange import Exchange
+from .asgi.lifespan import Lifespan
+from .asgi.receive import Receiver
+from .asgi.send import ResponseSender
+from .asgi.websocket import refuse
+from .bridge.as_written import Written
+from .bridge.hop import hop
+from .bridge.install import install
+from .bridge.pool_options import configure
+from .chain.load import ChainHandler
+from .errors import ClientDisconnected, ends_more
+from .hosts.sigterm import leave_sigterm_to_parent
+from .islands.functions import asyncio_island, is_trio_island
+from .request.background import end_islands_and_threads, start_in_background
+from .request.body import open_streamed
+from .request.body_file import close_body, spool_body
+from .request.body_options import BodyOptions, options_for
+from .request.errors import as_server_errors, refuse_body, server_error
+from .request.life import Life
+from .request.request import ASGIRequest, path_info_of
+from .request.signals import RequestSignals, disown_caches, join_transaction
+from .response.file_stream import LARGEST_BLOCK
+from .response.files import sends_file
+from .response.send import end_body, send_over_asgi
+from .threads.loop import current_loop
+from .threads.pool import current_pool, reserved_lease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from django.http import HttpResponseBase
 
-    from ._types import Receive, Scope, Send
+    from .asgi.types import Receive, Scope, Send
 
 logger = logging.getLogger("django.request")
 
@@ -73,14 +78,15 @@ class ASGIHandler(ChainHandler):
 
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
-        conf.configure()
-        _bridge.install(new_loops=conf.get("NEW_LOOPS"))
+        configure()
+        install(new_loops=conf.get("NEW_LOOPS"))
         self._asyncio_views = conf.get("ASYNCIO_VIEWS")
         super().__init__()
         disown_caches()
         self._lifespan = Lifespan(
             self.lifespan,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
+            beside=leave_sigterm_to_parent,
             after=functools.partial(end_islands_and_threads, self),
         )
 
@@ -144,13 +150,13 @@ class ASGIHandler(ChainHandler):
             return
         # This is what tools wrap that keep requests apart.
         await join_transaction()
-        lease = _worker.current_pool().lease()
+        lease = current_pool().lease()
         lease.reserved = True
-        outer_loop = _call.current_loop.set(lease)
+        outer_loop = current_loop.set(lease)
         try:
             await super().__call__(scope, receive, send)
         finally:
-            _call.current_loop.reset(outer_loop)
+            current_loop.reset(outer_loop)
             if lease.reserved:
                 # It came to nothing; code around it may have left something there.
                 lease.retire = True
@@ -178,7 +184,7 @@ class ASGIHandler(ChainHandler):
                 it. What the request's code raises counts as any other error.
             Exception: a stream failed, or a receiver of ``request_finished``.
         """
-        lease = _worker.reserved_lease()
+        lease = reserved_lease()
         if lease is None:
             await join_transaction()
         receiver = Receiver(scope, receive)
@@ -191,10 +197,10 @@ class ASGIHandler(ChainHandler):
             if ends_more(error):
                 raise
             body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
-        lease = lease or _worker.current_pool().lease()
+        lease = lease or current_pool().lease()
         lease.begin_request()
         lease.owner, lease.for_asyncio = self, self._asyncio_views
-        outer_loop = _call.current_loop.set(lease)
+        outer_loop = current_loop.set(lease)
         life = Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(
             send,
@@ -233,7 +239,7 @@ class ASGIHandler(ChainHandler):
             finally:
                 # It refers to the exchange, which refers to it.
                 receiver.on_disconnect = None
-                _call.current_loop.reset(outer_loop)
+                current_loop.reset(outer_loop)
                 await self._leave(body_file, sender)
 
     async def _take_body(self, scope: Scope, receiver: Receiver) -> IO[bytes]:

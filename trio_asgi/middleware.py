@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from django.utils.deprecation import MiddlewareMixin
 
-from ._files import is_plain
 from .ranges import apply_range
+from .response.files import is_plain
 
 if TYPE_CHECKING:
     from django.http import HttpRequest

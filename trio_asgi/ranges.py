@@ -1,6 +1,6 @@
 """Range requests for any `FileResponse`.
 
-Which sections a request gets is said in `_byte_ranges`; here is what becomes of the
+`response.byte_ranges` says which sections a request gets; here is what becomes of the
 response, under this package's handler or Django's own.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from django.http.response import ResponseHeaders
 from django.utils.http import parse_http_date_safe
 
-from ._byte_ranges import PieceReader, length, multipart, parse_ranges
+from .response.byte_ranges import PieceReader, length, multipart, parse_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
 
-    from ._byte_ranges import Piece, Section
+    from .response.byte_ranges import Piece, Section
 
     Response = TypeVar("Response", bound=HttpResponseBase)
 

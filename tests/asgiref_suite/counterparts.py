@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asgiref.current_thread_executor
 import asgiref.sync
@@ -19,14 +19,18 @@ import pytest
 
 import trio_asgi.testing
 from suite_support import hand_out
-from trio_asgi._call import CallLoop, current_loop
-from trio_asgi._trio_thread import calling, in_trio_task
-from trio_asgi._worker import current_pool
+from trio_asgi.threads.call import calling
+from trio_asgi.threads.lease import lease_of
+from trio_asgi.threads.loop import CallLoop, current_loop
+from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.trio_state import in_trio_task
 
 from . import asyncio_on_trio
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trio_asgi.threads.pool import WorkerPool
 
 
 class _Executors:
@@ -36,10 +40,13 @@ class _Executors:
     def current(self) -> CallLoop | None:
         """The thread in which an `async_to_sync` above waits; None if there is none."""
         call = calling()
-        pool = current_pool() if in_trio_task() else call.loop.pool if call else None
-        loop = current_loop.get()
-        if pool is None:
+        if in_trio_task():
+            pool = current_pool()
+        elif call is not None:
+            pool = cast("WorkerPool", lease_of(call.loop).pool)
+        else:
             return None
+        loop = current_loop.get()
         if loop is None or loop.pool is not pool:
             return None
         waits = loop.parent is not None or loop is pool._caller_lease

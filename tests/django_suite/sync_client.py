@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest, HttpResponseBase
 
-    from trio_asgi._types import Message, Scope
+    from trio_asgi.asgi.types import Message, Scope
 
     from .recorder import Recorder
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import trio
 
-from trio_asgi._errors import OutputTimeoutError
-from trio_asgi._send import SendOrder
+from trio_asgi.asgi.order import SendOrder
+from trio_asgi.errors import OutputTimeoutError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from trio_asgi._types import ASGIApplication, Message, Scope
+    from trio_asgi.asgi.types import ASGIApplication, Message, Scope
 
 
 class ApplicationCommunicator:

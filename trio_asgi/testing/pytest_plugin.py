@@ -28,7 +28,7 @@ from .threads import run
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_asgi._types import ASGIApplication
+    from trio_asgi.asgi.types import ASGIApplication
 
 #: By these pytest-django knows that a test uses the database, besides its marker.
 _DATABASE_FIXTURES = {"db", "transactional_db", "live_server"}

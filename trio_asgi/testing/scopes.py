@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trio_asgi._types import Scope
+    from trio_asgi.asgi.types import Scope
 
 
 def http_scope(

@@ -24,9 +24,9 @@ from django.http import (
 from django.utils.http import http_date
 from django.views.decorators.csrf import csrf_exempt
 
-from trio_asgi._event_stream import EventStream
-from trio_asgi._server_sent_event import ServerSentEvent, last_event_id
 from trio_asgi.ranges import apply_range
+from trio_asgi.response.event_stream import EventStream
+from trio_asgi.response.server_sent_event import ServerSentEvent, last_event_id
 
 from . import journal
 

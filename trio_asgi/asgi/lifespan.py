@@ -1,0 +1,140 @@
+"""The lifespan protocol, and the nursery for what outlives requests."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trio_asgi.errors import ends_more
+from trio_asgi.threads.abandon import Leaver
+from trio_asgi.threads.offload import HeldLog, log
+
+from .nursery import run_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from .types import Receive, Send
+
+logger = logging.getLogger("trio_asgi")
+
+
+class Lifespan:
+    """An application's life under a server.
+
+    One task, the one that the server starts for the lifespan scope, owns the nursery.
+    Tasks are put into it from start-up to shutdown; at shutdown they get some time to
+    end by themselves, and are then cancelled.
+    """
+
+    def __init__(
+        self,
+        context: Callable[[], AbstractAsyncContextManager[None]],
+        *,
+        shutdown_seconds: float,
+        beside: Callable[[], Awaitable[None]],
+        after: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Prepare, and start nothing yet.
+
+        Args:
+            context: Entered at start-up and left at shutdown.
+            shutdown_seconds: How long the nursery's tasks may run on at shutdown, and
+                then how long a cancelled task may wait for what does not end.
+            beside: Runs beside all this, and is cancelled at its end. Raises nothing.
+            after: Called at the very end, when everything else has ended.
+        """
+        self._context = context
+        self._shutdown_seconds = shutdown_seconds
+        self._beside = beside
+        self._after = after
+        self._nursery: trio.Nursery | None = None
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> None:
+        """Start a task in the nursery.
+
+        Raises:
+            RuntimeError: there is none, before start-up, after shutdown, or because the
+                server does not support lifespan.
+        """
+        if self._nursery is None:
+            raise RuntimeError(
+                "No nursery outlives this request: the server has sent no "
+                "lifespan.startup, or is shutting down. Start the task in a nursery "
+                "of the view, or use a server with lifespan support."
+            )
+        self._nursery.start_soon(async_fn, *args, name=name)
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        """Speak the protocol with the server until shutdown.
+
+        A context that cannot be entered is reported as a failed start-up, one that
+        cannot be left as a failed shutdown; both are logged.
+        """
+        await receive()  # lifespan.startup
+        phase = "startup"
+        shutdown = trio.Event()
+
+        async def live() -> None:
+            nonlocal phase
+            async with self._context(), trio.open_nursery() as nursery:
+                phase = "shutdown"
+                self._nursery = nursery
+                await send({"type": "lifespan.startup.complete"})
+                await receive()  # lifespan.shutdown
+                shutdown.set()
+                self._nursery = None
+                nursery.cancel_scope.deadline = (
+                    trio.current_time() + self._shutdown_seconds
+                )
+            await self._after()
+
+        async def live_bounded() -> None:
+            await _leave_beside(live, self._shutdown_seconds, begin=shutdown)
+
+        failure = ""
+        try:
+            await run_beside(self._beside, live_bounded)
+        except BaseException as error:
+            if ends_more(error):
+                raise
+            async with HeldLog(lambda: self._shutdown_seconds):
+                message = "The application's %s failed"
+                log(logger, logging.ERROR, message, phase, error=error)
+            failure = f"{type(error).__name__}: {error}"
+        finally:
+            self._nursery = None
+        # Not sent above: a server raises an error here, which would be logged together
+        # with the one that was being handled.
+        if failure:
+            await send({"type": f"lifespan.{phase}.failed", "message": failure})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _leave_beside(
+    body: Callable[[], Awaitable[None]], seconds: float, *, begin: trio.Event
+) -> None:
+    """Run ``body()``, and have its tasks leave what does not end.
+
+    Args:
+        body: Whose result counts.
+        seconds: How long a cancelled task waits.
+        begin: Set when the looking shall begin; a cancellation begins it too.
+    """
+    leaver = Leaver(trio.lowlevel.current_task(), seconds)
+    scope = trio.CancelScope(shield=True)
+
+    async def look() -> None:
+        try:
+            await begin.wait()
+        finally:
+            with scope:
+                await leaver.run()
+
+    await run_beside(look, body, stop=scope.cancel)

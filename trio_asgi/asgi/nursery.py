@@ -1,0 +1,76 @@
+"""Tasks beside another piece of work, which end with it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import outcome
+import trio
+
+from trio_asgi.errors import leaves, raise_sole_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+
+async def run_beside(
+    task: Callable[[], Awaitable[None]],
+    body: Callable[[], Awaitable[None]],
+    *,
+    stop: Callable[[], None] = lambda: None,
+) -> None:
+    """Run ``body()`` with a task beside it that is cancelled at its end.
+
+    Args:
+        task: Runs beside; it shall raise nothing but cancellations.
+        body: Whose result counts.
+        stop: Called when ``body`` has ended, before the task is cancelled.
+
+    Raises:
+        BaseException: what ``body`` raises, as it is, in no group.
+    """
+    await run_in_nursery(lambda nursery: nursery.start_soon(task), body, stop=stop)
+
+
+async def run_in_nursery(
+    begin: Callable[[trio.Nursery], object],
+    body: Callable[[], Awaitable[None]],
+    *,
+    stop: Callable[[], None] = lambda: None,
+) -> None:
+    """Run ``body()`` in a nursery that is cancelled at its end.
+
+    What a nursery would do, except that an error of ``body`` comes out as it is, in no
+    group, and is not lost in a cancellation that comes from outside.
+
+    Args:
+        begin: Called first. What it starts, then or later, shall raise nothing but
+            cancellations.
+        body: Whose result counts.
+        stop: Called when ``body`` has ended, before the nursery is cancelled.
+    """
+    # A cancellation that is kept here comes from a scope around the nursery, or else
+    # the nursery raises what has cancelled it.
+    ended: outcome.Outcome[None] = outcome.Value(None)
+    try:
+        async with trio.open_nursery() as nursery:
+            begin(nursery)
+            ended = await outcome.acapture(body)
+            stop()
+            if nursery.child_tasks:
+                nursery.cancel_scope.cancel()
+    except BaseException as raised:
+        if all(isinstance(leaf, trio.Cancelled) for leaf in leaves(raised)):
+            ended.unwrap()
+            if isinstance(raised, BaseExceptionGroup):
+                raise_sole_error(raised)
+        raise
+    else:
+        ended.unwrap()
+    finally:
+        # An error's traceback holds this frame: leave no cycle behind.
+        del ended

@@ -1,0 +1,127 @@
+"""The order in which an application may send its messages.
+
+The order is a table: in which state which message may come, and the state after it.
+`ResponseSender` holds this package to it, `testing.ApplicationCommunicator` any
+application. Source: the ASGI specifications of HTTP, WebSocket and lifespan.
+
+                  start                     last body
+    HTTP:  NOTHING ───► STARTED ──► body... ──────────► COMPLETE
+                                      │ last body, and trailers were announced
+                                      └───────────────► TRAILERS ──► COMPLETE
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from trio_asgi.errors import ASGIOrderError
+
+if TYPE_CHECKING:
+    from .types import Message
+
+
+class SendState(Enum):
+    """How far the application has come with its answer."""
+
+    NOTHING = "nothing was sent yet"
+    STARTED = "the response has started"
+    TRAILERS = "the body is complete, and trailers were announced"
+    ACCEPTED = "the connection was accepted"
+    DENYING = "the handshake is being answered over HTTP"
+    RUNNING = "the start-up is complete"
+    COMPLETE = "everything was sent"
+
+
+_S = SendState
+
+_ORDER: Final[dict[str, dict[SendState, dict[str, SendState]]]] = {
+    "http": {
+        _S.NOTHING: {
+            "http.response.debug": _S.NOTHING,
+            "http.response.early_hint": _S.NOTHING,
+            "http.response.push": _S.NOTHING,
+            "http.response.start": _S.STARTED,
+        },
+        _S.STARTED: {
+            "http.response.push": _S.STARTED,
+            "http.response.body": _S.STARTED,
+            "http.response.body (last)": _S.COMPLETE,
+            "http.response.zerocopysend": _S.STARTED,
+            "http.response.zerocopysend (last)": _S.COMPLETE,
+            "http.response.pathsend": _S.COMPLETE,
+        },
+        _S.TRAILERS: {
+            "http.response.trailers": _S.TRAILERS,
+            "http.response.trailers (last)": _S.COMPLETE,
+        },
+        _S.COMPLETE: {},
+    },
+    "websocket": {
+        _S.NOTHING: {
+            "websocket.accept": _S.ACCEPTED,
+            "websocket.close": _S.COMPLETE,
+            "websocket.http.response.start": _S.DENYING,
+        },
+        _S.ACCEPTED: {
+            "websocket.send": _S.ACCEPTED,
+            "websocket.close": _S.COMPLETE,
+        },
+        _S.DENYING: {
+            "websocket.http.response.body": _S.DENYING,
+            "websocket.http.response.body (last)": _S.COMPLETE,
+        },
+        _S.COMPLETE: {},
+    },
+    "lifespan": {
+        _S.NOTHING: {
+            "lifespan.startup.complete": _S.RUNNING,
+            "lifespan.startup.failed": _S.COMPLETE,
+        },
+        _S.RUNNING: {
+            "lifespan.shutdown.complete": _S.COMPLETE,
+            "lifespan.shutdown.failed": _S.COMPLETE,
+        },
+        _S.COMPLETE: {},
+    },
+}
+
+#: Messages that say themselves whether they are the last of their kind.
+_MORE: Final = {
+    "http.response.body": "more_body",
+    "http.response.zerocopysend": "more_body",
+    "http.response.trailers": "more_trailers",
+    "websocket.http.response.body": "more_body",
+}
+
+
+class SendOrder:
+    """Where the application stands in the order of its messages."""
+
+    def __init__(self, protocol: str) -> None:
+        """Start a conversation of a protocol: a scope's ``type``."""
+        self._table = _ORDER[protocol]
+        self._trailers = False
+        self.state = SendState.NOTHING
+
+    def advance(self, message: Message) -> None:
+        """Take note of a message that is about to be sent.
+
+        Raises:
+            ASGIOrderError: it may not come now; the state stays as it was.
+        """
+        event = message["type"]
+        more = _MORE.get(event)
+        if more is not None and not message.get(more, False):
+            event += " (last)"
+        allowed = self._table[self.state]
+        if event not in allowed:
+            expected = " or ".join(allowed) or "nothing any more"
+            raise ASGIOrderError(
+                f"{event} may not be sent when {self.state.value}: expected {expected}."
+            )
+        if event == "http.response.start":
+            self._trailers = message.get("trailers", False)
+        self.state = allowed[event]
+        if self._trailers and event == "http.response.body (last)":
+            self.state = SendState.TRAILERS

@@ -1,0 +1,154 @@
+"""asgiref's `async_to_sync` where a Trio task waits, and where no loop runs.
+
+In a thread that a task waits for, the coroutine belongs to that very task: it runs
+under the task's cancel scopes, and is cancelled with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import AsyncToSync, SyncToAsync
+
+from trio_asgi.islands.context import carried, restore_context
+from trio_asgi.islands.functions import asyncio_island, is_trio_island
+from trio_asgi.islands.loop import below_asyncio
+from trio_asgi.threads.call import calling
+from trio_asgi.threads.lease import Lease, lease_of
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.new_run import run_in_new_run
+from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.reentry import run_async, run_async_from_trio_thread
+from trio_asgi.threads.trio_state import in_trio_task, in_trio_thread, no_call
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from trio_asgi.threads.call import Inbox
+
+
+#: What is started where no loop runs: "asyncio" or "trio". Set by `install`.
+new_loops = "asyncio"
+
+
+def patch_call(original: Any) -> Any:
+    """Return a fork in front of ``AsyncToSync.__call__``."""
+
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        if in_trio_task():
+            raise RuntimeError(
+                "You cannot use AsyncToSync in the same thread as an async event loop "
+                f"- this is a Trio task: just await {self.awaitable!r} directly, or "
+                "run the sync code that calls it in a thread, with sync_to_async()."
+            )
+        if new_loops == "asyncio" and not in_trio_thread():
+            # Nothing of Trio's is near: at no cost.
+            return original(self, *args, **kwargs)
+        if asyncio._get_running_loop() is not None:
+            return original(self, *args, **kwargs)
+        run = _find_run(self)
+        if run is None:
+            with _only_asyncio():
+                return original(self, *args, **kwargs)
+        return _run_on_trio(self, self.awaitable(*args, **kwargs), run)
+
+    return __call__
+
+
+def _find_run(bridge: AsyncToSync[..., Any]) -> Callable[..., Any] | None:
+    """Return what runs a coroutine for this thread on Trio; None if it is asyncio's."""
+    if not bridge.force_new_loop:
+        if calling() is not None:
+            return run_async
+        if in_trio_thread():
+            return functools.partial(run_async_from_trio_thread, loop=_borrow_thread)
+        if _asyncio_waits():
+            return None
+    if new_loops == "asyncio":
+        return None
+    return functools.partial(run_in_new_run, start_thread=_single_thread(bridge))
+
+
+def _run_on_trio(
+    bridge: AsyncToSync[..., Any], awaitable: Awaitable[Any], run: Callable[..., Any]
+) -> Any:
+    afn: Callable[[], Awaitable[Any]] = carried(awaitable)
+    if _wants_asyncio() and not is_trio_island(bridge.awaitable):
+        afn = asyncio_island(afn)
+    try:
+        result, context = run(afn)
+    except BaseException:
+        # Nobody is there to await it any more; if it has begun, its task closes it.
+        if (
+            inspect.iscoroutine(awaitable)
+            and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED
+        ):
+            awaitable.close()
+        raise
+    restore_context(context)
+    try:
+        return result.unwrap()
+    finally:
+        # An error's traceback holds this frame: leave no cycle behind.
+        del result
+
+
+def _wants_asyncio() -> bool:
+    """Whether the running sync code wants asyncio, as the code above it does."""
+    below = below_asyncio.get()
+    if below is None:
+        loop = current_loop.get()
+        return loop is not None and lease_of(loop).for_asyncio
+    return below
+
+
+def _borrow_thread(inbox: Inbox) -> Lease:
+    """Have sensitive code of the running task run in the thread that waits for it."""
+    return Lease(current_pool(), inbox)
+
+
+def _asyncio_waits() -> bool:
+    """Whether an asyncio loop waits for this thread, as asgiref has noted it.
+
+    asgiref never takes the note away. What is left of an earlier call says nothing.
+    """
+    loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+    pid = getattr(SyncToAsync.threadlocal, "main_event_loop_pid", None)
+    return loop is not None and pid == os.getpid() and loop.is_running()
+
+
+def _single_thread(bridge: AsyncToSync[..., Any]) -> Callable[..., object] | None:
+    """Return what starts the thread of an `AsyncSingleThreadContext`, if in one."""
+    current = getattr(bridge, "async_single_thread_context", None)  # asgiref 3.10
+    context = None if current is None else current.get(None)
+    if context is None:
+        return None
+    # The context shuts it down when it is left.
+    threads = bridge.context_to_thread_executor
+    if context not in threads:
+        threads[context] = ThreadPoolExecutor(max_workers=1)
+    return threads[context].submit
+
+
+@contextmanager
+def _only_asyncio() -> Iterator[None]:
+    """Let asgiref run a loop of asyncio's below sync code of a Trio task.
+
+    What that loop calls in this thread belongs to the loop, and not to the task; what
+    asgiref notes of the loop is forgotten afterwards.
+    """
+    if not in_trio_thread():
+        yield
+        return
+    with no_call():
+        try:
+            yield
+        finally:
+            vars(SyncToAsync.threadlocal).clear()

@@ -1,0 +1,220 @@
+"""The bridge: what makes asgiref and Django work in Trio tasks, and its undoing.
+
+asgiref's two classes, and the few places where Django and asgiref call asyncio, start
+with the running asyncio loop. `install` puts a fork in front of each: in a Trio task,
+or in a thread that a Trio task waits for, the call stays on Trio; everywhere else it
+goes to the original, unchanged. `uninstall` puts the originals back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any, Literal
+
+import asgiref
+import asgiref.local
+import asgiref.sync
+import django.dispatch.dispatcher
+import django.http.response
+import django.utils.asyncio
+import trio
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from django.http import StreamingHttpResponse
+
+from trio_asgi.islands import context, native_calls
+from trio_asgi.threads import pool
+
+from . import (
+    async_to_sync,
+    asyncio_calls,
+    pool_options,
+    streaming_content,
+    sync_to_async,
+)
+from .as_written import is_as_written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+#: The oldest versions that this package supports; the newest are all.
+_OLDEST = {asgiref: (3, 9, 2), trio: (0, 31)}
+
+_lock = threading.Lock()
+_installed: list[Patch] = []
+
+
+@dataclass
+class Patch:
+    """One attribute, and what takes its place."""
+
+    owner: Any
+    name: str
+    #: Takes the original, returns its replacement.
+    make: Callable[[Any], Any]
+    #: Whether a value is what asgiref or Django has put there.
+    is_original: Callable[[Any], bool]
+    original: Any = None
+    replacement: Any = None
+
+    def __str__(self) -> str:
+        return f"{getattr(self.owner, '__qualname__', self.owner.__name__)}.{self.name}"
+
+    @property
+    def current(self) -> Any:
+        """What the attribute is now; None if it is not there."""
+        return vars(self.owner).get(self.name)
+
+    def check(self) -> None:
+        """Raise RuntimeError if somebody else has replaced the original."""
+        found = self.current
+        if not self.is_original(found):
+            raise RuntimeError(
+                f"trio_asgi.install() found {self} already replaced, by {found!r}. "
+                "Call install() before that, or have that undone first."
+            )
+
+
+def install(*, new_loops: Literal["asyncio", "trio"] | None = None) -> None:
+    """Make asgiref and Django work in Trio tasks.
+
+    Needs no configured settings. Any thread may call it, any number of times.
+
+    Args:
+        new_loops: What `async_to_sync` starts where no loop runs, as in a management
+            command, a synchronous test or the shell. ``"trio"``: a Trio run in a thread
+            of its own, whose thread-sensitive code runs in the calling thread.
+            ``"asyncio"``: as without the bridge. If not given, what an earlier call has
+            chosen stays; without one, asyncio.
+
+    Raises:
+        ValueError: ``new_loops`` is none of these.
+        RuntimeError: asgiref or Trio is too old, or another library has replaced what
+            is to be replaced. Then nothing is installed.
+    """
+    if new_loops not in (None, "asyncio", "trio"):
+        raise ValueError(
+            f"install() was given new_loops={new_loops!r}: it must be 'asyncio' or "
+            "'trio'."
+        )
+    with _lock:
+        if not _installed:
+            _check_versions()
+            patches = _patches()
+            for patch in patches:
+                patch.check()
+            for patch in patches:
+                patch.original = patch.current
+                patch.replacement = patch.make(patch.original)
+            for patch in patches:
+                setattr(patch.owner, patch.name, patch.replacement)
+            _installed.extend(patches)
+            native_calls.install()
+            pool.pool_options = pool_options.pool_options
+        if new_loops is not None:
+            async_to_sync.new_loops = new_loops
+
+
+def uninstall() -> None:
+    """Undo `install`; without it, do nothing. Any thread may call it.
+
+    Raises:
+        RuntimeError: another library has replaced what `install` had put there. Then
+            everything stays.
+    """
+    with _lock:
+        for patch in _installed:
+            if patch.current is not patch.replacement:
+                raise RuntimeError(
+                    f"trio_asgi.uninstall() found {patch} replaced once more, by "
+                    f"{patch.current!r}. Have that undone first."
+                )
+        for patch in _installed:
+            setattr(patch.owner, patch.name, patch.original)
+        _installed.clear()
+        native_calls.uninstall()
+        async_to_sync.new_loops = "asyncio"
+
+
+def _patches() -> list[Patch]:
+    calls, dispatcher = asyncio_calls, django.dispatch.dispatcher
+    asgirefs = _defined_in(asgiref.sync)
+    patches = [
+        Patch(SyncToAsync, "__call__", sync_to_async.patch_call, asgirefs),
+        Patch(AsyncToSync, "__call__", async_to_sync.patch_call, asgirefs),
+        Patch(ThreadSensitiveContext, "__aenter__", calls.patch_aenter, asgirefs),
+        Patch(ThreadSensitiveContext, "__aexit__", calls.patch_aexit, asgirefs),
+        # For loops of asyncio's that asgiref starts below sync code of a request.
+        Patch(
+            asgiref.sync,
+            "_restore_context",
+            lambda _: context.restore_context,
+            asgirefs,
+        ),
+        Patch(asgiref.local, "asyncio", calls.AsyncioForLocal, _is_asyncio),
+        # What `async_unsafe` asks whether a loop runs in this thread.
+        Patch(
+            django.utils.asyncio,
+            "get_running_loop",
+            calls.patch_get_running_loop,
+            _is_asyncios,
+        ),
+        Patch(
+            StreamingHttpResponse,
+            "_set_streaming_content",
+            streaming_content.patch_set_streaming_content,
+            _defined_in(django.http.response),
+        ),
+        Patch(
+            StreamingHttpResponse,
+            "streaming_content",
+            streaming_content.patch_streaming_content,
+            _is_djangos_property,
+        ),
+    ]
+    if hasattr(dispatcher, "_run_parallel"):  # Django 6.1 and later
+        make, is_original = calls.patch_run_parallel, _defined_in(dispatcher)
+        patches.append(Patch(dispatcher, "_run_parallel", make, is_original))
+    else:
+        make = calls.AsyncioForSignals
+        patches.append(Patch(dispatcher, "asyncio", make, _is_asyncio))
+    return patches
+
+
+def _defined_in(module: ModuleType) -> Callable[[Any], bool]:
+    return lambda value: is_as_written(value, module)
+
+
+def _is_djangos_property(value: Any) -> bool:
+    return type(value) is property and _defined_in(django.http.response)(value.fget)
+
+
+def _is_asyncio(value: Any) -> bool:
+    return value is asyncio
+
+
+def _is_asyncios(value: Any) -> bool:
+    # asyncio has it in C and in Python. trio-asyncio replaces it in asyncio itself;
+    # Django may have taken any of these.
+    if type(value) is BuiltinFunctionType:
+        return value.__module__ == "_asyncio"
+    return type(value) is FunctionType and value.__globals__["__name__"] in (
+        "asyncio.events",
+        "trio_asyncio._loop",
+        "asyncio.fake.trio_asyncio._loop",  # what trio-asyncio 0.16 calls it
+    )
+
+
+def _check_versions() -> None:
+    for module, oldest in _OLDEST.items():
+        numbers = re.findall(r"\d+", module.__version__)
+        if tuple(map(int, numbers[: len(oldest)])) < oldest:
+            name, needed = module.__name__, ".".join(map(str, oldest))
+            raise RuntimeError(
+                f"trio_asgi needs {name} {needed} or newer, and found "
+                f"{module.__version__}: pip install --upgrade {name}"
+            )

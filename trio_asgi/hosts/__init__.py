@@ -1,0 +1,1 @@
+"""Where the application runs. Trio only."""

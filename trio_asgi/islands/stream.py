@@ -1,0 +1,111 @@
+"""What code of asyncio streams, for a Trio task."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import outcome
+
+from .loop import below_asyncio, open_loop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_STREAM_CANCELLED = "The asyncio code of a stream was cancelled before its end."
+
+
+class IslandStream:
+    """An async iterator of asyncio's, for one Trio task.
+
+    Iterated, and closed, in one asyncio task, for what its code holds open from one
+    item to the next, a timeout for example, belongs to the task. Nothing runs ahead: an
+    item is made when it is asked for. A cancellation while it is made cancels the
+    asyncio task at `aclose`, which has to follow.
+    """
+
+    def __init__(self, iterator: AsyncIterator[Any]) -> None:
+        self._iterator = iterator
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+        #: Done when the next item is asked for, and when it has come.
+        self._asked: asyncio.Future[None] | None = None
+        self._given: asyncio.Future[outcome.Outcome[Any]]
+
+    def __aiter__(self) -> IslandStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._task is not None and (self._asked is None or self._asked.done()):
+            # At its end already; but one that was cut off must not look complete.
+            if self._task.cancelled() or not self._task.done():
+                raise RuntimeError(_STREAM_CANCELLED)
+            raise StopAsyncIteration
+        loop = await open_loop()
+        self._given = loop.create_future()
+        if self._asked is None:
+            self._task = loop.create_task(self._iterate())
+        else:
+            self._asked.set_result(None)
+        given = await loop.run_aio_future(self._given)
+        try:
+            return given.unwrap()
+        finally:
+            # An error's traceback holds this frame: leave no cycle behind.
+            del given
+
+    async def aclose(self) -> None:
+        """Close the iterator; if it was begun, by cancelling it. Raises its errors.
+
+        Again does no harm.
+        """
+        if self._is_closed:
+            return
+        if self._task is None:
+            loop = await open_loop()
+            self._task = loop.create_task(self._close())
+        else:
+            self._task.cancel()
+        self._is_closed = True
+        with suppress(asyncio.CancelledError):
+            if self._task.done():
+                self._task.result()  # its loop may be closed, and tell nobody
+            else:
+                own_loop: Any = self._task.get_loop()
+                await own_loop.run_aio_future(self._task)
+
+    async def _iterate(self) -> None:
+        """Be the asyncio task. Whatever happens, the one who has asked is told."""
+        below_asyncio.set(True)
+        end: outcome.Outcome[Any] = outcome.Error(StopAsyncIteration())
+        try:
+            try:
+                async for item in self._iterator:
+                    self._asked = asyncio.get_running_loop().create_future()
+                    self._give(outcome.Value(item))
+                    await self._asked
+            finally:
+                await self._close()
+        except BaseException as error:
+            if self._given.done():
+                raise  # from the closing
+            if isinstance(error, asyncio.CancelledError):
+                # Not by the one who waits; and no server knows this error.
+                cancelled = RuntimeError(_STREAM_CANCELLED)
+                cancelled.__cause__ = error
+                end = outcome.Error(cancelled)
+                del cancelled
+            else:
+                end = outcome.Error(error)
+        self._give(end)
+        del end
+
+    async def _close(self) -> None:
+        aclose = getattr(self._iterator, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+    def _give(self, item: outcome.Outcome[Any]) -> None:
+        if not self._given.done():
+            self._given.set_result(item)

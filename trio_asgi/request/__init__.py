@@ -1,0 +1,1 @@
+"""A request, its body, its beginning and its end."""

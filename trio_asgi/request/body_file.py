@@ -1,0 +1,85 @@
+"""A request's body, read whole into a file before the view starts."""
+
+from __future__ import annotations
+
+import functools
+import io
+import tempfile
+from typing import IO, TYPE_CHECKING
+
+from django.conf import settings
+from django.core.exceptions import RequestAborted
+
+from trio_asgi import conf
+from trio_asgi.threads.offload import finish_in_thread
+from trio_asgi.threads.pool import current_pool
+
+from .body_stream import BodyFile
+
+if TYPE_CHECKING:
+    from trio_asgi.asgi.types import Receive
+
+
+async def spool_body(receive: Receive) -> IO[bytes]:
+    """Read a body into a file, which is in memory up to a size.
+
+    That is ``FILE_UPLOAD_MAX_MEMORY_SIZE``. With 0 or less the first byte goes to disk,
+    as Django's upload handlers take it; with None no byte does. Each write to disk
+    happens in a thread.
+
+    Raises:
+        RequestAborted: the client left before the body was complete.
+        Exception: what ``receive`` raises.
+    """
+    limit: int | None = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
+    chunk, more_body = await _receive_chunk(receive)
+    if not (chunk or more_body):
+        return io.BytesIO()  # as most are
+    # It never goes to disk by itself: for 0, Python would keep everything in memory.
+    file = tempfile.SpooledTemporaryFile(  # noqa: SIM115
+        mode="w+b", dir=settings.FILE_UPLOAD_TEMP_DIR
+    )
+    size = 0
+    try:
+        while chunk or more_body:
+            size += len(chunk)
+            if limit is not None and size > limit:
+                write = functools.partial(_write_to_disk, file, chunk)
+                await current_pool().run_sync(write)
+            else:
+                file.write(chunk)
+            if not more_body:
+                break
+            chunk, more_body = await _receive_chunk(receive)
+    except BaseException:
+        await close_body(file)
+        raise
+    file.seek(0)
+    return file
+
+
+async def close_body(file: IO[bytes]) -> None:
+    """Close the file of a body, whatever is cancelled.
+
+    In a thread, if it is on disk: to free gigabytes there takes a while. After
+    ``CLEANUP_SECONDS`` that goes on alone.
+    """
+    if file.closed:
+        return
+    if isinstance(file, (io.BytesIO, BodyFile)) or not getattr(file, "_rolled", True):
+        file.close()
+    else:
+        await finish_in_thread(file.close, conf.get("CLEANUP_SECONDS"))
+
+
+def _write_to_disk(file: tempfile.SpooledTemporaryFile[bytes], chunk: bytes) -> None:
+    """Move a file to disk, unless it is there, and write to it. Worker thread."""
+    file.rollover()
+    file.write(chunk)
+
+
+async def _receive_chunk(receive: Receive) -> tuple[bytes, bool]:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise RequestAborted
+    return message.get("body") or b"", message.get("more_body", False)

@@ -1,0 +1,98 @@
+"""What a request has, and what has come of it so far."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import trio
+from django.http import HttpResponse
+
+from trio_asgi import conf
+from trio_asgi.errors import ends_more
+from trio_asgi.islands.context import with_locals
+from trio_asgi.response.send import close_stream
+from trio_asgi.threads.offload import log, settle_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django.http import HttpRequest, HttpResponseBase
+
+    from trio_asgi.threads.lease import Lease
+
+    from .signals import RequestSignals
+
+logger = logging.getLogger("django.request")
+
+
+@dataclass
+class Life:
+    """One request, from its first byte to its last. Its task's."""
+
+    path: str
+    signals: RequestSignals
+    lease: Lease
+    request: HttpRequest | None = None
+    response: HttpResponseBase | None = None
+    #: Whether all of it has run, and nothing was cut short.
+    complete: bool = False
+
+    @property
+    def response_to_close(self) -> HttpResponseBase | None:
+        """The response; or the view's, if it was cancelled on its way from there.
+
+        If there is none, one that closes the request: its form may have files.
+        """
+        if self.response is not None or self.request is None:
+            return self.response
+        # A request of Django's own class has none until the view returns.
+        response: Any = getattr(self.request, "view_response", None) or HttpResponse()
+        if self.request.close not in response._resource_closers:
+            response._resource_closers.append(self.request.close)
+        return response  # type: ignore[no-any-return] # it has private attributes
+
+    async def end(self) -> None:
+        """Close the response, send ``request_finished``, and give the thread back.
+
+        No cancellation reaches this. What takes longer than ``CLEANUP_SECONDS`` is
+        finished by the thread alone. Does nothing the second time.
+        """
+        lease, signals, response = self.lease, self.signals, self.response_to_close
+        if not lease.open:
+            return
+        try:
+            streaming = response is not None and response.streaming
+            if not streaming and signals.finish_nowait(response):
+                return
+            with trio.move_on_after(conf.get("CLEANUP_SECONDS"), shield=True):
+                try:
+                    await close_stream(response)
+                finally:
+                    if not (lease.abandoned or signals.finish_nowait(response)):
+                        lease.impatient = True
+                        await signals.finish(response)
+        finally:
+            if lease.abandoned or lease.others_abandoned:
+                message = "Left sync code running that does not end: %s"
+                log(logger, logging.ERROR, message, self.path)
+            last: Callable[[], object] | None = None
+            if signals.pending:
+                last = with_locals(functools.partial(signals.send_finished, response))
+            lease.release(last=last)
+
+    async def end_early(self) -> None:
+        """End it while its client does not read; only the bytes wait on.
+
+        Its errors are logged.
+        """
+        try:
+            await self.end()
+        except BaseException as error:
+            if ends_more(error):
+                raise
+            message = "Error at the end of a request: %s"
+            log(logger, logging.ERROR, message, self.path, error=error)
+        await settle_log()

@@ -1,0 +1,1 @@
+"""A response to messages."""

@@ -1,0 +1,121 @@
+"""The head of a response as a message of ASGI: what no server can send is refused here.
+
+A server that refuses it does so in ways that differ: hypercorn raises for HTTP/1.1, and
+for HTTP/2 sends nothing at all, for ever. So all of it is checked before any is sent,
+against what RFC 9110 lets a server generate (sections 5.5, 5.6.2 and 15).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from trio_asgi.asgi.send import BODYLESS
+
+if TYPE_CHECKING:
+    from django.http import HttpResponseBase
+
+    from trio_asgi.asgi.types import Message
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+#: The bytes that a value may have: all but the control characters, of which a tab is
+#: allowed.
+_IN_VALUES: Final = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
+
+#: HTTP/2 has frames for what these say, and forbids them (RFC 9113, section 8.2.2).
+_OF_CONNECTIONS: Final = {
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"transfer-encoding",
+    b"upgrade",
+}
+
+
+def response_start(
+    response: HttpResponseBase, *, size: int | None = None, is_http1: bool = True
+) -> Message:
+    """Return the first message of a response.
+
+    Args:
+        response: Whose status and headers are sent.
+        size: How long the body is; None: not known, or there is none.
+        is_http1: Whether headers about the connection mean something.
+
+    Raises:
+        ValueError: it has a status or a header that cannot be sent, or announces
+            another length than the body has.
+    """
+    status: Any = response.status_code
+    if not (isinstance(status, int) and 200 <= status <= 999):  # noqa: PLR2004
+        raise ValueError(
+            f"A response with the status {status!r} cannot be sent: it must be a "
+            "number from 200 to 999."
+        )
+    announced = response.headers.get("Content-Length")
+    if announced is not None and size is not None and status not in BODYLESS:
+        _check_length(announced, size)
+    headers = encode_headers(response)
+    if not is_http1:
+        headers = [pair for pair in headers if pair[0].lower() not in _OF_CONNECTIONS]
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
+    """Return all headers, in the case that they were set in; each cookie is one.
+
+    Raises:
+        ValueError: one cannot be sent.
+    """
+    headers = [
+        (_encode_name(name), value.encode("latin-1"))
+        for name, value in response.items()
+    ]
+    if response.cookies:
+        headers.extend(
+            (b"Set-Cookie", _encode_cookie(cookie.OutputString()))
+            for cookie in response.cookies.values()
+        )
+    # All at once: hardly any response has such a character.
+    if b"".join([value for _, value in headers]).translate(None, _IN_VALUES):
+        _refuse_value(headers)
+    return headers
+
+
+@functools.lru_cache(maxsize=1024)  # projects have few
+def _encode_name(name: str) -> bytes:
+    if _TOKEN.fullmatch(name) is None:
+        raise ValueError(
+            f"A header with the name {name!r} cannot be sent: a name has letters, "
+            "digits, and of other characters most often '-'."
+        )
+    return name.encode("ascii")
+
+
+def _encode_cookie(cookie: str) -> bytes:
+    try:
+        return cookie.encode("ascii")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The cookie {cookie!r} cannot be sent: it must be all ASCII. Encode its "
+            "value before, with urllib.parse.quote() for example."
+        ) from error
+
+
+def _refuse_value(headers: list[tuple[bytes, bytes]]) -> None:
+    for name, value in headers:
+        if found := value.translate(None, _IN_VALUES):
+            raise ValueError(
+                f"The header {name.decode()!r} cannot be sent: its value has the "
+                f"control character {found[:1].decode('latin-1')!r}."
+            )
+
+
+def _check_length(announced: str, size: int) -> None:
+    if not (announced.isdecimal() and int(announced) == size):
+        raise ValueError(
+            f"A response of {size} bytes cannot be sent with the Content-Length "
+            f"{announced!r}. Leave that out: CommonMiddleware sets it."
+        )

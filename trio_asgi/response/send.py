@@ -1,0 +1,316 @@
+"""Django's responses to bytes: headers, and the parts of a streamed body."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import outcome
+import trio
+
+from trio_asgi import conf
+from trio_asgi.asgi.exchange import SEND_SECONDS
+from trio_asgi.bridge.managed_stream import ManagedStream
+from trio_asgi.bridge.streaming_content import (
+    contents,
+    forget_contents,
+    replace_contents,
+)
+from trio_asgi.errors import ClientDisconnected, ends_more, leaves
+from trio_asgi.islands.stream import IslandStream
+from trio_asgi.threads.offload import log
+from trio_asgi.threads.pool import current_pool
+
+from .file_stream import LARGEST_BLOCK, DiskFileStream, FileStream, disk_file
+from .files import MAKE_BYTES, file_of, is_plain, path_to_send, plain_file
+from .headers import response_start
+from .message_size import next_size
+from .thread_stream import ThreadStream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from django.http import StreamingHttpResponse
+    from django.http.response import HttpResponseBase
+
+    from trio_asgi.asgi.types import Send
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+logger = logging.getLogger("django.request")
+
+#: What the first message of a response in one piece holds at most; bytes.
+FIRST_PIECE: Final = 2**16
+
+
+def iterate_in_island(response: HttpResponseBase) -> None:
+    """Have async content that is asyncio's iterated, and closed, by asyncio."""
+    # An event stream is Trio's; only its events are asyncio's.
+    wrap_events = getattr(contents(response)[0], "wrap_events", None)
+    if wrap_events is not None:
+        wrap_events(IslandStream)
+    else:
+        replace_contents(response, IslandStream(response._iterator))  # type: ignore[attr-defined]
+
+
+async def send_over_asgi(
+    response: HttpResponseBase,
+    send: Send,
+    chunk_bytes: Callable[[Any], Iterator[tuple[Any, bool]]],
+) -> None:
+    """Send a response in messages of ASGI.
+
+    Args:
+        response: The response, which is not closed here.
+        send: Sends one message; a `ResponseSender` knows what the server takes.
+        chunk_bytes: Splits bytes for several messages, and says which are the last.
+    """
+    path = None
+    if getattr(send, "takes_paths", False) and getattr(send, "wants_body", True):
+        path = await _path_for_server(response)
+    wants_body = getattr(send, "wants_body", True)
+    content: bytes | None = None
+    if not response.streaming:
+        content = response.content  # type: ignore[attr-defined]
+    # Nothing may fail between this and the sending of it.
+    start = response_start(
+        response,
+        size=len(content) if content is not None and wants_body else None,
+        is_http1=getattr(send, "is_http1", True),
+    )
+    await send(start)
+    if path is not None:
+        await send({"type": "http.response.pathsend", "path": path})
+        return
+
+    async def send_part(part: bytes) -> None:
+        for chunk, _ in chunk_bytes(part):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    if content is not None:
+        if len(content) > FIRST_PIECE:
+            content = await _send_pieces(content, send_part)
+        for chunk, last in chunk_bytes(content):
+            await send(
+                {"type": "http.response.body", "body": chunk, "more_body": not last}
+            )
+        return
+    if wants_body:
+        await send_parts(
+            response,  # type: ignore[arg-type]
+            send_part,
+            cleanup_seconds=conf.get("CLEANUP_SECONDS"),
+        )
+    await send({"type": "http.response.body"})
+
+
+async def _send_pieces(
+    content: bytes, send_part: Callable[[bytes], Awaitable[None]]
+) -> bytes:
+    """Send bytes in pieces that follow the client, and return the last piece.
+
+    Each is a copy, which the server has for as long as the client does not take it.
+    """
+    sent, size = 0, FIRST_PIECE
+    while len(content) - sent > size:
+        begun = trio.current_time()
+        await send_part(content[sent : sent + size])
+        sent += size
+        seconds = trio.current_time() - begun
+        size = next_size(size, size, seconds=seconds, taken=sent, largest=LARGEST_BLOCK)
+    return content[sent:]
+
+
+async def _path_for_server(response: HttpResponseBase) -> str | None:
+    """Return the path of a file that the server shall send by itself, if any.
+
+    It is looked up in a worker thread.
+    """
+    file = file_of(response)
+    if file is None:
+        return None
+    length = response.headers.get("Content-Length")
+    return await current_pool().run_sync(functools.partial(path_to_send, file, length))
+
+
+async def end_body(send: Send) -> None:
+    """End the body of a stream that the server has cancelled, within a second.
+
+    For a stream that has no end of its own, this is as good as any other: its client
+    asks again, and gets another server.
+    """
+    with trio.move_on_after(SEND_SECONDS, shield=True), suppress(ClientDisconnected):
+        await send({"type": "http.response.body"})
+
+
+async def send_parts(
+    response: StreamingHttpResponse,
+    send: Callable[[bytes], Awaitable[None]],
+    *,
+    cleanup_seconds: float,
+) -> None:
+    """Send each part of a streamed body as it comes.
+
+    An async iterator is iterated, and closed, in this task; a context manager is
+    entered and left here. A sync iterator is iterated in the request's thread, no
+    faster than the parts are sent, and a file is read in a thread; ``response.close()``
+    closes both.
+
+    Args:
+        response: The response; its parts may be bytes or str.
+        send: Sends one part.
+        cleanup_seconds: How long the closing of async content may take. No cancellation
+            interrupts that of generators.
+    """
+    if not response.is_async:
+        await thread_stream(response).send_all(send)
+        return
+    # Not `streaming_content`, which hides the iterator in a generator of its own.
+    iterator: AsyncIterator[Any] = response._iterator  # type: ignore[attr-defined]
+    sent: outcome.Outcome[None] = outcome.Value(None)
+    closed: outcome.Outcome[None] = outcome.Value(None)
+    leaving = trio.CancelScope()
+
+    async def send_all() -> None:
+        async for part in iterator:
+            await send(response.make_bytes(part))
+
+    async def send_managed() -> None:
+        nonlocal sent, closed
+        async with AsyncExitStack() as stack:
+            stack.enter_context(leaving)
+            for content in contents(response):
+                if isinstance(content, ManagedStream):
+                    await stack.enter_async_context(content)
+            with trio.CancelScope() as scope:
+                sent = await outcome.acapture(send_all)
+                # The shield is put up on a scope that was there before the generator's
+                # own: a new one around the closing would break the order in which they
+                # nest. The manager is inside of none, but left as by any other code
+                # that is cancelled: its nursery would take the cancellation for one of
+                # its own, and what follows there would run as if all had been sent.
+                scope.shield = True
+                scope.deadline = trio.current_time() + cleanup_seconds
+                closed = await _capture_closing(response)
+            leaving.deadline = trio.current_time() + cleanup_seconds
+            if isinstance(sent, outcome.Error):
+                raise sent.error
+
+    ended: outcome.Outcome[None] = await outcome.acapture(send_managed)
+    try:
+        if isinstance(sent, outcome.Error) and (
+            leaving.cancelled_caught or _is_cancelled(ended)
+        ):
+            # The end has taken too long, unless it is the same.
+            ended = sent
+        await _raise_what_counts(ended, closed)
+    finally:
+        del ended, sent, closed
+
+
+async def _raise_what_counts(
+    ended: outcome.Outcome[None], closed: outcome.Outcome[None]
+) -> None:
+    """Raise the error of a stream, or that of its closing; log it if both failed.
+
+    Called outside the scope around the stream, which would take a cancellation for one
+    of its own.
+    """
+    try:
+        if _is_cancelled(ended):
+            # It may also come from a scope of the generator's, and be at its end there:
+            # only what cancels this task still goes on.
+            ended = await outcome.acapture(trio.lowlevel.checkpoint_if_cancelled)
+        if isinstance(ended, outcome.Error) and isinstance(closed, outcome.Error):
+            message = "Error in the closing of a stream"
+            log(logger, logging.ERROR, message, error=closed.error)
+        ended.unwrap()
+        closed.unwrap()
+    finally:
+        del ended, closed
+
+
+def _is_cancelled(ended: outcome.Outcome[None]) -> bool:
+    """Whether nothing but cancellations has ended it; a nursery groups even one."""
+    return isinstance(ended, outcome.Error) and all(
+        isinstance(leaf, trio.Cancelled) for leaf in leaves(ended.error)
+    )
+
+
+async def close_stream(response: HttpResponseBase | None) -> None:
+    """Close the async content of a response that has some; again does no harm.
+
+    What middleware has put around the view's content is closed first. A sync iterator
+    is left to ``response.close()``, for it belongs in a thread.
+    """
+    if response is None or not response.streaming:
+        return
+    async with AsyncExitStack() as stack:
+        for content in contents(response):
+            if hasattr(content, "aclose"):
+                stack.push_async_callback(_close_content, content)
+        forget_contents(response)
+
+
+async def _capture_closing(response: HttpResponseBase) -> outcome.Outcome[None]:
+    try:
+        await close_stream(response)
+    except BaseException as error:
+        if ends_more(error):
+            raise
+        return outcome.Error(error)
+    return outcome.Value(None)
+
+
+async def _close_content(content: Any) -> None:
+    try:
+        await content.aclose()
+    except BaseExceptionGroup as group:
+        # A nursery that is open in the generator wraps even its GeneratorExit.
+        _raise_without_exit(group)
+
+
+def _raise_without_exit(group: BaseExceptionGroup[BaseException]) -> None:
+    rest = group.split(GeneratorExit)[1]
+    try:
+        if rest is not None:
+            raise rest
+    finally:
+        del group, rest
+
+
+def thread_stream(response: StreamingHttpResponse) -> ThreadStream:
+    """Return what sends the sync content of a response."""
+    make_bytes = _bytes_maker(response)
+    file = file_of(response)
+    if file is None:
+        return ThreadStream(response._iterator, make_bytes)  # type: ignore[attr-defined]
+    length = response.headers.get("Content-Length", "")
+    size = int(length) if length.isdecimal() else None
+    if not is_plain(file):
+        return FileStream(file, make_bytes, size=size)
+    run = current_pool().run_sync
+    on_disk = disk_file(plain_file(file))
+    if on_disk is not None:
+        return DiskFileStream(on_disk, size=size, run=run)
+    return FileStream(file, make_bytes, size=size, run=run)
+
+
+def _bytes_maker(response: StreamingHttpResponse) -> Callable[[Any], bytes]:
+    """Return the response's ``make_bytes``, for many parts.
+
+    Django's finds out the charset for each, which takes longer than most rows of CSV.
+    """
+    make_bytes: Callable[[Any], bytes] = response.make_bytes
+    if not MAKE_BYTES.is_code_of(type(response).make_bytes):
+        return make_bytes
+    charset = response.charset
+
+    def make_bytes_of_part(part: Any) -> bytes:
+        return part.encode(charset) if type(part) is str else make_bytes(part)
+
+    return make_bytes_of_part

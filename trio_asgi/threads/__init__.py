@@ -1,0 +1,1 @@
+"""Sync code in worker threads, one call at a time. Trio only."""

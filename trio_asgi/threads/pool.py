@@ -1,0 +1,343 @@
+"""Worker threads: where the sync code of a request runs.
+
+Django's sync code keeps state in its thread, database connections above all, so all
+sync code of one request must run in one thread, in order. A request holds a
+`Lease`, which takes a `Worker` from the `WorkerPool` at the first call and gives it
+back at the end; the next request takes the same thread, with its connections.
+
+`loop` tells how a call goes to the thread and comes back. Everything here is called in
+the Trio thread, but for what says "worker thread".
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from .abandon import INTERVAL, Leaver
+from .clock import HeldClock
+from .lease import Lease, OneCallLease
+from .loop import current_loop
+from .wakeups import Wakeups
+from .worker import Worker
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable
+
+    from .call import Call, Inbox
+    from .loop import CallLoop
+
+
+T = TypeVar("T")
+
+
+class WorkerPool:
+    """The worker threads of one Trio run, and the limit on calls that run in them.
+
+    Guarantees:
+
+    - The limit is on running calls. An idle lease holds no token, nor does a thread
+      that waits for a coroutine. Waiting for a token is first come, first served.
+    - A thread that nobody takes for ``idle_seconds`` ends, and calls ``on_thread_exit``
+      as its last act; after a lease that made no call for long, it may take about twice
+      that long. So do all threads at the end of the run.
+    - If ``leases`` is given, no more leases of `lease` than that hold a thread at the
+      same time. Waiting for that is first come, first served. A thread that shall end
+      counts until it has ended.
+    - The thread that came back last is taken first, so that few threads do the work.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """Start no thread yet; see `configure` for the options."""
+        self.limiter = trio.CapacityLimiter(1)
+        # Only of what `lease` returns. Other leases would wait for themselves: a call
+        # that is not thread-sensitive is waited for by a request that has a slot, and
+        # who has one may also wait for a task that belongs to no request. A borrowed
+        # thread is not the pool's.
+        self.slots: trio.CapacityLimiter | None = None
+        self.configure(**options)
+        #: The workers whose thread has not ended. Each takes itself out.
+        self.workers: set[Worker] = set()
+        #: Whether the run is at its end: then no thread is kept.
+        self.closed = False
+        # A dict for its atomic operations: popitem() here, and del in a thread that
+        # gives up waiting, cannot both get the same worker.
+        self._idle: dict[Worker, None] = {}
+        self._program_lease: Lease | None = None
+        self._caller_lease: Lease | None = None
+        self._caller_inbox: Inbox | None = None
+        self._requests_inbox: Inbox | None = None
+        self._clock = HeldClock()
+        #: Set when system tasks that may call sync code at the end of the run have
+        #: ended.
+        self.ends_of_users: list[trio.Event] = []
+        #: How the threads wake the tasks that wait for them.
+        self.wakeups = Wakeups()
+
+    def configure(  # noqa: PLR0913 - each is a setting, or a hook
+        self,
+        *,
+        threads: int = 40,
+        leases: int | None = None,
+        idle_seconds: float = 30.0,
+        shutdown_seconds: float = 10.0,
+        tidy: Callable[[], object] = lambda: None,
+        on_thread_exit: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Change the options, also of threads that are there.
+
+        Args:
+            threads: How many calls may run.
+            leases: How many leases of `lease` may hold a thread, of those that are made
+                from now on; None: any number.
+            idle_seconds: How long an idle thread waits for its next lease.
+            shutdown_seconds: How long the end of the threads is waited for.
+            tidy: What `run_tidily` calls before and after. Must not raise.
+            on_thread_exit: Called as the last act of each thread.
+        """
+        self.limiter.total_tokens = threads
+        if leases is None:
+            self.slots = None
+        elif self.slots is None:
+            self.slots = trio.CapacityLimiter(leases)
+        else:
+            self.slots.total_tokens = leases
+        self.idle_seconds = min(idle_seconds, threading.TIMEOUT_MAX)
+        self.shutdown_seconds = shutdown_seconds
+        self.tidy = tidy
+        self.on_thread_exit = on_thread_exit
+
+    def take(self) -> Worker:
+        """Return an idle worker, or a new one."""
+        try:
+            worker, _ = self._idle.popitem()
+        except KeyError:
+            worker = Worker(
+                idle_seconds=lambda: self.idle_seconds,
+                on_idle=self.forget_idle,
+                on_end=self._on_thread_end,
+            )
+            worker.thread.start()
+            # After the start, which may fail; the thread ends only when told to.
+            self.workers.add(worker)
+        return worker
+
+    def give_back(self, worker: Worker) -> None:
+        """Let the next lease have this worker."""
+        self._idle[worker] = None
+
+    def forget_idle(self, worker: Worker) -> bool:
+        """Take out a worker that is to end; False if it was taken. Any thread."""
+        try:
+            del self._idle[worker]
+        except KeyError:
+            return False
+        return True
+
+    def _on_thread_end(self, worker: Worker, then: Callable[[], object] | None) -> None:
+        """Do what is left to do when a thread ends. Worker thread."""
+        try:
+            self.on_thread_exit()
+        finally:
+            self.workers.discard(worker)
+            if then is not None:
+                with suppress(trio.RunFinishedError):
+                    self.wakeups.run_sync_soon(then)
+
+    async def acquire_token(self, call: Call[Any]) -> None:
+        """Wait until the call may run; a checkpoint only if it has to wait."""
+        try:
+            self.limiter.acquire_on_behalf_of_nowait(call)
+        except trio.WouldBlock:
+            await self.limiter.acquire_on_behalf_of(call)
+        self._clock.hold()
+
+    def release_token(self, call: Call[Any]) -> None:
+        """Note that the call does not run any more."""
+        self.limiter.release_on_behalf_of(call)
+        self._clock.let_go()
+
+    def work_for(self, inbox: Inbox) -> None:
+        """Have sensitive code that belongs to no request run in a given thread."""
+        self._caller_inbox = inbox
+        self._caller_lease = Lease(self, inbox)
+
+    @property
+    def caller_is_free(self) -> bool:
+        """Whether there is a thread of `work_for` that runs nothing, nor is lent."""
+        lease = self._caller_lease
+        return (
+            lease is not None
+            and lease.running is None
+            and self._requests_inbox is not self._caller_inbox
+        )
+
+    def lend_to_requests(self) -> None:
+        """Have requests' code run in the thread of `work_for` too, if there is one.
+
+        A test has its transaction there.
+        """
+        self._requests_inbox = self._caller_inbox
+
+    def lease(self) -> Lease:
+        """Return a lease for a request or a background task."""
+        if self._requests_inbox is not None:
+            return Lease(self, self._requests_inbox)
+        return Lease(self, slots=self.slots)
+
+    def program_lease(self) -> CallLoop:
+        """Return where sensitive code goes that belongs to no request."""
+        if self._caller_lease is not None:
+            return self._caller_lease
+        if self.closed:
+            return OneCallLease(self)
+        if self._program_lease is None:
+            self._program_lease = Lease(self)
+        return self._program_lease
+
+    def replace_program_lease(self, lease: Lease) -> None:
+        """If a lease is the program's, let the next call have another thread.
+
+        The one that it has may never be free again.
+        """
+        if lease is self._program_lease:
+            self._program_lease = None
+            lease.release()
+
+    async def run_sync(
+        self,
+        fn: Callable[[], T],
+        *,
+        context: contextvars.Context | None = None,
+        inbox: Inbox | None = None,
+    ) -> T:
+        """Run ``fn()`` in any worker thread, as `CallLoop.run_sync` does.
+
+        If an inbox is given, in a thread that it leads to.
+        """
+        return await OneCallLease(self, inbox).run_sync(fn, context=context)
+
+    def run_tidily(self, fn: Callable[[], T]) -> T:
+        """Run code of others, and leave the thread as it was found. Worker thread.
+
+        For what `run_sync` runs: the next lease to take the thread is a request's.
+        """
+        self.tidy()
+        try:
+            return fn()
+        finally:
+            self.tidy()
+
+    async def retire_idle(self) -> None:
+        """End the idle threads, and wait for that up to ``shutdown_seconds``."""
+        retired = list(self._idle)
+        for worker in retired:
+            # If it takes itself out meanwhile, it ends without being told to.
+            if self.forget_idle(worker):
+                worker.stop()
+        await self._join(retired)
+
+    async def _join(self, workers: list[Worker]) -> None:
+        """Wait for the end of threads up to ``shutdown_seconds``."""
+        self._clock.hold()
+        try:
+            with trio.move_on_after(self.shutdown_seconds):
+                for worker in workers:
+                    await trio.to_thread.run_sync(
+                        worker.thread.join, abandon_on_cancel=True
+                    )
+        finally:
+            self._clock.let_go()
+
+    async def close_at_end_of_run(self) -> None:
+        """End all threads when the run's main task has ended. A system task."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            if self._program_lease is not None:
+                self._program_lease.release()
+            # Other system tasks, and async generators that are finalized after them,
+            # may still call sync code: their threads end with the call.
+            self.closed = True
+            with trio.CancelScope(shield=True):
+                await self.retire_idle()
+                await self._leave_system_tasks()
+                await self._join([worker for worker in self.workers if not worker.left])
+
+    async def _leave_system_tasks(self) -> None:
+        """Wait for other system tasks that call sync code; not for ever."""
+        nursery = trio.lowlevel.current_task().parent_nursery
+        assert nursery is not None
+        leaver = Leaver(nursery.parent_task, self.shutdown_seconds)
+        for event in self.ends_of_users:
+            while not event.is_set():
+                leaver.look()
+                with trio.move_on_after(INTERVAL):
+                    await event.wait()
+        leaver.look()
+        while leaver.is_needed:
+            await trio.sleep(INTERVAL)
+            leaver.look()
+
+
+_pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")
+
+#: Returns what the pool of a Trio run is made with: the arguments of `WorkerPool`. Set
+#: by `install`.
+pool_options: Callable[[], dict[str, Any]] = dict
+
+
+def existing_pool() -> WorkerPool | None:
+    """Return the pool of the Trio run of this thread, if it has one. Any thread."""
+    if not trio.lowlevel.in_trio_run():
+        return None
+    try:
+        return _pool.get()
+    except LookupError:
+        return None
+
+
+def current_pool() -> WorkerPool:
+    """Return the pool of this Trio run; its first caller makes it."""
+    try:
+        return _pool.get()
+    except LookupError:
+        pool = WorkerPool(**pool_options())
+        _pool.set(pool)
+        try:
+            trio.lowlevel.spawn_system_task(pool.close_at_end_of_run)
+        except RuntimeError:  # the run is at its end already
+            pool.closed = True
+        return pool
+
+
+def sensitive_loop() -> CallLoop:
+    """Return where thread-sensitive code of the running task belongs."""
+    pool = current_pool()
+    loop = current_loop.get()
+    if loop is None or loop.pool is not pool:
+        # None, or inherited by a Trio run that sync code of another run has started.
+        return pool.program_lease()
+    return loop
+
+
+def reserved_lease() -> Lease | None:
+    """Return the lease of a request whose handler has not begun yet, if there is one.
+
+    Django's own ``ASGIHandler.__call__`` stands between the making of the lease and the
+    handling of the request, and with it whatever tools have put around it.
+    """
+    loop = current_loop.get()
+    if isinstance(loop, Lease) and loop.reserved and loop.pool is current_pool():
+        return loop
+    return None
+
+
+def has_own_thread() -> bool:
+    """Whether a request or the like has a thread for the running task's code."""
+    loop = current_loop.get()
+    return loop is not None and loop.pool is current_pool()
