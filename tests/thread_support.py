@@ -200,7 +200,8 @@ def run_script(script: str, *args: str) -> str:
 
 _INTERRUPTED = """
 import signal, sys, trio
-from trio_asgi.threads import call, lease as leases, loop, pool as pools, wakeups, worker
+from trio_asgi.threads import call, lease as leases, loop, pool as pools
+from trio_asgi.threads import wakeups, worker
 
 modules = [call, leases, loop, pools, wakeups, worker]
 files = {{module.__file__ for module in modules}}

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 from contextlib import asynccontextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import trio
-from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
@@ -31,18 +29,15 @@ from .bridge.pool_options import configure
 from .chain.load import ChainHandler
 from .errors import ClientDisconnected, ends_more
 from .hosts.sigterm import leave_sigterm_to_parent
-from .islands.functions import asyncio_island, is_trio_island
+from .request.answer import send_answer
 from .request.background import end_islands_and_threads, start_in_background
-from .request.body import open_streamed
-from .request.body_file import close_body, spool_body
-from .request.body_options import BodyOptions, options_for
+from .request.body_file import spool_body, take_body
 from .request.errors import as_server_errors, refuse_body, server_error
-from .request.life import Life
-from .request.request import ASGIRequest, path_info_of
+from .request.request import ASGIRequest, makes_plain_requests
 from .request.signals import RequestSignals, disown_caches, join_transaction
+from .request.state import RequestState
 from .response.file_stream import LARGEST_BLOCK
-from .response.files import sends_file
-from .response.send import end_body, send_over_asgi
+from .response.send import send_over_asgi
 from .threads.loop import current_loop
 from .threads.pool import current_pool, reserved_lease
 
@@ -53,10 +48,7 @@ if TYPE_CHECKING:
 
     from .asgi.types import Receive, Scope, Send
 
-logger = logging.getLogger("django.request")
-
 _CALL: Final = Written(asgi.ASGIHandler.__call__, asgi)
-_CREATE_REQUEST: Final = Written(asgi.ASGIHandler.create_request, asgi)
 
 
 class ASGIHandler(ChainHandler):
@@ -189,182 +181,103 @@ class ASGIHandler(ChainHandler):
             await join_transaction()
         receiver = Receiver(scope, receive)
         refusal: HttpResponseBase | None = None
+        urlconf = getattr(self.request_class, "urlconf", None)
         try:
-            body_file = await self._take_body(scope, receiver)
+            body = await take_body(scope, receiver, self.read_body, urlconf=urlconf)
         except (ClientDisconnected, RequestAborted):
             return
         except BaseException as error:
             if ends_more(error):
                 raise
-            body_file, refusal = io.BytesIO(), refuse_body(error, scope["path"])
+            body, refusal = io.BytesIO(), refuse_body(error, scope["path"])
         lease = lease or current_pool().lease()
         lease.begin_request()
         lease.owner, lease.for_asyncio = self, self._asyncio_views
         outer_loop = current_loop.set(lease)
-        life = Life(scope["path"], RequestSignals(type(self), scope, lease), lease)
         sender = ResponseSender(
             send,
             receiver,
             wants_body=scope["method"] != "HEAD",
             takes_paths="http.response.pathsend" in (scope.get("extensions") or ()),
         )
+        signals = RequestSignals(type(self), scope, lease)
+        state = RequestState(scope["path"], signals, lease, sender, body)
         exchange = Exchange(
             wait_disconnect=receiver.wait_disconnect,
             is_complete=lambda: sender.settled,
             lease=lease,
             patience=lambda: conf.get("SHUTDOWN_SECONDS"),
-            name=life.path,
+            name=state.path,
         )
         receiver.on_disconnect = exchange.abort
         exchange.limit_sending(
-            sender,
-            lambda: conf.get("SEND_TIMEOUT"),
-            life.end_early,
+            sender, lambda: conf.get("SEND_TIMEOUT"), state.end_early
         )
 
         async def respond() -> None:
-            life.response = await self._make_response(scope, body_file, life, refusal)
-            await self._send_or_fail(life, exchange, sender)
-            life.complete = True
+            state.response = await self._make_response(scope, state, refusal)
+            await self._send(state, exchange)
+            state.complete = True
 
         try:
             await exchange.run(respond)
         except ClientDisconnected:
             pass
         finally:
-            if not life.complete:
-                lease.retire = True
             try:
-                await life.end()
+                await state.finish()
             finally:
                 # It refers to the exchange, which refers to it.
                 receiver.on_disconnect = None
                 current_loop.reset(outer_loop)
-                await self._leave(body_file, sender)
-
-    async def _take_body(self, scope: Scope, receiver: Receiver) -> IO[bytes]:
-        """Read the body, or only its beginning if the view starts before it is there.
-
-        Raises:
-            ClientDisconnected, RequestAborted: the client has left.
-            BodyTooLarge, BodyTimeout: it is refused.
-        """
-        if not receiver.may_have_body:
-            if not receiver.is_http1:
-                # There is none, but only if the client keeps to the rules.
-                receiver.limits = BodyOptions().limits
-            return await self.read_body(receiver)
-        urlconf = getattr(self.request_class, "urlconf", None)
-        options = options_for(path_info_of(scope), urlconf)
-        receiver.limits = options.limits
-        await receiver.check_announced_size()
-        if options.starts_early:
-            return open_streamed(receiver)
-        return await self.read_body(receiver)
 
     async def _make_response(
-        self,
-        scope: Scope,
-        body_file: IO[bytes],
-        life: Life,
-        refusal: HttpResponseBase | None,
+        self, scope: Scope, state: RequestState, refusal: HttpResponseBase | None
     ) -> HttpResponseBase:
-        """Make the request, and whatever answers it."""
+        """Make the request, and have the middleware chain and the view answer it."""
         try:
             if refusal is not None:
-                await life.signals.start()
+                await state.signals.start()
                 return refusal
             set_script_prefix(get_script_prefix(scope))
-            if not self._makes_plain_requests():
-                await life.signals.start()
+            if not makes_plain_requests(self):
+                await state.signals.start()
             if scope.get("query_string", b"").isascii():
-                request, error_response = self.create_request(scope, body_file)
+                request, error = self.create_request(scope, state.body_file)
             else:
                 # One that is not UTF-8 is logged there: not on the loop.
-                make = functools.partial(self.create_request, scope, body_file)
-                request, error_response = await hop(make)
+                make = functools.partial(self.create_request, scope, state.body_file)
+                request, error = await hop(make)
             if request is None:
-                await life.signals.start()
-                assert error_response is not None
-                return error_response
-            life.request = request
-            request._signals = life.signals  # type: ignore[attr-defined]
+                await state.signals.start()
+                assert error is not None
+                return error
+            state.request = request
+            request._signals = state.signals  # type: ignore[attr-defined]
             return await self.run_get_response(request)
         except BaseException as error:
             if ends_more(error):
                 raise
             # Hooks that would have cleaned up in the thread were skipped.
-            life.lease.retire = True
-            return server_error(error, life.path, life.request)
+            state.lease.retire = True
+            return server_error(error, state.path, state.request)
 
-    def _makes_plain_requests(self) -> bool:
-        """Whether nobody can tell that the request is made before ``request_started``.
-
-        So that signal can share a hop with the first hooks.
-        """
-        return (
-            _CREATE_REQUEST.is_code_of(type(self).create_request)
-            and self.request_class.__init__ is ASGIRequest.__init__
-        )
-
-    async def _send_or_fail(
-        self, life: Life, exchange: Exchange, sender: ResponseSender
-    ) -> None:
+    async def _send(self, state: RequestState, exchange: Exchange) -> None:
         """Send the response, or a plain 500 for one that cannot even be started.
 
         It is closed, like any other, when the request ends.
         """
+        sender, response = state.sender, state.response
+        assert response is not None
+        send = functools.partial(self.send_response, response, sender)
         try:
-            await self._send(life, exchange, sender)
+            await send_answer(state, exchange, send)
         except BaseException as error:
             left = isinstance(error, ClientDisconnected)
             if sender.begun or left or ends_more(error):
                 raise
-            answer = server_error(error, life.path, life.request)
+            answer = server_error(error, state.path, state.request)
             await send_over_asgi(answer, sender, self.chunk_bytes)
-
-    async def _send(
-        self, life: Life, exchange: Exchange, sender: ResponseSender
-    ) -> None:
-        """Send the response; the thread does not wait for a client that does not read.
-
-        It goes back before, if nothing of the request is left in it, or else after a
-        second. A stream needs it to its end, unless it is a file's.
-        """
-        response, lease = life.response, life.lease
-        assert response is not None
-        in_one_piece = not (response.streaming and sender.wants_body)
-        threadless = (in_one_piece or sends_file(response)) and (
-            not lease.has_thread or life.signals.release_thread_early(response)
-        )
-        # A view need not have noticed that it was cancelled, nor can sync code.
-        if lease.calls:
-            await exchange.look()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        send = functools.partial(self.send_response, response, sender)
-        if not in_one_piece:
-            try:
-                await send()
-            except trio.Cancelled:
-                if getattr(response, "ends_cleanly", False) and not exchange.aborted:
-                    await end_body(sender)
-                raise
-            return
-        sender.in_one_piece = True
-        exchange.stop_watching()
-        if threadless:
-            await sender.beside_body(send)
-            return
-        with exchange.sending_last(life.end_early):
-            await sender.beside_body(send)
-
-    async def _leave(self, body_file: IO[bytes], sender: ResponseSender) -> None:
-        """Close the body, and have the server end a response that was cut off."""
-        if type(body_file) is not io.BytesIO:
-            await close_body(body_file)
-        if not sender.handed_over:
-            await sender.finish_cut_off()
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, which is in memory up to a size, as in Django.
@@ -377,21 +290,6 @@ class ASGIHandler(ChainHandler):
             BodyTooLarge, BodyTimeout: it is answered 413, or 408.
         """
         return await spool_body(receive)
-
-    def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the view as it is called: what Django's handler asks for each request.
-
-        Besides Django's transaction: with ``ASYNCIO_VIEWS``, an async view becomes an
-        island, unless it says that it is Trio's.
-        """
-        view = super().make_view_atomic(view)
-        if (
-            self._asyncio_views
-            and iscoroutinefunction(view)
-            and not is_trio_island(view)
-        ):
-            return asyncio_island(view)
-        return view
 
     async def send_response(self, response: HttpResponseBase, send: Send) -> None:
         """Send a response out over ASGI; the parts of a streamed one as they come.

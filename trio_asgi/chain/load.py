@@ -23,6 +23,7 @@ from django.utils.deprecation import MiddlewareMixin
 
 from trio_asgi import conf
 from trio_asgi.bridge.as_written import Written, is_as_written
+from trio_asgi.islands.functions import asyncio_island, is_trio_island
 
 from .loop_safe import LoopSafety
 from .passage import Passage
@@ -150,6 +151,21 @@ class ChainHandler(asgi.ASGIHandler):
         return self._chain.link(
             method, handler_is_async=method_is_async, to_async=is_async
         )
+
+    def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the view as it is called: what Django's handler asks for each request.
+
+        Besides Django's transaction: with ``ASYNCIO_VIEWS``, an async view becomes an
+        island, unless it says that it is Trio's.
+        """
+        view = super().make_view_atomic(view)
+        if (
+            self._chain.plan.asyncio_views
+            and iscoroutinefunction(view)
+            and not is_trio_island(view)
+        ):
+            return asyncio_island(view)
+        return view
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         """Answer a request by way of the middleware chain; see `chain.load`."""

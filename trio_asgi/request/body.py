@@ -18,8 +18,6 @@ from trio_asgi.errors import LEFT_EARLY, BodyTimeout, BodyTooLarge, ClientDiscon
 from trio_asgi.threads.pool import current_pool
 from trio_asgi.threads.trio_state import in_trio_run, in_trio_task
 
-from .body_stream import open_body
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -31,11 +29,6 @@ _BLOCK_SIZE: Final = 2**18
 
 _FORM: Final = "application/x-www-form-urlencoded"
 _FORM_WITH_FILES: Final = "multipart/form-data"
-
-
-def open_streamed(receiver: Receiver) -> IO[bytes]:
-    """Return a body as the file of a request that starts before it has come."""
-    return open_body(receiver)
 
 
 class RequestWithBody(asgi.ASGIRequest):
@@ -52,7 +45,7 @@ class RequestWithBody(asgi.ASGIRequest):
     _stream: Any
 
     def __init__(self, scope: Scope, body_file: IO[bytes]) -> None:
-        """Take the body from a file: one of `open_streamed`, or at its beginning."""
+        """Take the body from a file: one of `open_body`, or at its beginning."""
         super().__init__(scope, body_file)
         self._receiver = getattr(getattr(body_file, "raw", None), "receiver", None)
 

@@ -1,11 +1,11 @@
-"""A request's body, read whole into a file before the view starts."""
+"""A request's body as a file: read whole before the view starts, or as it comes."""
 
 from __future__ import annotations
 
 import functools
 import io
 import tempfile
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.exceptions import RequestAborted
@@ -14,10 +14,47 @@ from trio_asgi import conf
 from trio_asgi.threads.offload import finish_in_thread
 from trio_asgi.threads.pool import current_pool
 
-from .body_stream import BodyFile
+from .body_options import BodyOptions, options_for
+from .body_stream import BodyFile, open_body
+from .request import path_info_of
 
 if TYPE_CHECKING:
-    from trio_asgi.asgi.types import Receive
+    from collections.abc import Awaitable, Callable
+
+    from trio_asgi.asgi.receive import Receiver
+    from trio_asgi.asgi.types import Receive, Scope
+
+
+async def take_body(
+    scope: Scope,
+    receiver: Receiver,
+    read_body: Callable[[Receive], Awaitable[IO[bytes]]],
+    *,
+    urlconf: Any = None,
+) -> IO[bytes]:
+    """Read the body, or only its beginning if the view starts before it is there.
+
+    Args:
+        scope: The request's.
+        receiver: What the body comes from. Gets the limits that the view sets.
+        read_body: Reads a whole body.
+        urlconf: As ``request.urlconf``; None: the project's.
+
+    Raises:
+        ClientDisconnected, RequestAborted: the client has left.
+        BodyTooLarge, BodyTimeout: it is refused.
+    """
+    if not receiver.may_have_body:
+        if not receiver.is_http1:
+            # There is none, but only if the client keeps to the rules.
+            receiver.limits = BodyOptions().limits
+        return await read_body(receiver)
+    options = options_for(path_info_of(scope), urlconf)
+    receiver.limits = options.limits
+    await receiver.check_announced_size()
+    if options.starts_early:
+        return open_body(receiver)
+    return await read_body(receiver)
 
 
 async def spool_body(receive: Receive) -> IO[bytes]:
@@ -64,7 +101,7 @@ async def close_body(file: IO[bytes]) -> None:
     In a thread, if it is on disk: to free gigabytes there takes a while. After
     ``CLEANUP_SECONDS`` that goes on alone.
     """
-    if file.closed:
+    if type(file) is io.BytesIO or file.closed:
         return
     if isinstance(file, (io.BytesIO, BodyFile)) or not getattr(file, "_rolled", True):
         file.close()

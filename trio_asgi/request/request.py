@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Final
 
+from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
+
+from trio_asgi.bridge.as_written import Written
 
 from .body import RequestWithBody
 
@@ -62,3 +65,17 @@ def path_info_of(scope: Scope) -> str:
     if path == prefix or path.startswith(prefix + "/"):
         return path[len(prefix) :]
     return path
+
+
+_CREATE_REQUEST: Final = Written(asgi.ASGIHandler.create_request, asgi)
+
+
+def makes_plain_requests(handler: Any) -> bool:
+    """Whether nobody can tell that a request is made before ``request_started``.
+
+    So that signal can share a hop with the first hooks.
+    """
+    return (
+        _CREATE_REQUEST.is_code_of(type(handler).create_request)
+        and handler.request_class.__init__ is ASGIRequest.__init__
+    )

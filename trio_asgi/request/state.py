@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import trio
 from django.http import HttpResponse
@@ -16,11 +16,14 @@ from trio_asgi.islands.context import with_locals
 from trio_asgi.response.send import close_stream
 from trio_asgi.threads.offload import log, settle_log
 
+from .body_file import close_body
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from django.http import HttpRequest, HttpResponseBase
 
+    from trio_asgi.asgi.send import ResponseSender
     from trio_asgi.threads.lease import Lease
 
     from .signals import RequestSignals
@@ -29,12 +32,14 @@ logger = logging.getLogger("django.request")
 
 
 @dataclass
-class Life:
+class RequestState:
     """One request, from its first byte to its last. Its task's."""
 
     path: str
     signals: RequestSignals
     lease: Lease
+    sender: ResponseSender
+    body_file: IO[bytes]
     request: HttpRequest | None = None
     response: HttpResponseBase | None = None
     #: Whether all of it has run, and nothing was cut short.
@@ -53,6 +58,20 @@ class Life:
         if self.request.close not in response._resource_closers:
             response._resource_closers.append(self.request.close)
         return response  # type: ignore[no-any-return] # it has private attributes
+
+    async def finish(self) -> None:
+        """End the request, close its body, and end the response for the server.
+
+        No cancellation reaches this.
+        """
+        if not self.complete:
+            self.lease.retire = True
+        try:
+            await self.end()
+        finally:
+            await close_body(self.body_file)
+            if not self.sender.handed_over:
+                await self.sender.finish_cut_off()
 
     async def end(self) -> None:
         """Close the response, send ``request_finished``, and give the thread back.
