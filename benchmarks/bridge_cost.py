@@ -96,9 +96,9 @@ async def ratio(
     for stretch in range(stretches):
         for installed in (bool(stretch % 2), not stretch % 2):
             if installed or not change:
-                trio_asgi.install()
+                trio_asgi.install_bridge()
             else:
-                trio_asgi.uninstall()
+                trio_asgi.uninstall_bridge()
             await case(5)  # Python adapts its code to what it meets
             seconds[installed].append(await time_calls(case, CALLS))
     return statistics.median(seconds[True]) / statistics.median(seconds[False])

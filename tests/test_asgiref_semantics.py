@@ -74,12 +74,12 @@ class Loops:
 @pytest.fixture(params=["asgiref", "asyncio", "trio"])
 def loops(request: pytest.FixtureRequest) -> Iterator[Loops]:
     """Provide each of the loops in turn."""
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     if request.param != "asgiref":
-        trio_asgi.install(new_loops=request.param)
+        trio_asgi.install_bridge(async_to_sync_backend=request.param)
     yield Loops(request.param)
-    trio_asgi.uninstall()
-    trio_asgi.install()
+    trio_asgi.uninstall_bridge()
+    trio_asgi.install_bridge()
 
 
 @asynccontextmanager
@@ -202,11 +202,11 @@ def test_a_call_on_trio_leaves_the_notes_of_asyncio() -> None:
     async def main() -> None:
         assert await sync_to_async(code)() is asyncio.get_running_loop()
 
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     try:
         asyncio.run(main())
     finally:
-        trio_asgi.install(new_loops="asyncio")
+        trio_asgi.install_bridge(async_to_sync_backend="asyncio")
 
 
 # ThreadSensitiveContext

@@ -151,10 +151,10 @@ def different(
 @pytest.fixture
 def uninstalled() -> Iterator[None]:
     """Take the bridge away for a test."""
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     yield
-    trio_asgi.uninstall()
-    trio_asgi.install()
+    trio_asgi.uninstall_bridge()
+    trio_asgi.install_bridge()
 
 
 @pytest.mark.usefixtures("uninstalled")
@@ -166,14 +166,14 @@ def test_install_patches_little_and_uninstall_undoes_it() -> None:
             assert not value.__code__.co_filename.startswith(
                 os.path.dirname(trio_asgi.__file__)  # noqa: PTH120
             )
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     installed = attributes()
     assert different(pristine, installed) == PATCHED
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     assert different(installed, attributes()) == set()
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     assert different(pristine, attributes()) == set()
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     assert different(pristine, attributes()) == set()
 
 
@@ -187,14 +187,14 @@ def test_install_from_many_threads() -> None:
         choose = random.Random(seed).choice  # noqa: S311
         barrier.wait()
         for _ in range(300):
-            choose([trio_asgi.install, trio_asgi.uninstall])()
+            choose([trio_asgi.install_bridge, trio_asgi.uninstall_bridge])()
             assert different(pristine, attributes()) <= PATCHED
 
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(work, range(4)))
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     assert different(pristine, attributes()) == PATCHED
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     assert different(pristine, attributes()) == set()
 
 
@@ -205,11 +205,11 @@ def test_outside_trio_the_original_is_called_directly() -> None:
         return sync_to_async(nothing)()
 
     coroutine = asyncio.run(make())
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     try:
         original = asyncio.run(make())
     finally:
-        trio_asgi.install()
+        trio_asgi.install_bridge()
     assert inspect.iscoroutine(coroutine)
     assert inspect.iscoroutine(original)
     code = coroutine.cr_code, original.cr_code
@@ -828,7 +828,7 @@ def test_sync_program(uninstalled: None) -> None:
 
     expected = (True, True, "program", "coroutine")
     assert contextvars.copy_context().run(program) == expected
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     assert contextvars.copy_context().run(program) == expected
     connection.cursor().close()
     connection.close()
@@ -1461,7 +1461,7 @@ def test_a_forked_child_runs_coroutines_on_asyncio() -> None:
 
         # A process with threads should not be forked, says Python 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
-        trio_asgi.install()
+        trio_asgi.install_bridge()
 
         async def coroutine():
             return asyncio.get_running_loop().is_running()
@@ -1493,7 +1493,7 @@ def test_install_needs_no_settings() -> None:
         from asgiref.sync import sync_to_async
         from django.conf import settings
 
-        trio_asgi.install()
+        trio_asgi.install_bridge()
         for sensitive in (True, False):
             call = sync_to_async(lambda: "called", thread_sensitive=sensitive)
             print(trio.run(call))

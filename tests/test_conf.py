@@ -22,9 +22,9 @@ WRONG: list[tuple[Any, str, str]] = [
     (
         {"TREADS": 1},
         "E002",
-        "TRIO_ASGI has no key 'TREADS'. Known keys: THREADS, LEASES, "
-        "THREAD_IDLE_SECONDS, ASYNCIO_VIEWS, NEW_LOOPS, STREAM_BODY, MAX_BODY_SIZE, "
-        "BODY_TIMEOUT, BODY_MIN_RATE, BODY_TOTAL_TIMEOUT, SEND_TIMEOUT, "
+        "TRIO_ASGI has no key 'TREADS'. Known keys: THREADS, MAX_HELD_THREADS, "
+        "THREAD_IDLE_SECONDS, ASYNCIO_VIEWS, ASYNC_TO_SYNC_BACKEND, STREAM_BODY, "
+        "MAX_BODY_SIZE, BODY_TIMEOUT, BODY_MIN_RATE, BODY_TOTAL_TIMEOUT, SEND_TIMEOUT, "
         "CLEANUP_SECONDS, SHUTDOWN_SECONDS.",
     ),
     (
@@ -43,10 +43,10 @@ WRONG: list[tuple[Any, str, str]] = [
         "TRIO_ASGI['THREADS'] must be a whole number of threads, 1 or more, not True.",
     ),
     (
-        {"LEASES": 0},
+        {"MAX_HELD_THREADS": 0},
         "E003",
-        "TRIO_ASGI['LEASES'] must be a whole number of leases, 1 or more, or None for "
-        "no bound, not 0.",
+        "TRIO_ASGI['MAX_HELD_THREADS'] must be a whole number of threads, 1 or more, "
+        "or None for no bound, not 0.",
     ),
     (
         {"THREAD_IDLE_SECONDS": -1},
@@ -163,7 +163,7 @@ async def show():
         pool.idle_seconds,
     )
 
-trio_asgi.install()
+trio_asgi.install_bridge()
 """
 
 
@@ -172,7 +172,7 @@ trio_asgi.install()
     [
         # A program that uses the ORM alone.
         """
-        configure(THREADS=3, LEASES=2, THREAD_IDLE_SECONDS=9)
+        configure(THREADS=3, MAX_HELD_THREADS=2, THREAD_IDLE_SECONDS=9)
 
         async def main():
             used.append(await sync_to_async(query)())
@@ -180,7 +180,7 @@ trio_asgi.install()
         """,
         # And then makes the handler, in the same run.
         """
-        configure(THREADS=3, LEASES=2, THREAD_IDLE_SECONDS=9)
+        configure(THREADS=3, MAX_HELD_THREADS=2, THREAD_IDLE_SECONDS=9)
 
         async def main():
             used.append(await sync_to_async(query)())
@@ -191,7 +191,7 @@ trio_asgi.install()
         """
         async def main():
             await sync_to_async(int)()
-            configure(THREADS=3, LEASES=2, THREAD_IDLE_SECONDS=9)
+            configure(THREADS=3, MAX_HELD_THREADS=2, THREAD_IDLE_SECONDS=9)
             trio_asgi.get_asgi_application()
             used.append(await sync_to_async(query)())
             await show()
@@ -233,7 +233,9 @@ async def test_a_new_handler_changes_the_options_of_the_run() -> None:
     await before.run_sync(int)
     try:
         for leases in (3, 2, None):
-            with override_settings(TRIO_ASGI={"THREADS": 7, "LEASES": leases}):
+            with override_settings(
+                TRIO_ASGI={"THREADS": 7, "MAX_HELD_THREADS": leases}
+            ):
                 get_asgi_application()
             lease = pool.lease()
             await lease.run_sync(int)

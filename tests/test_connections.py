@@ -319,7 +319,11 @@ async def test_psycopgs_pool_is_the_bound(
 @views
 @pytest.mark.parametrize(
     ("settings", "most"),
-    [({}, 32), ({"LEASES": 5}, 5), ({"LEASES": 5, "THREADS": 2}, 5)],
+    [
+        ({}, 32),
+        ({"MAX_HELD_THREADS": 5}, 5),
+        ({"MAX_HELD_THREADS": 5, "THREADS": 2}, 5),
+    ],
 )
 async def test_many_requests_at_once(
     postgresql: Server, make_view: MakeView, settings: dict[str, int], most: int
@@ -437,7 +441,7 @@ async def test_who_waits_pins_no_connection(
     There may be but one lease at a time here.
     """
     settings = postgresql.settings(CONN_MAX_AGE=max_age)
-    with override_settings(TRIO_ASGI={"LEASES": 1}):
+    with override_settings(TRIO_ASGI={"MAX_HELD_THREADS": 1}):
         async with open_database(settings) as alias, trio.open_nursery() as nursery:
             code = Waiting(postgresql, alias)
             slow = served(getattr(code, where))
@@ -462,7 +466,7 @@ async def expect_done(app: ASGIHandler) -> None:
 async def test_a_background_task_pins_no_connection(postgresql: Server) -> None:
     """A task of `start_soon` gives its thread back in the same way."""
     settings = postgresql.settings(CONN_MAX_AGE=0)
-    with override_settings(TRIO_ASGI={"LEASES": 1}):
+    with override_settings(TRIO_ASGI={"MAX_HELD_THREADS": 1}):
         async with open_database(settings) as alias:
             code = Waiting(postgresql, alias)
             app = served(sync_view(postgresql, alias))

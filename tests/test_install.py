@@ -1,4 +1,4 @@
-"""`install` and `uninstall`: what they replace, put back, and refuse to replace."""
+"""`install_bridge`, `uninstall_bridge`: what they replace, put back, and refuse."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ dispatcher: Any = django.dispatch.dispatcher
 @pytest.fixture(autouse=True)
 def uninstalled() -> Iterator[None]:
     """Begin without the bridge, and end with what the other tests have."""
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     yield
-    trio_asgi.uninstall()
-    trio_asgi.install()
+    trio_asgi.uninstall_bridge()
+    trio_asgi.install_bridge()
 
 
 # All that is asgiref's and Django's
@@ -172,9 +172,9 @@ def test_nothing_but_a_few_attributes_is_replaced_and_all_come_back() -> None:
     everything = ("asgiref.", "django.")
     pristine = snapshot(everything)
     for _ in range(2):
-        trio_asgi.install(new_loops="trio")
+        trio_asgi.install_bridge(async_to_sync_backend="trio")
         assert changes(pristine, snapshot(everything)) == REPLACED
-        trio_asgi.uninstall()
+        trio_asgi.uninstall_bridge()
         assert changes(pristine, snapshot(everything)) == set()
 
 
@@ -187,12 +187,12 @@ def test_use_leaves_nothing_in_asgiref() -> None:
 
     async_to_sync(coroutine)()
     pristine = snapshot(("asgiref.", "django."))
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     assert async_to_sync(coroutine)() == "called"
     assert trio.run(coroutine) == "called"
     assert asyncio.run(coroutine()) == "called"
     assert trio.run(sync_to_async(async_to_sync(coroutine))) == "called"
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     assert changes(pristine, snapshot(("asgiref.", "django."))) == set()
     assert async_to_sync(coroutine)() == "called"
 
@@ -217,14 +217,14 @@ def test_the_comparison_of_these_tests_sees_changes(
 
 def test_each_call_may_be_repeated() -> None:
     """A second `install` or `uninstall` changes nothing."""
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     installed = snapshot()
-    trio_asgi.install()
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge()
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     assert changes(installed, snapshot()) == set()
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     uninstalled = snapshot()
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     assert changes(uninstalled, snapshot()) == set()
 
 
@@ -237,7 +237,7 @@ def test_many_threads_install_and_uninstall() -> None:
         choose = random.Random(seed).choice  # noqa: S311
         barrier.wait()
         for _ in range(200):
-            choose([trio_asgi.install, trio_asgi.uninstall])()
+            choose([trio_asgi.install_bridge, trio_asgi.uninstall_bridge])()
             with _bridge._lock:
                 replaced = {
                     place
@@ -248,7 +248,7 @@ def test_many_threads_install_and_uninstall() -> None:
 
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(work, range(4)))
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     for (owner, name), value in pristine.items():
         assert vars(owner)[name] is value
 
@@ -260,7 +260,7 @@ def test_threads_that_install_at_once_wrap_the_originals_once() -> None:
 
     def work(_number: int) -> None:
         barrier.wait()
-        trio_asgi.install()
+        trio_asgi.install_bridge()
 
     with ThreadPoolExecutor(8) as executor:
         list(executor.map(work, range(8)))
@@ -279,21 +279,21 @@ def runs_on() -> str:
     return async_to_sync(coroutine)()
 
 
-def test_new_loops() -> None:
-    """``new_loops`` chooses; without it the choice stays; `uninstall` forgets it."""
+def test_the_backend_of_async_to_sync() -> None:
+    """The argument chooses; without it the choice stays; `uninstall_bridge` forgets."""
     assert runs_on() == "asyncio"
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     assert runs_on() == "asyncio"
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     assert runs_on() == "trio"
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     assert runs_on() == "trio"
-    trio_asgi.install(new_loops="asyncio")
+    trio_asgi.install_bridge(async_to_sync_backend="asyncio")
     assert runs_on() == "asyncio"
-    trio_asgi.install(new_loops="trio")
-    trio_asgi.uninstall()
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
+    trio_asgi.uninstall_bridge()
     assert runs_on() == "asyncio"
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     assert runs_on() == "asyncio"
 
 
@@ -302,12 +302,12 @@ def test_new_loops() -> None:
     [
         ({}, None, "asyncio"),
         ({}, "trio", "trio"),
-        ({"NEW_LOOPS": "trio"}, None, "trio"),
-        ({"NEW_LOOPS": "trio"}, "asyncio", "trio"),
-        ({"NEW_LOOPS": "asyncio"}, "trio", "asyncio"),
-        ({"NEW_LOOPS": None}, "trio", "trio"),
+        ({"ASYNC_TO_SYNC_BACKEND": "trio"}, None, "trio"),
+        ({"ASYNC_TO_SYNC_BACKEND": "trio"}, "asyncio", "trio"),
+        ({"ASYNC_TO_SYNC_BACKEND": "asyncio"}, "trio", "asyncio"),
+        ({"ASYNC_TO_SYNC_BACKEND": None}, "trio", "trio"),
         # Wrong settings are left to the system check, and the bridge is there.
-        ({"NEW_LOOPS": "curio"}, "trio", "trio"),
+        ({"ASYNC_TO_SYNC_BACKEND": "curio"}, "trio", "trio"),
     ],
 )
 def test_the_setting(
@@ -316,9 +316,9 @@ def test_the_setting(
     before: Any,
     after: str,
 ) -> None:
-    """``TRIO_ASGI["NEW_LOOPS"]`` chooses when the app is ready, if it says anything."""
+    """``ASYNC_TO_SYNC_BACKEND`` chooses when the app is ready, if it says anything."""
     if before is not None:
-        trio_asgi.install(new_loops=before)
+        trio_asgi.install_bridge(async_to_sync_backend=before)
     settings_dict(configured)
     django.apps.apps.get_app_config("trio_asgi").ready()
     assert _bridge._installed
@@ -349,7 +349,7 @@ def test_a_management_command_with_the_app_runs_trio() -> None:
         from django.conf import settings
 
         settings.configure(
-            INSTALLED_APPS=["trio_asgi"], TRIO_ASGI={"NEW_LOOPS": "trio"}
+            INSTALLED_APPS=["trio_asgi"], TRIO_ASGI={"ASYNC_TO_SYNC_BACKEND": "trio"}
         )
         import django
         django.setup()
@@ -364,7 +364,7 @@ def test_a_management_command_with_the_app_runs_trio() -> None:
     assert output == "True\n"
 
 
-def test_new_loops_without_settings() -> None:
+def test_the_backend_of_async_to_sync_without_settings() -> None:
     """`async_to_sync` runs Trio in a program that has no Django settings."""
     output = run_script(
         """
@@ -374,14 +374,14 @@ def test_new_loops_without_settings() -> None:
         from asgiref.sync import async_to_sync, sync_to_async
         from django.conf import settings
 
-        trio_asgi.install(new_loops="trio")
+        trio_asgi.install_bridge(async_to_sync_backend="trio")
 
         async def coroutine():
             await trio.lowlevel.checkpoint()
             return await sync_to_async(lambda: "called")()
 
         print(async_to_sync(coroutine)())
-        trio_asgi.uninstall()
+        trio_asgi.uninstall_bridge()
         print(settings.configured)
         """
     )
@@ -396,18 +396,18 @@ def test_unknown_loops(wrong: Any) -> None:
     """Other loops are refused by name, and nothing is installed."""
     pristine = snapshot()
     with pytest.raises(ValueError, match="it must be 'asyncio' or 'trio'") as caught:
-        trio_asgi.install(new_loops=wrong)
-    assert f"new_loops={wrong!r}" in str(caught.value)
+        trio_asgi.install_bridge(async_to_sync_backend=wrong)
+    assert f"async_to_sync_backend={wrong!r}" in str(caught.value)
     assert changes(pristine, snapshot()) == set()
     assert runs_on() == "asyncio"
 
 
 def test_a_wrong_choice_leaves_the_earlier_one() -> None:
     """After a refused call, everything is as installed before."""
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     installed = snapshot()
-    with pytest.raises(ValueError, match="new_loops='curio'"):
-        trio_asgi.install(new_loops="curio")  # type: ignore[arg-type] # that is the point
+    with pytest.raises(ValueError, match="async_to_sync_backend='curio'"):
+        trio_asgi.install_bridge(async_to_sync_backend="curio")  # type: ignore[arg-type] # that is the point
     assert changes(installed, snapshot()) == set()
     assert runs_on() == "trio"
 
@@ -432,7 +432,7 @@ def test_versions_that_are_too_old(
     with monkeypatch.context() as patch:
         patch.setattr(module, "__version__", version)
         with pytest.raises(RuntimeError) as caught:
-            trio_asgi.install(new_loops="trio")
+            trio_asgi.install_bridge(async_to_sync_backend="trio")
     name = module.__name__
     assert str(caught.value) == (
         f"trio_asgi needs {name} {needed} or newer, and found {version}: "
@@ -461,7 +461,7 @@ def test_versions_that_are_new_enough(
 ) -> None:
     """The oldest supported versions, and all newer ones, are accepted."""
     monkeypatch.setattr(module, "__version__", version)
-    trio_asgi.install()
+    trio_asgi.install_bridge()
 
 
 # Other libraries that replace the same
@@ -551,18 +551,18 @@ def test_another_library_came_first(
     monkeypatch.setattr(owner, name, other)
     found = snapshot()
     with pytest.raises(RuntimeError) as caught:
-        trio_asgi.install(new_loops="trio")
+        trio_asgi.install_bridge(async_to_sync_backend="trio")
     assert str(caught.value) == (
-        f"trio_asgi.install() found {path} already replaced, by {other!r}. Call "
-        "install() before that, or have that undone first."
+        f"trio_asgi.install_bridge() found {path} already replaced, by {other!r}. Call "
+        "install_bridge() before that, or have that undone first."
     )
     assert changes(found, snapshot()) == set()
     # That it stayed uninstalled is known, too.
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
     assert changes(found, snapshot()) == set()
     monkeypatch.undo()
     assert runs_on() == "asyncio"
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     assert {place for place in REPLACED if not _is_pristine(place, found)} >= (
         REPLACED - {_key(owner, name)}
     )
@@ -584,24 +584,24 @@ def test_another_library_came_later(
 ) -> None:
     """What another has put on top is not torn out: `uninstall` refuses, entirely."""
     pristine = snapshot()
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     ours = vars(owner)[name]
     other = make(ours) if make is not module_copy else Proxy(ours)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, other)
         found = snapshot()
         with pytest.raises(RuntimeError) as caught:
-            trio_asgi.uninstall()
+            trio_asgi.uninstall_bridge()
         assert str(caught.value) == (
-            f"trio_asgi.uninstall() found {path} replaced once more, by {other!r}. "
-            "Have that undone first."
+            f"trio_asgi.uninstall_bridge() found {path} replaced once more, by "
+            f"{other!r}. Have that undone first."
         )
         assert changes(found, snapshot()) == set()
         # It is still installed, and so there is nothing to find fault with.
-        trio_asgi.install()
+        trio_asgi.install_bridge()
         assert changes(found, snapshot()) == set()
-        assert _async_to_sync.new_loops == "trio"
-    trio_asgi.uninstall()
+        assert _async_to_sync.async_to_sync_backend == "trio"
+    trio_asgi.uninstall_bridge()
     assert changes(pristine, snapshot()) == set()
 
 
@@ -609,7 +609,7 @@ def test_another_library_on_top_goes_on_working(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A wrapper that comes after the bridge is called, on Trio too."""
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     called: list[str] = []
 
     def trace(name: str, original: Any) -> Any:
@@ -649,15 +649,15 @@ def test_an_attribute_that_is_not_there(
         patch.delattr(owner, name)
         found = snapshot()
         with pytest.raises(RuntimeError, match=f"found .*{name} already replaced"):
-            trio_asgi.install()
+            trio_asgi.install_bridge()
         assert changes(found, snapshot()) == set()
-    trio_asgi.install()
+    trio_asgi.install_bridge()
     original = vars(owner)[name]
     delattr(owner, name)
     with pytest.raises(RuntimeError, match=f"found .*{name} replaced once more"):
-        trio_asgi.uninstall()
+        trio_asgi.uninstall_bridge()
     setattr(owner, name, original)
-    trio_asgi.uninstall()
+    trio_asgi.uninstall_bridge()
 
 
 def test_loading_trio_asyncio_is_no_replacement() -> None:
@@ -669,9 +669,9 @@ def test_loading_trio_asyncio_is_no_replacement() -> None:
             importlib.import_module({first!r})
             import trio_asyncio, trio_asgi, django.utils.asyncio
             before = django.utils.asyncio.get_running_loop
-            trio_asgi.install()
+            trio_asgi.install_bridge()
             assert django.utils.asyncio.get_running_loop is not before
-            trio_asgi.uninstall()
+            trio_asgi.uninstall_bridge()
             assert django.utils.asyncio.get_running_loop is before
             print("fine")
             """

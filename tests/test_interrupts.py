@@ -17,7 +17,7 @@ INTERRUPTS = """
     import trio_asgi
     from asgiref.sync import async_to_sync, sync_to_async
 
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     main_thread = threading.main_thread().ident
     done = threading.Event()
 

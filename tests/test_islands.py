@@ -796,9 +796,9 @@ def test_trio_asyncio_in_any_order(first: str) -> None:
             await trio_asgi.asyncio_island(asyncio.sleep)(0.001)
             print(await trio_asgi.asyncio_island(asyncio.sleep)(0, "slept"))
 
-        trio_asgi.install()
+        trio_asgi.install_bridge()
         trio.run(main)
-        trio_asgi.uninstall()
+        trio_asgi.uninstall_bridge()
         if sys.argv[1] == "trio_asyncio":
             print(all(vars(asyncio)[name] is pristine[name] for name in pristine))
         try:
@@ -863,7 +863,7 @@ def test_functions_that_were_imported_by_name() -> None:
             except RuntimeError as error:
                 print(error)
 
-        trio_asgi.install()
+        trio_asgi.install_bridge()
         trio.run(main)
         """
     )
@@ -877,7 +877,7 @@ def test_the_package_does_not_load_trio_asyncio() -> None:
         import sys, trio, trio_asgi
         from asgiref.sync import sync_to_async
 
-        trio_asgi.install()
+        trio_asgi.install_bridge()
         trio.run(sync_to_async(print), "called")
         print("trio_asyncio" in sys.modules)
         """

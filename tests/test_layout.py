@@ -175,15 +175,15 @@ def test_public_names_need_no_settings() -> None:
 import trio_asgi, trio_asgi.testing
 for name in trio_asgi.__all__:
     getattr(trio_asgi, name)
-trio_asgi.install()
+trio_asgi.install_bridge()
 from django.conf import settings
 print(settings.configured, *sorted(trio_asgi.__all__))
 """
     assert run_python(code) == (
         "False ASGIHandler ASGIRequest ASGIStaticFilesHandler BodyTimeout BodyTooLarge "
         "EventStream ServerSentEvent __version__ apply_range asyncio_island "
-        "get_asgi_application install last_event_id limit_body release_thread serve "
-        "stream_body trio_island uninstall"
+        "get_asgi_application install_bridge last_event_id limit_body release_thread "
+        "serve stream_body trio_island uninstall_bridge"
     )
 
 

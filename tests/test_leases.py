@@ -467,13 +467,13 @@ async def test_a_last_call_waits_for_no_slot() -> None:
 
 
 def test_the_setting_is_the_bound() -> None:
-    """``TRIO_ASGI["LEASES"]`` reaches the pool of the next run; None is no bound."""
+    """``MAX_HELD_THREADS`` reaches the pool of the next run; None is no bound."""
 
     async def main() -> float | None:
         slots = current_pool().slots
         return None if slots is None else slots.total_tokens
 
-    with override_settings(TRIO_ASGI={"LEASES": 3}):
+    with override_settings(TRIO_ASGI={"MAX_HELD_THREADS": 3}):
         pool_options.configure()
     assert trio.run(main) == 3
     pool_options.configure()

@@ -41,11 +41,11 @@ if sys.version_info < (3, 11):
 
 
 @pytest.fixture(autouse=True)
-def new_loops() -> Iterator[None]:
+def async_to_sync_backend() -> Iterator[None]:
     """Have `async_to_sync` start Trio, as a test does not say otherwise."""
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     yield
-    trio_asgi.install(new_loops="asyncio")
+    trio_asgi.install_bridge(async_to_sync_backend="asyncio")
 
 
 def nothing() -> None:
@@ -589,7 +589,7 @@ def test_scenario(
     scenario: Callable[[], object], expected: object, loops: Any, place: Any
 ) -> None:
     """Sync code sees the same of its coroutine, whatever loop runs it and where."""
-    trio_asgi.install(new_loops=loops)
+    trio_asgi.install_bridge(async_to_sync_backend=loops)
     context = contextvars.copy_context()
     assert place(lambda: context.run(scenario)) == expected
 
@@ -616,7 +616,7 @@ def call_new() -> str:
 @pytest.mark.parametrize("loops", ["trio", "asyncio"])
 def test_which_loop(loops: Any) -> None:
     """New loops are what was chosen; a loop that waits for the thread is used."""
-    trio_asgi.install(new_loops=loops)
+    trio_asgi.install_bridge(async_to_sync_backend=loops)
     for place in (lambda fn: fn(), in_other_thread, below_async_to_sync):
         assert place(call) == loops
         assert place(call_new) == loops
@@ -658,11 +658,11 @@ def test_a_loop_that_has_ended_is_no_loop() -> None:
     """What asgiref has noted of an earlier loop hides neither choice nor task."""
     notes = vars(SyncToAsync.threadlocal)
     notes.clear()
-    trio_asgi.install(new_loops="asyncio")
+    trio_asgi.install_bridge(async_to_sync_backend="asyncio")
     # In this very thread.
     assert async_to_sync(sync_to_async(call))() == "asyncio"
     assert notes["main_event_loop"].is_closed()
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     assert call() == "trio"
     assert below_async_to_sync(call) == "trio"
     notes.clear()
@@ -672,7 +672,7 @@ def test_a_leftover_loop_in_a_worker_thread() -> None:
     """Nor does the note of a loop that sync code of a Trio task has run itself."""
 
     async def main() -> None:
-        trio_asgi.install(new_loops="asyncio")
+        trio_asgi.install_bridge(async_to_sync_backend="asyncio")
         task = trio.lowlevel.current_task()
         this_task = async_to_sync(current_task)
         for _ in range(2):
@@ -696,7 +696,7 @@ def test_a_leftover_loop_in_a_worker_thread() -> None:
 @pytest.mark.parametrize("loops", ["trio", "asyncio"])
 def test_a_new_loop_hides_the_waiting_task_only_while_it_runs(loops: Any) -> None:
     """Sync code below a new loop belongs to that; afterwards all is as before."""
-    trio_asgi.install(new_loops=loops)
+    trio_asgi.install_bridge(async_to_sync_backend=loops)
     task: Any = None
 
     def look() -> bool:
@@ -1238,7 +1238,7 @@ def test_a_fork_in_a_thread_that_serves_a_run(loops: str) -> None:
 
         # A process with threads should not be forked, says Python 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
-        trio_asgi.install(new_loops="trio")
+        trio_asgi.install_bridge(async_to_sync_backend="trio")
         loops = sys.argv[1]
 
         async def library():
@@ -1262,7 +1262,7 @@ def test_a_fork_in_a_thread_that_serves_a_run(loops: str) -> None:
             child = os.fork()
             if child == 0:
                 try:
-                    trio_asgi.install(new_loops=loops)
+                    trio_asgi.install_bridge(async_to_sync_backend=loops)
                     in_child()
                 except BaseException as error:
                     print(repr(error), flush=True)

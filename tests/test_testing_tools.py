@@ -108,12 +108,12 @@ async def test_requests_have_threads_of_their_own_elsewhere() -> None:
 def test_requests_below_async_to_sync(in_transaction: bool) -> None:
     """They run in the calling thread if that is in a transaction, as `TestCase` is."""
     threads = Threads()
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     try:
         with transaction.atomic() if in_transaction else nullcontext():
             async_to_sync(request)(threads.app)
     finally:
-        trio_asgi.install(new_loops="asyncio")
+        trio_asgi.install_bridge(async_to_sync_backend="asyncio")
         connection.close()
     assert (threads.of_code == [current_thread()]) is in_transaction
     assert (current_thread() in threads.of_code) is in_transaction
@@ -126,12 +126,12 @@ def test_a_request_does_not_wait_for_the_code_that_waits_for_it() -> None:
     async def main() -> None:
         await sync_to_async(async_to_sync(request))(threads.app)
 
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     try:
         with transaction.atomic():
             async_to_sync(main)()
     finally:
-        trio_asgi.install(new_loops="asyncio")
+        trio_asgi.install_bridge(async_to_sync_backend="asyncio")
         connection.close()
     assert current_thread() not in threads.of_code
 

@@ -59,11 +59,11 @@ with_single_thread = pytest.mark.skipif(
 
 
 @pytest.fixture
-def new_loops() -> Iterator[None]:
+def async_to_sync_backend() -> Iterator[None]:
     """Have `async_to_sync` start Trio."""
-    trio_asgi.install(new_loops="trio")
+    trio_asgi.install_bridge(async_to_sync_backend="trio")
     yield
-    trio_asgi.install(new_loops="asyncio")
+    trio_asgi.install_bridge(async_to_sync_backend="asyncio")
 
 
 @pytest.fixture
@@ -172,10 +172,10 @@ def test_a_context_can_be_entered_again(loops: str) -> None:
 
 
 @both
-@pytest.mark.usefixtures("new_loops")
+@pytest.mark.usefixtures("async_to_sync_backend")
 def test_a_context_below_sync_code(loops: Any) -> None:
     """Below `async_to_sync`, the thread that waits there is the context's."""
-    trio_asgi.install(new_loops=loops)
+    trio_asgi.install_bridge(async_to_sync_backend=loops)
 
     async def in_context() -> threading.Thread:
         async with ThreadSensitiveContext():
@@ -313,12 +313,12 @@ def test_the_executor_of_a_context(loops: str, executor: ThreadPoolExecutor) -> 
 
 @both
 @with_executor
-@pytest.mark.usefixtures("new_loops")
+@pytest.mark.usefixtures("async_to_sync_backend")
 def test_the_executor_of_a_context_below_sync_code(
     loops: Any, executor: ThreadPoolExecutor
 ) -> None:
     """So it does below `async_to_sync`, whose thread is hidden in the block."""
-    trio_asgi.install(new_loops=loops)
+    trio_asgi.install_bridge(async_to_sync_backend=loops)
 
     async def coroutine() -> list[threading.Thread]:
         before = await where()
@@ -629,10 +629,10 @@ async def current_thread() -> threading.Thread:
 
 @both
 @with_single_thread
-@pytest.mark.usefixtures("new_loops")
+@pytest.mark.usefixtures("async_to_sync_backend")
 def test_a_single_thread_for_coroutines(loops: Any) -> None:
     """In the context, all coroutines run in one thread, which ends with it."""
-    trio_asgi.install(new_loops=loops)
+    trio_asgi.install_bridge(async_to_sync_backend=loops)
     with AsyncSingleThreadContext():
         one = async_to_sync(current_thread)()
         assert async_to_sync(current_thread)() is one
@@ -656,10 +656,10 @@ async def fails() -> None:
 
 @both
 @with_single_thread
-@pytest.mark.usefixtures("new_loops")
+@pytest.mark.usefixtures("async_to_sync_backend")
 def test_nested_calls_with_a_single_thread(loops: Any) -> None:
     """A coroutine below another one needs no thread, for it runs in the same loop."""
-    trio_asgi.install(new_loops=loops)
+    trio_asgi.install_bridge(async_to_sync_backend=loops)
 
     def code() -> threading.Thread:
         return async_to_sync(current_thread)()
@@ -676,7 +676,7 @@ def test_nested_calls_with_a_single_thread(loops: Any) -> None:
 
 
 @both
-@pytest.mark.usefixtures("new_loops")
+@pytest.mark.usefixtures("async_to_sync_backend")
 def test_a_critical_local_in_tasks(loops: Any) -> None:
     """In a loop, it is like a context variable; in a thread, like the thread's own."""
     local = Local(thread_critical=True)

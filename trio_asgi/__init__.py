@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .application import get_asgi_application as get_asgi_application
-    from .bridge.install import install as install, uninstall as uninstall
+    from .bridge.install import (
+        install_bridge as install_bridge,
+        uninstall_bridge as uninstall_bridge,
+    )
     from .errors import BodyTimeout as BodyTimeout, BodyTooLarge as BodyTooLarge
     from .handler import ASGIHandler as ASGIHandler
     from .hosts.hypercorn import serve as serve
@@ -51,14 +54,14 @@ _MODULES = {
     "apply_range": "ranges",
     "asyncio_island": "islands.functions",
     "get_asgi_application": "application",
-    "install": "bridge.install",
+    "install_bridge": "bridge.install",
     "last_event_id": "response.server_sent_event",
     "limit_body": "request.body_options",
     "release_thread": "request.release_thread",
     "serve": "hosts.hypercorn",
     "stream_body": "request.body_options",
     "trio_island": "islands.functions",
-    "uninstall": "bridge.install",
+    "uninstall_bridge": "bridge.install",
 }
 
 __all__ = [  # noqa: PLE0604 - they are all strings

@@ -6,7 +6,7 @@ from django.apps import AppConfig
 from django.core.checks import register
 
 from . import conf
-from .bridge.install import install
+from .bridge.install import install_bridge
 from .bridge.pool_options import configure
 from .checks import check_settings
 
@@ -21,7 +21,7 @@ class TrioAsgiConfig(AppConfig):
         """Install the bridge; wrong settings are left to the system check."""
         register(check_settings)
         if any(conf.problems()):
-            install()
+            install_bridge()
         else:
-            install(new_loops=conf.get("NEW_LOOPS"))
+            install_bridge(async_to_sync_backend=conf.get("ASYNC_TO_SYNC_BACKEND"))
             configure()

@@ -39,9 +39,9 @@ KEYS: Final[Mapping[str, Key]] = {
         allowed="a whole number of threads, 1 or more",
         is_valid=lambda value: type(value) is int and value >= 1,
     ),
-    "LEASES": Key(
+    "MAX_HELD_THREADS": Key(
         default=None,
-        allowed="a whole number of leases, 1 or more, or None for no bound",
+        allowed="a whole number of threads, 1 or more, or None for no bound",
         is_valid=lambda value: value is None or (type(value) is int and value >= 1),
     ),
     "THREAD_IDLE_SECONDS": _seconds(30.0),
@@ -50,9 +50,9 @@ KEYS: Final[Mapping[str, Key]] = {
         allowed="True or False",
         is_valid=lambda value: isinstance(value, bool),
     ),
-    "NEW_LOOPS": Key(
+    "ASYNC_TO_SYNC_BACKEND": Key(
         default=None,
-        allowed="'asyncio' or 'trio', or None for what install() was given",
+        allowed="'asyncio' or 'trio', or None for what install_bridge() was given",
         is_valid=lambda value: value is None or value in ("asyncio", "trio"),
     ),
     "STREAM_BODY": Key(

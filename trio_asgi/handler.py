@@ -24,7 +24,7 @@ from .asgi.send import ResponseSender
 from .asgi.websocket import refuse
 from .bridge.as_written import Written
 from .bridge.hop import hop
-from .bridge.install import install
+from .bridge.install import install_bridge
 from .bridge.pool_options import configure
 from .chain.load import ChainHandler
 from .errors import ClientDisconnected, ends_more
@@ -71,7 +71,7 @@ class ASGIHandler(ChainHandler):
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
         configure()
-        install(new_loops=conf.get("NEW_LOOPS"))
+        install_bridge(async_to_sync_backend=conf.get("ASYNC_TO_SYNC_BACKEND"))
         self._asyncio_views = conf.get("ASYNCIO_VIEWS")
         super().__init__()
         disown_caches()

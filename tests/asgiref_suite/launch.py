@@ -24,7 +24,7 @@ parser.add_argument("--tests", type=Path, required=True)
 parser.add_argument("--journal", type=Path, required=True)
 options, arguments = parser.parse_known_args()
 
-trio_asgi.install(new_loops="trio")
+trio_asgi.install_bridge(async_to_sync_backend="trio")
 counterparts.install(options.tests)
 recorder = Recorder(Journal(options.journal))
 recorder.install()

@@ -33,7 +33,7 @@ def main() -> None:
     if "fork" in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("fork")
     if options.bridge:
-        trio_asgi.install(new_loops="trio")
+        trio_asgi.install_bridge(async_to_sync_backend="trio")
         counterparts.install(options.tests)
     notes = recorder.install(Journal(options.journal))
     if options.client:

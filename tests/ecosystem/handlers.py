@@ -55,7 +55,7 @@ def install(handler: str, tests: Path, notes: Recorder) -> None:
     if handler == "asgi":
         _answer(notes, on_trio=False)
     elif handler == "trio":
-        trio_asgi.install(new_loops="trio")
+        trio_asgi.install_bridge(async_to_sync_backend="trio")
         _count_requests(notes)
         _answer(notes, on_trio=True)
         _answer_async_client()

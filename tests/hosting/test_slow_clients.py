@@ -57,7 +57,12 @@ def test_clients_that_do_not_read_pin_no_thread(
 
 # Clients that are slow for longer than is allowed
 
-LIMITS = {"LEASES": 2, "SEND_TIMEOUT": 1, "BODY_TIMEOUT": 1, "BODY_MIN_RATE": 1000}
+LIMITS = {
+    "MAX_HELD_THREADS": 2,
+    "SEND_TIMEOUT": 1,
+    "BODY_TIMEOUT": 1,
+    "BODY_MIN_RATE": 1000,
+}
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from trio_asgi.threads.call import Inbox
 
 
-#: What is started where no loop runs: "asyncio" or "trio". Set by `install`.
-new_loops = "asyncio"
+#: What is started where no loop runs: "asyncio" or "trio". Set by `install_bridge`.
+async_to_sync_backend = "asyncio"
 
 
 def patch_call(original: Any) -> Any:
@@ -48,7 +48,7 @@ def patch_call(original: Any) -> Any:
                 f"- this is a Trio task: just await {self.awaitable!r} directly, or "
                 "run the sync code that calls it in a thread, with sync_to_async()."
             )
-        if new_loops == "asyncio" and not in_trio_thread():
+        if async_to_sync_backend == "asyncio" and not in_trio_thread():
             # Nothing of Trio's is near: at no cost.
             return original(self, *args, **kwargs)
         if asyncio._get_running_loop() is not None:
@@ -71,7 +71,7 @@ def _find_run(bridge: AsyncToSync[..., Any]) -> Callable[..., Any] | None:
             return functools.partial(run_async_from_trio_thread, loop=_borrow_thread)
         if _asyncio_waits():
             return None
-    if new_loops == "asyncio":
+    if async_to_sync_backend == "asyncio":
         return None
     return functools.partial(run_in_new_run, start_thread=_single_thread(bridge))
 

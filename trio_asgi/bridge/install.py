@@ -1,9 +1,9 @@
 """The bridge: what makes asgiref and Django work in Trio tasks, and its undoing.
 
 asgiref's two classes, and the few places where Django and asgiref call asyncio, start
-with the running asyncio loop. `install` puts a fork in front of each: in a Trio task,
-or in a thread that a Trio task waits for, the call stays on Trio; everywhere else it
-goes to the original, unchanged. `uninstall` puts the originals back.
+with the running asyncio loop. `install_bridge` puts a fork in front of each: in a Trio
+task, or in a thread that a Trio task waits for, the call stays on Trio; everywhere else
+it goes to the original, unchanged. `uninstall_bridge` puts the originals back.
 """
 
 from __future__ import annotations
@@ -74,32 +74,35 @@ class Patch:
         found = self.current
         if not self.is_original(found):
             raise RuntimeError(
-                f"trio_asgi.install() found {self} already replaced, by {found!r}. "
-                "Call install() before that, or have that undone first."
+                f"trio_asgi.install_bridge() found {self} already replaced, by "
+                f"{found!r}. Call install_bridge() before that, or have that undone "
+                "first."
             )
 
 
-def install(*, new_loops: Literal["asyncio", "trio"] | None = None) -> None:
+def install_bridge(
+    *, async_to_sync_backend: Literal["asyncio", "trio"] | None = None
+) -> None:
     """Make asgiref and Django work in Trio tasks.
 
     Needs no configured settings. Any thread may call it, any number of times.
 
     Args:
-        new_loops: What `async_to_sync` starts where no loop runs, as in a management
-            command, a synchronous test or the shell. ``"trio"``: a Trio run in a thread
-            of its own, whose thread-sensitive code runs in the calling thread.
+        async_to_sync_backend: What `async_to_sync` starts where no loop runs, as in a
+            management command, a synchronous test or the shell. ``"trio"``: a Trio run
+            in another thread, whose thread-sensitive code runs in the calling thread.
             ``"asyncio"``: as without the bridge. If not given, what an earlier call has
             chosen stays; without one, asyncio.
 
     Raises:
-        ValueError: ``new_loops`` is none of these.
+        ValueError: ``async_to_sync_backend`` is none of these.
         RuntimeError: asgiref or Trio is too old, or another library has replaced what
             is to be replaced. Then nothing is installed.
     """
-    if new_loops not in (None, "asyncio", "trio"):
+    if async_to_sync_backend not in (None, "asyncio", "trio"):
         raise ValueError(
-            f"install() was given new_loops={new_loops!r}: it must be 'asyncio' or "
-            "'trio'."
+            "install_bridge() was given async_to_sync_backend="
+            f"{async_to_sync_backend!r}: it must be 'asyncio' or 'trio'."
         )
     with _lock:
         if not _installed:
@@ -115,29 +118,29 @@ def install(*, new_loops: Literal["asyncio", "trio"] | None = None) -> None:
             _installed.extend(patches)
             native_calls.install()
             pool.pool_options = pool_options.pool_options
-        if new_loops is not None:
-            async_to_sync.new_loops = new_loops
+        if async_to_sync_backend is not None:
+            async_to_sync.async_to_sync_backend = async_to_sync_backend
 
 
-def uninstall() -> None:
-    """Undo `install`; without it, do nothing. Any thread may call it.
+def uninstall_bridge() -> None:
+    """Undo `install_bridge`; without it, do nothing. Any thread may call it.
 
     Raises:
-        RuntimeError: another library has replaced what `install` had put there. Then
-            everything stays.
+        RuntimeError: another library has replaced what `install_bridge` had put there.
+            Then everything stays.
     """
     with _lock:
         for patch in _installed:
             if patch.current is not patch.replacement:
                 raise RuntimeError(
-                    f"trio_asgi.uninstall() found {patch} replaced once more, by "
-                    f"{patch.current!r}. Have that undone first."
+                    f"trio_asgi.uninstall_bridge() found {patch} replaced once more, "
+                    f"by {patch.current!r}. Have that undone first."
                 )
         for patch in _installed:
             setattr(patch.owner, patch.name, patch.original)
         _installed.clear()
         native_calls.uninstall()
-        async_to_sync.new_loops = "asyncio"
+        async_to_sync.async_to_sync_backend = "asyncio"
 
 
 def _patches() -> list[Patch]:

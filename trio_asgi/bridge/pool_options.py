@@ -53,7 +53,7 @@ def _read_options() -> dict[str, Any]:
     return {
         **_HOOKS,
         "threads": conf.get("THREADS"),
-        "leases": conf.get("LEASES"),
+        "leases": conf.get("MAX_HELD_THREADS"),
         "idle_seconds": conf.get("THREAD_IDLE_SECONDS"),
         "shutdown_seconds": conf.get("SHUTDOWN_SECONDS"),
     }

@@ -24,7 +24,7 @@ async def release_thread() -> None:
     For async views, streams and tasks of `ASGIHandler.start_soon`. From the first sync
     call on, a request has a thread, and with it a database connection. Here both become
     free for other requests. The next sync call of the request takes any thread, and
-    waits for one if ``TRIO_ASGI["LEASES"]`` are taken.
+    waits for one if ``TRIO_ASGI["MAX_HELD_THREADS"]`` are taken.
 
     What a sync call has left in the thread, as a cursor or a value in a
     `threading.local`, is not there for the next one. In the old thread and in the new

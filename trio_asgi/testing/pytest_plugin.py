@@ -20,7 +20,7 @@ import trio
 from django.core.handlers import asgi
 from django.test import client
 
-from trio_asgi import ASGIHandler, ASGIRequest, install, serve
+from trio_asgi import ASGIHandler, ASGIRequest, install_bridge, serve
 
 from .communicator import ApplicationCommunicator
 from .threads import run
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
             f"{__name__} found no pytest-trio: pip install pytest-trio, and do not "
             "disable it."
         )
-    install()
+    install_bridge()
     vars(client)["ASGIRequest"] = ASGIRequest
 
 

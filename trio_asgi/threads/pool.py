@@ -287,7 +287,7 @@ class WorkerPool:
 _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")
 
 #: Returns what the pool of a Trio run is made with: the arguments of `WorkerPool`. Set
-#: by `install`.
+#: by `install_bridge`.
 pool_options: Callable[[], dict[str, Any]] = dict
 
 

@@ -22,7 +22,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "mysite.middleware.sync_middleware",
 ]
-TRIO_ASGI = {"NEW_LOOPS": "trio"}
+TRIO_ASGI = {"ASYNC_TO_SYNC_BACKEND": "trio"}
 if "POSTGRESQL_NAME" in os.environ:
     DATABASES = {
         "default": {
