@@ -374,7 +374,7 @@ async def test_a_file_is_read_without_the_requests_thread(file: Path) -> None:
         leases.append(make_lease())
         return leases[-1]
 
-    pool.lease = lease  # type: ignore[method-assign]
+    pool.lease = lease  # type: ignore[method-assign, assignment]
     received = False
 
     async def receive() -> Any:

@@ -26,6 +26,7 @@ RANKS = [
     "response",
     "request",
     "chain",
+    "hops",
     "ranges",
     "middleware uploads checks",
     "apps",

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import trio
+from django.conf import settings
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
@@ -28,6 +29,7 @@ from .bridge.install import install_bridge
 from .bridge.pool_options import configure
 from .chain.load import ChainHandler
 from .errors import ClientDisconnected, ends_more
+from .hops.record import record_hops
 from .hosts.sigterm import leave_sigterm_to_parent
 from .request.answer import send_answer
 from .request.background import end_islands_and_threads, start_in_background
@@ -81,6 +83,8 @@ class ASGIHandler(ChainHandler):
             beside=leave_sigterm_to_parent,
             after=functools.partial(end_islands_and_threads, self),
         )
+        if settings.DEBUG:
+            record_hops(self)
 
     # For users
 

@@ -178,6 +178,8 @@ class Client:
                 headers = [
                     (name.decode(), value.decode())
                     for name, value in message["headers"]
+                    # What Django does not have, in `DEBUG`.
+                    if name != b"Server-Timing"
                 ]
                 self._start(outcome, message["status"], headers)
                 return

@@ -53,6 +53,8 @@ class Chain:
     def __init__(self, handler: BaseHandler) -> None:
         """Know no middleware yet; Django's loader tells them from the inside out."""
         self.plan = Plan(handler, asyncio_views=conf.get("ASYNCIO_VIEWS"))
+        #: Goes the ways; one that records its hops may be put in its place.
+        self.passage_type: type[Passage] = Passage
         self._top_handler: Any = None
         self._top_link: Any = None
 
@@ -79,11 +81,11 @@ class Chain:
         assert layer is not None
 
         async def get_response_async(request: HttpRequest) -> Any:
-            passage = Passage(self.plan)
+            passage = self.passage_type(self.plan)
             return await passage.drive(passage.through(layer, request))
 
         def get_response(request: HttpRequest) -> Any:
-            passage = Passage(self.plan)
+            passage = self.passage_type(self.plan)
             return passage.drive_in_thread(passage.through(layer, request))
 
         link = get_response_async if to_async else get_response
@@ -115,7 +117,7 @@ class Chain:
             Exception: what even Django's conversion of errors could not answer, or a
                 receiver of ``request_started``.
         """
-        passage = Passage(self.plan)
+        passage = self.passage_type(self.plan)
         response: HttpResponseBase = await passage.drive(passage.all(request))
         return response
 

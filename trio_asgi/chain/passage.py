@@ -160,16 +160,20 @@ class Passage:
         if response.status_code >= _BAD_REQUEST and not _was_logged(response):
             if not self.in_thread:
                 yield THREAD
-            log_response(
-                "%s: %s",
-                response.reason_phrase,
-                request.path,
-                response=response,
-                request=request,
-            )
+            self._log(response, request)
         if self.in_thread and signals is not None:
             signals.tidy_early(response)
         return response
+
+    def _log(self, response: Any, request: Any) -> None:
+        """Log a response to an error, as Django does. Worker thread."""
+        log_response(
+            "%s: %s",
+            response.reason_phrase,
+            request.path,
+            response=response,
+            request=request,
+        )
 
     def through(self, layer: Layer, request: Any) -> Steps:
         """Go through a layer, and answer its errors, as Django does around each."""
@@ -286,12 +290,16 @@ class Passage:
                 return (yield response.render)
             if not self.in_thread:
                 yield THREAD
-            return response.render()
+            return self._render_here(response)
         except Exception as error:
             answer = yield from self._ask_exception_hooks(error, request)
             if answer is None:
                 raise
             return answer
+
+    def _render_here(self, response: Any) -> Any:
+        """Render a template response. Worker thread."""
+        return response.render()
 
     def _call_hook(self, hook: Hook, name: str, request: Any, *args: Any) -> Steps:
         if hook.is_async:

@@ -198,6 +198,10 @@ class Lease(CallLoop):
             if self.on_return is not None:
                 self.on_return()
 
+    def around_other(self, fn: Callable[[], T]) -> Callable[[], T]:
+        """Return what a call runs that was made under this lease, in any thread."""
+        return fn
+
     def begin_request(self) -> None:
         """Have the next call count as the first one, which calls `on_take`.
 
@@ -375,7 +379,7 @@ class OneCallLease(Lease):
         above.others.add(self)
         self.impatient = above.impatient
         try:
-            return await super().run_sync(fn, context=context)
+            return await super().run_sync(above.around_other(fn), context=context)
         finally:
             above.others.discard(self)
             above.others_abandoned |= self.abandoned

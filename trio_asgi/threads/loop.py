@@ -186,6 +186,10 @@ class CallLoop:
                 "Below that, start tasks with the context that they inherit."
             )
 
+    def inner_loop(self) -> CallLoop:
+        """Return the loop of a coroutine that the thread is to wait for."""
+        return CallLoop(self.pool, parent=self)
+
     def _outer_loop(self) -> CallLoop:
         """Return where calls go once this loop is closed."""
         assert self.parent is not None, "a lease has its own answer"

@@ -183,11 +183,11 @@ class WorkerPool:
         """
         self._requests_inbox = self._caller_inbox
 
-    def lease(self) -> Lease:
-        """Return a lease for a request or a background task."""
+    def lease(self, kind: type[Lease] = Lease) -> Lease:
+        """Return a lease for a request or a background task, of a class of leases."""
         if self._requests_inbox is not None:
-            return Lease(self, self._requests_inbox)
-        return Lease(self, slots=self.slots)
+            return kind(self, self._requests_inbox)
+        return kind(self, slots=self.slots)
 
     def program_lease(self) -> CallLoop:
         """Return where sensitive code goes that belongs to no request."""

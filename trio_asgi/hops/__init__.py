@@ -1,0 +1,1 @@
+"""A record of the trips that real requests make to their threads."""
