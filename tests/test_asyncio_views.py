@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import redis
 import redis.asyncio
@@ -233,17 +235,90 @@ async def test_a_background_island_that_asyncio_cancels(
     assert "A background task failed" in caplog.text
 
 
+SAYS_WHAT_TO_DO = "trio_asgi.asyncio_island()"
+
+
+async def uses_asyncio(request: HttpRequest) -> HttpResponse:
+    """Be a view of Trio's that calls asyncio."""
+    await asyncio.sleep(0)
+    raise AssertionError
+
+
+async def uses_asyncio_in_nursery(request: HttpRequest) -> HttpResponse:
+    """Do the same, so that the error comes in a group."""
+    async with trio.open_nursery():
+        return await uses_asyncio(request)
+
+
+@async_only_middleware
+def asyncio_middleware(get_response: Any) -> Any:
+    """Return middleware that calls asyncio."""
+    return uses_asyncio
+
+
+@pytest.mark.parametrize("view", [uses_asyncio, uses_asyncio_in_nursery])
 async def test_asyncio_in_a_trio_view_says_what_to_do(
+    view: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log of the server error names the island, once; so does the page."""
+    with override_settings(DEBUG=True):
+        answered = await answer(view)
+    assert answered.startswith("500 ")
+    assert caplog.text.count(SAYS_WHAT_TO_DO) == 1
+    assert SAYS_WHAT_TO_DO in answered
+
+
+async def test_asyncio_in_middleware_says_what_to_do(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The log of the server error names the island."""
+    """So does that of middleware, which is answered by the layer around it."""
+    middleware = [f"{__name__}.asyncio_middleware"]
+    assert (await answer(view, middleware=middleware)).startswith("500 ")
+    assert caplog.text.count(SAYS_WHAT_TO_DO) == 1
 
-    async def view(request: HttpRequest) -> HttpResponse:
-        await asyncio.sleep(0)
-        raise AssertionError
 
-    assert (await answer(view)).startswith("500 ")
-    assert "trio_asgi.asyncio_island()" in caplog.text
+async def test_asyncio_in_a_stream_says_what_to_do() -> None:
+    """What the server gets, and logs, has the note too."""
+
+    async def parts() -> AsyncIterator[str]:
+        yield "one"
+        await asyncio.sleep(1)
+
+    async def stream(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(parts())
+
+    with pytest.raises(RuntimeError) as raised:
+        await answer(stream)
+    assert SAYS_WHAT_TO_DO in "".join(traceback.format_exception(raised.value))
+
+
+async def test_asyncio_in_the_background_says_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log of a background task that fails has the note."""
+    app = application(at_root(view))
+    async with ApplicationCommunicator(app, {"type": "lifespan"}) as server:
+        await server.send_input({"type": "lifespan.startup"})
+        await server.receive_output()
+        app.start_soon(asyncio.sleep, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        await server.send_input({"type": "lifespan.shutdown"})
+        await server.receive_output(timeout=10)
+    assert caplog.text.count(SAYS_WHAT_TO_DO) == 1
+
+
+async def test_httpx_needs_no_island() -> None:
+    """What is upon AnyIO runs on Trio as it is, beside islands."""
+
+    async def fetch(request: HttpRequest) -> HttpResponse:
+        asgi: Any = app  # httpx has other types of messages
+        transport = httpx.ASGITransport(asgi)
+        async with httpx.AsyncClient(transport=transport) as client:
+            found = await client.get("http://testserver/island/")
+        return HttpResponse(found.text)
+
+    app = application(at_root(fetch), path("island/", asyncio_island(view)))
+    assert (await request(app)).body == b"asyncio"
 
 
 async def test_a_disconnect_cancels_an_asyncio_view() -> None:

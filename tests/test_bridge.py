@@ -122,10 +122,6 @@ PATCHED = {
         django.dispatch.dispatcher,
         "_run_parallel" if django.VERSION >= (6, 1) else "asyncio",
     ),
-    # Only for a better error in Trio tasks.
-    (asyncio, "current_task"),
-    (asyncio, "get_event_loop"),
-    (asyncio, "get_running_loop"),
 }
 
 

@@ -56,6 +56,32 @@ async def test_inputs_and_outputs() -> None:
         await communicator.wait()
 
 
+async def test_a_client_that_has_left_gets_nothing() -> None:
+    """What was sent before the disconnect was received is dropped, and all after it."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        assert await receive() == {"type": "http.disconnect"}
+        await send(BODY)
+
+    async with ApplicationCommunicator(answer, http_scope()) as communicator:
+        await communicator.send_input({"type": "http.disconnect"})
+        await communicator.wait()
+        assert await communicator.receive_nothing()
+
+
+async def test_what_is_sent_to_a_client_known_to_have_left_comes_out() -> None:
+    """The application has received the disconnect, and should not send any more."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(START)
+
+    async with ApplicationCommunicator(answer, http_scope()) as communicator:
+        await communicator.send_input({"type": "http.disconnect"})
+        assert await communicator.receive_output() == START
+
+
 async def test_receiving_nothing(autojump_clock: trio.testing.MockClock) -> None:
     """It tells whether something was sent, and takes nothing away."""
     async with ApplicationCommunicator(echo, http_scope()) as communicator:

@@ -8,6 +8,7 @@ import gc
 import logging
 import socket
 import sys
+import textwrap
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from django.utils.asyncio import async_unsafe
 
 from thread_support import SECONDS, Gate, nothing, open_lease, run_script
 from trio_asgi import asyncio_island, trio_island
+from trio_asgi.errors import note_asyncio
 from trio_asgi.islands.loop import close_loop
 from trio_asgi.islands.stream import IslandStream
 from trio_asgi.threads.loop import current_loop
@@ -730,39 +732,115 @@ def test_a_trio_island_outside_trio() -> None:
         asyncio.run(trio_island(in_trio)())
 
 
-NATIVE_CALLS: list[Callable[[], Awaitable[object]]] = [
-    lambda: asyncio.sleep(1),
-    lambda: asyncio.sleep(0),
-    lambda: asyncio.wait_for(asyncio.Event().wait(), 1),
-    lambda: asyncio.gather(asyncio.Event().wait()),
-    lambda: asyncio.Event().wait(),
-    lambda: asyncio.Queue[int]().get(),
-    lambda: asyncio.to_thread(nothing),
-    lambda: asyncio.open_connection("127.0.0.1", 9),
-    lambda: asyncio.create_task(asyncio.Event().wait()),
-]
+#: What is often tried in a Trio task, by a name for each.
+MISTAKES = """
+import asyncio, sys, warnings, trio
+
+warnings.simplefilter("ignore")
+
+async def nothing():
+    pass
+
+async def wait_in_lock():
+    lock = asyncio.Lock()
+    await lock.acquire()
+    await lock.acquire()
+
+async def enter(manager):
+    async with manager:
+        pass
+
+async def future_of_another_loop():
+    await asyncio.new_event_loop().create_future()
+
+mistakes = {
+    "sleep(1)": lambda: asyncio.sleep(1),
+    "sleep(0)": lambda: asyncio.sleep(0),
+    "gather": lambda: asyncio.gather(nothing()),
+    "create_task": lambda: asyncio.create_task(nothing()),
+    "ensure_future": lambda: asyncio.ensure_future(nothing()),
+    "shield": lambda: asyncio.shield(nothing()),
+    "Lock": wait_in_lock,
+    "Event": lambda: asyncio.Event().wait(),
+    "Queue": lambda: asyncio.Queue().get(),
+    "wait_for": lambda: asyncio.wait_for(nothing(), 1),
+    "to_thread": lambda: asyncio.to_thread(print),
+    "open_connection": lambda: asyncio.open_connection("127.0.0.1", 9),
+    "subprocess": lambda: asyncio.create_subprocess_exec("true"),
+    "current_task": lambda: asyncio.current_task(),
+    "get_running_loop": lambda: asyncio.get_running_loop(),
+    "run_in_executor":
+        lambda: asyncio.get_event_loop().run_in_executor(None, nothing),
+    "future": future_of_another_loop,
+}
+if sys.version_info >= (3, 11):
+    mistakes["timeout"] = lambda: enter(asyncio.timeout(1))
+    mistakes["TaskGroup"] = lambda: enter(asyncio.TaskGroup())
+"""
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-@pytest.mark.parametrize("call", NATIVE_CALLS)
-@pytest.mark.parametrize("imported", [False, True])
-async def test_asyncio_outside_an_island(
-    call: Callable[[], Awaitable[object]], imported: bool
-) -> None:
-    """The error names the function to use, whether trio-asyncio is loaded or not."""
-    if imported:
-        await asyncio_island(asyncio_only)(1)
-    with pytest.raises(RuntimeError, match=r"trio_asgi\.asyncio_island\(\)"):
-        await call()
-    gc.collect()
+@pytest.mark.parametrize("imported", ["", "import trio_asyncio"])
+def test_asyncio_in_a_trio_task(imported: str) -> None:
+    """Each mistake is an error that is noted, whether trio-asyncio is loaded or not."""
+    output = run_script(
+        MISTAKES
+        + imported
+        + textwrap.dedent(
+            """
+            import gc, logging
+            from trio_asgi.errors import note_asyncio
+
+            async def main():
+                for name, call in mistakes.items():
+                    try:
+                        await call()
+                    except Exception as error:
+                        note_asyncio(error)
+                        note_asyncio(error)  # no second time
+                        notes = getattr(error, "__notes__", [])
+                        print(name, len(notes), "asyncio_island" in str(notes))
+                    else:
+                        print(name, "raised nothing")
+
+            logging.disable()  # asyncio, of tasks that never run
+            trio.run(main)
+            gc.collect()
+            """
+        )
+    )
+    lines = output.splitlines()
+    assert len(lines) >= 17
+    assert [line for line in lines if not line.endswith(" 1 True")] == []
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
-async def test_timeouts_and_groups_outside_an_island() -> None:
-    """What asks for the current task of asyncio names the function to use too."""
-    for make in (lambda: asyncio.timeout(1), asyncio.TaskGroup):
-        with pytest.raises(RuntimeError, match=r"trio_asgi\.asyncio_island\(\)"):
-            await make().__aenter__()
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no loop"), TypeError("trio"), AttributeError("create_task")],
+)
+def test_other_errors_are_not_noted(error: Exception) -> None:
+    """What has nothing to do with asyncio stays as it is."""
+    note_asyncio(error)
+    assert not hasattr(error, "__notes__")
+
+
+def test_asyncio_runs_beside_trio() -> None:
+    """A loop that is begun in a Trio task is as good as anywhere else."""
+    output = run_script(
+        """
+        import asyncio, trio, trio_asgi
+
+        async def asyncios():
+            await asyncio.gather(asyncio.sleep(0.001), asyncio.sleep(0))
+            return "asyncio's"
+
+        async def trios():
+            return asyncio.run(asyncios())
+
+        trio_asgi.install_bridge()
+        print(trio.run(trios))
+        """
+    )
+    assert output == "asyncio's\n"
 
 
 def test_asyncio_is_as_before_outside_trio() -> None:
@@ -788,10 +866,6 @@ def test_trio_asyncio_in_any_order(first: str) -> None:
 
         async def main():
             if sys.argv[1] == "trio_asgi":
-                try:
-                    await asyncio.sleep(1)
-                except RuntimeError as error:
-                    print("asyncio_island" in str(error))
                 import trio_asyncio
             await trio_asgi.asyncio_island(asyncio.sleep)(0.001)
             print(await trio_asgi.asyncio_island(asyncio.sleep)(0, "slept"))
@@ -808,9 +882,8 @@ def test_trio_asyncio_in_any_order(first: str) -> None:
         """,
         first,
     )
-    first_line = "" if first == "trio_asyncio" else "True\n"
     last_line = "True\n" if first == "trio_asyncio" else ""
-    assert output == f"{first_line}slept\n{last_line}no running event loop\n"
+    assert output == f"slept\n{last_line}no running event loop\n"
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="policies are deprecated")

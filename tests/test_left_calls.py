@@ -157,7 +157,7 @@ async def test_stop_waiting_for_a_task_that_was_just_woken(pool: WorkerPool) -> 
         # it, what stops the waiting.
         (worker,) = pool.workers
         gate.open()
-        worker.inbox.put(Detached(contextvars.copy_context(), told.set))
+        worker.inbox.put(Detached(contextvars.copy_context(), told.set, lease))
         assert told.wait(SECONDS)
         trio.lowlevel.current_trio_token().run_sync_soon(lease.stop_waiting)
     assert results == ["result"]

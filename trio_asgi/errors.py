@@ -117,6 +117,49 @@ def is_from_signal(error: BaseException) -> bool:
     return any(frame.f_code in codes for frame, _ in frames)
 
 
+#: How errors begin or end that asyncio raises in a Trio task, or Trio after a wait of
+#: asyncio's; and what is called there of the loop, though it is None.
+_ASYNCIO_BEGINS: Final = (
+    "no running event loop",
+    "There is no current event loop",
+    "trio.run received unrecognized yield message",
+    "You're within a Trio environment.",  # trio-asyncio
+)
+_ASYNCIO_ENDS: Final = "is bound to a different event loop"
+_ASYNCIO_METHODS: Final = [
+    "create_future",
+    "create_task",
+    "run_in_executor",
+    "call_soon",
+    "call_soon_threadsafe",
+    "call_later",
+    "call_at",
+    "get_debug",
+]
+
+_ASYNCIO_NOTE: Final = (
+    "asyncio does not run in a Trio task. If this was called in one, call it in "
+    "trio_asgi.asyncio_island(), or use what Trio has for the same."
+)
+
+
+def note_asyncio(error: BaseException) -> None:
+    """Add what to do to an error, or those of a group, that come of asyncio on Trio."""
+    for leaf in leaves(error):
+        notes = getattr(leaf, "__notes__", [])
+        if _tells_of_asyncio(leaf) and _ASYNCIO_NOTE not in notes:
+            # add_note() is new in Python 3.11; exceptiongroup shows notes before.
+            leaf.__notes__ = [*notes, _ASYNCIO_NOTE]
+
+
+def _tells_of_asyncio(error: BaseException) -> bool:
+    if isinstance(error, AttributeError):
+        return error.obj is None and error.name in _ASYNCIO_METHODS
+    return isinstance(error, (RuntimeError, TypeError)) and (
+        str(error).startswith(_ASYNCIO_BEGINS) or str(error).endswith(_ASYNCIO_ENDS)
+    )
+
+
 def raise_sole_error(group: BaseExceptionGroup[BaseException]) -> None:
     """Raise the one error that a group holds; return if it holds several."""
     found = leaves(group)

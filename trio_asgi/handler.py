@@ -36,7 +36,7 @@ from .request.background import end_islands_and_threads, start_in_background
 from .request.body_file import spool_body, take_body
 from .request.errors import as_server_errors, refuse_body, server_error
 from .request.request import ASGIRequest, makes_plain_requests
-from .request.signals import RequestSignals, disown_caches, join_transaction
+from .request.signals import RequestSignals, disown_caches
 from .request.state import RequestState
 from .response.file_stream import LARGEST_BLOCK
 from .response.send import send_over_asgi
@@ -145,7 +145,6 @@ class ASGIHandler(ChainHandler):
             await self.handle(scope, receive, send)
             return
         # This is what tools wrap that keep requests apart.
-        await join_transaction()
         lease = current_pool().lease()
         lease.reserved = True
         outer_loop = current_loop.set(lease)
@@ -181,8 +180,6 @@ class ASGIHandler(ChainHandler):
             Exception: a stream failed, or a receiver of ``request_finished``.
         """
         lease = reserved_lease()
-        if lease is None:
-            await join_transaction()
         receiver = Receiver(scope, receive)
         refusal: HttpResponseBase | None = None
         urlconf = getattr(self.request_class, "urlconf", None)

@@ -41,11 +41,6 @@ SEND_SECONDS: Final = 1.0
 #: How often a message that is waited for is looked at, in the time that it may take.
 LOOKS: Final = 4
 
-#: How often the scheduler comes round from the beginning of a request until a
-#: disconnect that came with it has been seen: the lookout's turn, the watcher's, and
-#: that of the server's ``receive``.
-LOOK_TURNS: Final = 3
-
 
 class _Limit:
     """How long a client may leave a message of the response to the server."""
@@ -153,19 +148,6 @@ class Exchange:
         """
         if not self._is_complete():
             self._scope.cancel()
-
-    async def look(self) -> None:
-        """Have a disconnect seen that came with the request.
-
-        For a request that has waited for its thread. Whether that or the watcher comes
-        first is chance then, so that a client that has left would sometimes get an
-        answer, and receivers of signals an order that no test can rely on.
-
-        Raises:
-            trio.Cancelled: the client has left, or the server has cancelled this.
-        """
-        for _ in range(LOOK_TURNS):
-            await trio.lowlevel.checkpoint()
 
     @property
     def aborted(self) -> bool:

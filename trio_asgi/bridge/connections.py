@@ -51,6 +51,11 @@ def close_connections() -> None:
         connection.close()
 
 
+def in_transaction() -> bool:
+    """Whether a connection of this thread is in a transaction. Any thread."""
+    return any(connection.in_atomic_block for connection in _used())
+
+
 def _used() -> Sequence[BaseDatabaseWrapper]:
     """Return the connections that code has used in this thread."""
     # Without settings there are no databases, and asking for them would fail.

@@ -25,12 +25,13 @@ import trio
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.http import StreamingHttpResponse
 
-from trio_asgi.islands import context, native_calls
-from trio_asgi.threads import pool
+from trio_asgi.islands import context
+from trio_asgi.threads import new_run, pool
 
 from . import (
     async_to_sync,
     asyncio_calls,
+    connections,
     pool_options,
     streaming_content,
     sync_to_async,
@@ -116,8 +117,8 @@ def install_bridge(
             for patch in patches:
                 setattr(patch.owner, patch.name, patch.replacement)
             _installed.extend(patches)
-            native_calls.install()
             pool.pool_options = pool_options.pool_options
+            new_run.in_transaction = connections.in_transaction
         if async_to_sync_backend is not None:
             async_to_sync.async_to_sync_backend = async_to_sync_backend
 
@@ -139,7 +140,6 @@ def uninstall_bridge() -> None:
         for patch in _installed:
             setattr(patch.owner, patch.name, patch.original)
         _installed.clear()
-        native_calls.uninstall()
         async_to_sync.async_to_sync_backend = "asyncio"
 
 

@@ -38,6 +38,7 @@ from django.utils.log import log_response
 
 from trio_asgi.bridge.as_written import Written
 from trio_asgi.bridge.hop import hop, note_unfinished, retire_thread, was_left
+from trio_asgi.errors import note_asyncio
 from trio_asgi.islands.functions import is_asyncio_island, is_trio_island, runs_on_trio
 from trio_asgi.request.errors import (
     answer_to_nobody,
@@ -114,6 +115,8 @@ class Passage:
             except BaseException as raised:
                 if wanted is THREAD and was_left():
                     raise  # the thread may still run the generator
+                if wanted is not THREAD:
+                    note_asyncio(raised)
                 error = raised
             # Not within the `except`, or all that follows would be handling the error.
             if error is None:

@@ -20,7 +20,6 @@ from asgiref.sync import iscoroutinefunction
 
 from trio_asgi.chain.passage import Passage
 from trio_asgi.chain.plan import Kind
-from trio_asgi.request.signals import join_transaction
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import CallLoop, current_loop
 from trio_asgi.threads.pool import current_pool, reserved_lease
@@ -261,7 +260,6 @@ def record_hops(handler: Any, hops: list[RecordedHop] | None = None) -> None:
         if isinstance(reserved_lease(), RecordingLease):
             await handle(scope, receive, send)
             return
-        await join_transaction()
         lease = cast("RecordingLease", current_pool().lease(RecordingLease))
         lease.reserved = True
         lease.hops = [] if hops is None else hops

@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import functools
 import logging
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +26,6 @@ from trio_asgi.threads.offload import call_in_thread_soon, log
 from trio_asgi.threads.pool import current_pool
 
 from .executor import make_executor
-from .native_calls import import_trio_asyncio
 
 if TYPE_CHECKING:
     from trio_asyncio import TrioEventLoop
@@ -121,6 +122,31 @@ class _Loop:
 _loop: trio.lowlevel.RunVar[_Loop | None] = trio.lowlevel.RunVar(
     "trio_asgi.island_loop"
 )
+
+
+def import_trio_asyncio() -> None:
+    """Import trio-asyncio, but keep the loops of `asyncio.run` asyncio's.
+
+    Everywhere outside Trio they would be trio-asyncio's, in which `sync_to_async` does
+    not work.
+    """
+    if "trio_asyncio" in sys.modules:
+        return
+    with warnings.catch_warnings():
+        # It still asks for what Python 3.12 has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from trio_asyncio import _loop as theirs  # noqa: PLC0415 - few need it
+    in_trio = theirs._trio_policy.new_event_loop
+
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop
+        if trio.lowlevel.in_trio_task():
+            loop = in_trio()
+        else:  # the policy that is set, or was when trio-asyncio was imported
+            loop = theirs._new_policy_get().new_event_loop()
+        return loop
+
+    theirs._trio_policy.new_event_loop = new_event_loop
 
 
 async def open_loop() -> TrioEventLoop:

@@ -37,10 +37,7 @@ async def send_answer(
         not lease.has_thread or state.signals.release_thread_early(response)
     )
     # A view need not have noticed that it was cancelled, nor can sync code.
-    if lease.calls:
-        await exchange.look()
-    else:
-        await trio.lowlevel.checkpoint_if_cancelled()
+    await trio.lowlevel.checkpoint_if_cancelled()
     if not in_one_piece:
         try:
             await send()

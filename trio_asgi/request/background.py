@@ -18,7 +18,7 @@ from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_u
 from django.utils import timezone, translation
 
 from trio_asgi.bridge.connections import tidy_up
-from trio_asgi.errors import reraise, split_ending
+from trio_asgi.errors import note_asyncio, reraise, split_ending
 from trio_asgi.islands.context import restore_context, with_locals, without_locals
 from trio_asgi.islands.loop import below_asyncio, end_tasks
 from trio_asgi.threads.loop import current_loop
@@ -26,7 +26,7 @@ from trio_asgi.threads.offload import HeldLog, log
 from trio_asgi.threads.pool import current_pool
 
 from .errors import cleanup_seconds
-from .signals import has_caches_to_close, join_transaction
+from .signals import has_caches_to_close
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -100,7 +100,6 @@ async def _run_in_background(
     owner: object, async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
 ) -> None:
     """Be the task, in a context of `_task_context`, with a thread of its own."""
-    await join_transaction()
     lease = current_pool().lease()
     lease.owner = owner
     if not lease.borrowed:
@@ -116,6 +115,7 @@ async def _run_in_background(
             ending, failure = split_ending(error)
             try:
                 if failure is not None:
+                    note_asyncio(failure)
                     message = "A background task failed: %r"
                     log(logger, logging.ERROR, message, async_fn, error=failure)
                 if ending is not None:

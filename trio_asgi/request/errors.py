@@ -23,6 +23,7 @@ from trio_asgi.errors import (
     BodyTooLarge,
     ends_more,
     leaves,
+    note_asyncio,
     reraise,
     split_ending,
 )
@@ -224,6 +225,7 @@ def cleanup_seconds() -> float:
 
 
 def _raise_to_server(error: BaseException, path: str) -> NoReturn:
+    note_asyncio(error)  # of a stream
     amount = _amount(error, path)
     try:
         if isinstance(amount, BaseExceptionGroup):

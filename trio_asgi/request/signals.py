@@ -37,7 +37,6 @@ from trio_asgi.bridge.connections import keep_connections, tidy_up
 from trio_asgi.bridge.hop import hop
 from trio_asgi.islands.context import with_locals
 from trio_asgi.response.files import is_plain, sends_file
-from trio_asgi.threads.pool import current_pool
 
 from .errors import guard_closers
 
@@ -330,19 +329,3 @@ def _close_on_loop(response: HttpResponseBase) -> None:
     """Close a response that closes nothing. Its signal is none of this."""
     response._resource_closers.clear()  # type: ignore[attr-defined]
     response.closed = True
-
-
-async def join_transaction() -> None:
-    """Have requests run in the thread of a test's transaction, if there is one.
-
-    `TestCase` holds it in the thread that waits in `async_to_sync`. If that thread is
-    busy, it is not asked: it may wait for this very request.
-    """
-    pool = current_pool()
-    if pool.caller_is_free and await pool.program_lease().run_sync(_in_transaction):
-        pool.lend_to_requests()
-
-
-def _in_transaction() -> bool:
-    used = connections.all(initialized_only=True)
-    return any(connection.in_atomic_block for connection in used)

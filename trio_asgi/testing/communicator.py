@@ -36,6 +36,9 @@ class ApplicationCommunicator:
     `ASGIOrderError` in the application, with the rule that was broken, and comes out of
     whatever method is called next. A scope of unknown type is not checked.
 
+    As under a server, a client that has left gets nothing: if the application sends
+    before it has received the disconnect, that is dropped.
+
     The application runs in a fresh context, as under a server. On a
     `trio.testing.MockClock` that jumps, time stands still while sync code runs.
     """
@@ -53,6 +56,9 @@ class ApplicationCommunicator:
         self._outputs: deque[Message] = deque()
         #: Set at each output and at the application's end.
         self._news = trio.Event()
+        #: Whether a disconnect was given that the application has not received, and
+        #: whether it has sent something meanwhile: then nothing more comes out.
+        self._has_left = self._drops = False
         self._order: SendOrder | None = None
         if scope.get("type") in ("http", "websocket", "lifespan"):
             self._order = SendOrder(scope["type"])
@@ -79,6 +85,8 @@ class ApplicationCommunicator:
         """Give the application a message, or raise what it has raised."""
         self._start()
         self._raise_error()
+        if message.get("type") == "http.disconnect":
+            self._has_left = True
         await self._input_send.send(message)
 
     async def receive_output(self, timeout: float = 1) -> Message:  # noqa: ASYNC109
@@ -157,17 +165,25 @@ class ApplicationCommunicator:
     async def _run(self) -> None:
         async def run() -> None:
             with self._cancel_scope:
-                await self.application(self.scope, self._input.receive, self._send)
+                await self.application(self.scope, self._receive, self._send)
 
         self._ended = await outcome.acapture(run)
         self._done.set()
         self._news.set()
 
+    async def _receive(self) -> Message:
+        message: Message = await self._input.receive()
+        if message.get("type") == "http.disconnect":
+            self._has_left = False
+        return message
+
     async def _send(self, message: Message) -> None:
         if self._order is not None:
             self._order.advance(message)
-        self._outputs.append(message)
-        self._news.set()
+        self._drops = self._drops or self._has_left
+        if not self._drops:
+            self._outputs.append(message)
+            self._news.set()
         await trio.lowlevel.checkpoint()
 
     async def _wait_output(self, timeout: float) -> bool:  # noqa: ASYNC109

@@ -37,19 +37,14 @@ class Detached:
     context: contextvars.Context
     fn: Callable[[], object]
     #: Whose last call it is.
-    lease: Lease | None = None
+    lease: Lease
 
     def run(self) -> None:
         """Run it. Worker thread."""
         try:
-            run = self.fn if self.lease is None else self._run
-            self.context.run(run)
+            self.context.run(self.lease.run_call, self.fn)
         except BaseException:
             logger.exception("The last call of a lease failed: %r", self.fn)
-
-    def _run(self) -> None:
-        assert self.lease is not None
-        self.lease.run_call(self.fn)
 
 
 class ThreadPool(CallPool, Protocol):

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Returns whether this thread has a transaction, as that of a test does, in which the
+#: code of requests has to run then. Set by `install_bridge`.
+in_transaction: Callable[[], bool] = bool
+
 
 class NewRun:
     """One coroutine in a Trio run of its own. Made and used in the calling thread.
@@ -48,6 +52,7 @@ class NewRun:
         self._context = contextvars.copy_context()
         self._result: list[outcome.Outcome[Any]] = []
         self._trio_options = trio_options
+        self._lends_thread = in_transaction()
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -103,7 +108,7 @@ class NewRun:
         if self._cancelled:
             self._scope.cancel()
         pool = current_pool()
-        pool.work_for(self._inbox)
+        pool.work_for(self._inbox, lend=self._lends_thread)
         outer = await switch_context(self._context)
         # Here code has a thread already: that of the caller.
         marker = current_loop.set(pool.program_lease())

@@ -71,6 +71,7 @@ class WorkerPool:
         self._caller_lease: Lease | None = None
         self._caller_inbox: Inbox | None = None
         self._requests_inbox: Inbox | None = None
+        self._shall_lend = False
         self._clock = HeldClock()
         #: Set when system tasks that may call sync code at the end of the run have
         #: ended.
@@ -161,20 +162,17 @@ class WorkerPool:
         self.limiter.release_on_behalf_of(call)
         self._clock.let_go()
 
-    def work_for(self, inbox: Inbox) -> None:
-        """Have sensitive code that belongs to no request run in a given thread."""
+    def work_for(self, inbox: Inbox, *, lend: bool = False) -> None:
+        """Have sensitive code that belongs to no request run in a given thread.
+
+        Args:
+            inbox: That of the thread.
+            lend: Whether to `lend_to_requests` as well, from the first request on that
+                comes while the thread runs nothing, which might wait for the request.
+        """
         self._caller_inbox = inbox
         self._caller_lease = Lease(self, inbox)
-
-    @property
-    def caller_is_free(self) -> bool:
-        """Whether there is a thread of `work_for` that runs nothing, nor is lent."""
-        lease = self._caller_lease
-        return (
-            lease is not None
-            and lease.running is None
-            and self._requests_inbox is not self._caller_inbox
-        )
+        self._shall_lend = lend
 
     def lend_to_requests(self) -> None:
         """Have requests' code run in the thread of `work_for` too, if there is one.
@@ -185,6 +183,11 @@ class WorkerPool:
 
     def lease(self, kind: type[Lease] = Lease) -> Lease:
         """Return a lease for a request or a background task, of a class of leases."""
+        if self._shall_lend:
+            assert self._caller_lease is not None
+            if self._caller_lease.running is None:
+                self._shall_lend = False
+                self.lend_to_requests()
         if self._requests_inbox is not None:
             return kind(self, self._requests_inbox)
         return kind(self, slots=self.slots)
