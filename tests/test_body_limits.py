@@ -426,13 +426,13 @@ async def test_both_signals_come_for_a_body_that_is_refused() -> None:
 async def test_a_client_that_leaves_instead(settings_dict: dict[str, Any]) -> None:
     """Nobody is answered, and no signal sent."""
 
-    class Leaver(Client):
+    class Abandoner(Client):
         async def receive(self) -> dict[str, Any]:
             await trio.lowlevel.checkpoint()
             return {"type": "http.disconnect"}
 
     settings_dict["MAX_BODY_SIZE"] = 10
-    client = Leaver([])
+    client = Abandoner([])
     with signal_log() as log:
         app = application(path("", unreachable))
         await app(upload_scope(length=11), client.receive, client.send)

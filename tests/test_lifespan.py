@@ -19,7 +19,7 @@ from django.urls import path
 from support import application, request
 from trio_asgi import ASGIHandler, asyncio_island
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.abandon import Leaver
+from trio_asgi.threads.abandon import Abandoner
 from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
@@ -452,11 +452,11 @@ async def test_a_call_left_in_the_programs_thread_blocks_no_other() -> None:
                 await hangs.wait()
                 nursery.start_soon(wait_behind)
                 await trio.testing.wait_all_tasks_blocked()
-                leaver = Leaver(trio.lowlevel.current_task(), 0)
-                leaver.look()  # nobody is cancelled yet
-                assert not leaver.is_needed
+                abandoner = Abandoner(trio.lowlevel.current_task(), 0)
+                abandoner.look()  # nobody is cancelled yet
+                assert not abandoner.is_needed
                 stuck.cancel_scope.cancel()
-                leaver.look()
+                abandoner.look()
             await sync_to_async(lambda: names.append("after"))()
     finally:
         go_on.set()

@@ -654,24 +654,6 @@ async def test_a_hook_replaced_before_takes_the_thread(
     assert hooks_in_thread(name, places) == set(hooks_of(cls))
 
 
-@each_hook
-async def test_a_hook_replaced_later_takes_the_thread(name: str, hook: str) -> None:
-    """So does one that is replaced afterwards, until it is put back."""
-    cls = djangos()[name]
-    app = application(path("", async_hello), middleware=chain(name))
-    where.clear()
-    for replaced in (False, True, False):
-        with pytest.MonkeyPatch.context() as patch, watched_hooks() as places:
-            if replaced:
-                patch.setattr(cls, hook, noting(vars(cls)[hook]))
-            await request(app)
-        assert hooks_in_thread(name, places) == (
-            set(hooks_of(cls)) if replaced else set()
-        )
-    # Django itself takes this hook from the instance when the handler is made.
-    assert where == ([] if hook == "process_view" else [THREAD])
-
-
 HELPERS = [
     (COMMON, "get_full_path_with_slash"),
     (CSRF, "_get_secret"),
@@ -680,22 +662,19 @@ HELPERS = [
 ]
 
 
-@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("name", "helper"), HELPERS)
 async def test_a_method_that_hooks_call_is_replaced(
-    name: str, helper: str, late: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, helper: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If any code of the class was, before or after, all its hooks take the thread."""
+    """If any code of the class was, before the start, all its hooks take the thread."""
     cls = djangos()[name]
-    app = application(path("", async_hello), middleware=chain(name))
     value = vars(cls)[helper]
     if hasattr(value, "func"):
         other: Any = property(noting(value.func))
     else:
         other = noting(value)
     monkeypatch.setattr(cls, helper, other)
-    if not late:
-        app = application(path("", async_hello), middleware=chain(name))
+    app = application(path("", async_hello), middleware=chain(name))
     with watched_hooks() as places:
         await request(app)
     assert hooks_in_thread(name, places) == set(hooks_of(cls))
@@ -746,17 +725,14 @@ REPLACEMENTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("make", REPLACEMENTS.values(), ids=REPLACEMENTS)
 async def test_whatever_a_hook_is_replaced_by(
-    make: Callable[[Any], Any], late: bool, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes the thread, whether or not it looks like a function."""
     cls = djangos()[FRAMES]
-    app = application(path("", async_hello), middleware=[FRAMES])
     monkeypatch.setattr(cls, "process_response", make(vars(cls)["process_response"]))
-    if not late:
-        app = application(path("", async_hello), middleware=[FRAMES])
+    app = application(path("", async_hello), middleware=[FRAMES])
     where.clear()
     answer = await request(app)
     assert answer.status == 200
@@ -780,11 +756,15 @@ async def test_a_hook_in_the_instance_takes_the_thread(name: str, hook: str) -> 
 
 async def test_a_method_in_the_instance_that_a_hook_calls() -> None:
     """So does an attribute that hides what the hook calls."""
-    app = application(path("", async_hello), middleware=[FRAMES])
-    instance: Any = app._chain.plan.top.instance  # type: ignore[union-attr]
-    instance.get_xframe_options_value = noting(instance.get_xframe_options_value)
+
+    def make(get_response: Any) -> Any:
+        instance: Any = djangos()[FRAMES](get_response)
+        instance.get_xframe_options_value = noting(instance.get_xframe_options_value)
+        return instance
+
+    make.async_capable = True  # type: ignore[attr-defined]
     where.clear()
-    answer = await request(app)
+    answer, _ = await run(path_of(make))
     assert dict(answer.headers)[b"X-Frame-Options"] == b"DENY"
     assert where == [THREAD]
 
@@ -981,51 +961,6 @@ def test_a_wrong_declaration_is_an_error_at_start_up(hooks: Any) -> None:
         "('process_request', 'process_view', 'process_response'), "
         f"not {hooks!r}."
     )
-
-
-@pytest.mark.parametrize("inherited", [False, True])
-async def test_a_declared_hook_that_is_replaced_takes_the_thread(
-    inherited: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Replaced in the class, or in one it inherits from: what was declared is gone."""
-    cls = declaring(ALL, process_request=lambda self, request: None)
-    app = app_with(cls)
-    assert set(await visited(app)) == {"view loop", "response loop"}
-    target = Noting if inherited else cls
-    monkeypatch.setattr(target, "process_response", noting(Noting.process_response))
-    assert await visited(app) == ["view thread", THREAD, "response thread"]
-
-
-async def test_a_hook_added_later_takes_the_thread(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It hides one that was inherited."""
-    cls = declaring(ALL)
-    app = app_with(cls)
-    monkeypatch.setattr(
-        cls, "process_request", noting(Noting.process_request), raising=False
-    )
-    assert (await visited(app))[:2] == [THREAD, "request thread"]
-
-
-async def test_a_view_hook_that_calls_what_was_replaced_takes_the_thread(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The hooks before the view are asked about by themselves."""
-
-    class Views(MiddlewareMixin):
-        loop_safe_hooks = ("process_view",)
-
-        def process_view(self, *_: Any) -> None:
-            self.note()
-
-        def note(self) -> None:
-            where.append(f"view {here()}")
-
-    app = app_with(Views)
-    assert await visited(app) == ["view loop"]
-    monkeypatch.setattr(Views, "note", noting(Views.note))
-    assert await visited(app) == [THREAD, "view thread"]
 
 
 async def test_data_of_a_class_may_change() -> None:

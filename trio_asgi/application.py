@@ -8,7 +8,7 @@ from typing import Final
 import django
 from django.core import asgi
 
-from .bridge.as_written import is_as_written
+from .bridge.originals import is_original
 from .handler import ASGIHandler
 
 _making: Final = threading.RLock()
@@ -24,7 +24,7 @@ def get_asgi_application() -> ASGIHandler:
         ImproperlyConfigured: the settings are wrong, ``TRIO_ASGI`` included.
     """
     make = asgi.get_asgi_application
-    if make is get_asgi_application or is_as_written(make, asgi):
+    if make is get_asgi_application or is_original(make, asgi):
         django.setup(set_prefix=False)
         return ASGIHandler()
     # Below the wrapper is Django's function, which makes what it finds by this name.

@@ -23,9 +23,9 @@ from .asgi.lifespan import Lifespan
 from .asgi.receive import Receiver
 from .asgi.send import ResponseSender
 from .asgi.websocket import refuse
-from .bridge.as_written import Written
 from .bridge.hop import hop
 from .bridge.install import install_bridge
+from .bridge.originals import Original
 from .bridge.pool_options import configure
 from .chain.load import ChainHandler
 from .errors import ClientDisconnected, ends_more
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from .asgi.types import Receive, Scope, Send
 
-_CALL: Final = Written(asgi.ASGIHandler.__call__, asgi)
+_CALL: Final = Original(asgi.ASGIHandler.__call__, asgi)
 
 
 class ASGIHandler(ChainHandler):

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trio_asgi.threads.abandon import Leaver
+from trio_asgi.threads.abandon import Abandoner
 
 from .connection import reset_connection
 from .nursery import run_in_nursery
-from .timers import current_lookout
+from .timers import current_timers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -52,7 +52,7 @@ class _Limit:
         end_early: Callable[[], Awaitable[None]],
     ) -> None:
         #: What looks now and then.
-        self.timer = current_lookout().timer(seconds / LOOKS)
+        self.timer = current_timers().timer(seconds / LOOKS)
         self.sender = sender
         self.end_early = end_early
         #: Which message was waiting at the last look, and at how many looks it was.
@@ -165,7 +165,7 @@ class Exchange:
             end_early: Called once, in a task of its own, if it takes longer than
                 `SEND_SECONDS`. It is waited for, and must not raise.
         """
-        nursery, timer = self._nursery, current_lookout().timer(SEND_SECONDS)
+        nursery, timer = self._nursery, current_timers().timer(SEND_SECONDS)
         # With what the request has left in it, as the caches that it has used.
         context = contextvars.copy_context()
         assert nursery is not None
@@ -239,7 +239,7 @@ class Exchange:
 
     def _begin(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        current_lookout().call_soon(self._begin_to_watch)
+        current_timers().call_soon(self._begin_to_watch)
 
     def _begin_to_watch(self) -> None:
         if self._make_limit is not None and (limit := self._make_limit()) is not None:
@@ -276,5 +276,5 @@ class Exchange:
                     self._lease.stop_waiting()
                     assert self._nursery is not None
                     task = self._nursery.parent_task
-                    await Leaver(task, 0, whose=self._name).run()
+                    await Abandoner(task, 0, whose=self._name).run()
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_asgi.errors import ends_more
-from trio_asgi.threads.abandon import Leaver
+from trio_asgi.threads.abandon import Abandoner
 from trio_asgi.threads.offload import HeldLog, log
 
 from .nursery import run_beside
@@ -95,7 +95,7 @@ class Lifespan:
             await self._after()
 
         async def live_bounded() -> None:
-            await _leave_beside(live, self._shutdown_seconds, begin=shutdown)
+            await _abandon_beside(live, self._shutdown_seconds, begin=shutdown)
 
         failure = ""
         try:
@@ -117,7 +117,7 @@ class Lifespan:
             await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _leave_beside(
+async def _abandon_beside(
     body: Callable[[], Awaitable[None]], seconds: float, *, begin: trio.Event
 ) -> None:
     """Run ``body()``, and have its tasks leave what does not end.
@@ -127,7 +127,7 @@ async def _leave_beside(
         seconds: How long a cancelled task waits.
         begin: Set when the looking shall begin; a cancellation begins it too.
     """
-    leaver = Leaver(trio.lowlevel.current_task(), seconds)
+    abandoner = Abandoner(trio.lowlevel.current_task(), seconds)
     scope = trio.CancelScope(shield=True)
 
     async def look() -> None:
@@ -135,6 +135,6 @@ async def _leave_beside(
             await begin.wait()
         finally:
             with scope:
-                await leaver.run()
+                await abandoner.run()
 
     await run_beside(look, body, stop=scope.cancel)

@@ -55,7 +55,7 @@ class Timer:
             await self._begun.park()
 
 
-class Lookout:
+class Timers:
     """Calls back for requests that take longer than a moment. Trio thread.
 
     The callbacks are called in system tasks: they must be quick, and not raise.
@@ -90,15 +90,15 @@ class Lookout:
             await self._new_came.park()
 
 
-_lookout: trio.lowlevel.RunVar[Lookout] = trio.lowlevel.RunVar("trio_asgi.lookout")
+_timers: trio.lowlevel.RunVar[Timers] = trio.lowlevel.RunVar("trio_asgi.timers")
 
 
-def current_lookout() -> Lookout:
+def current_timers() -> Timers:
     """Return that of this Trio run; its first caller makes it."""
     try:
-        return _lookout.get()
+        return _timers.get()
     except LookupError:
-        lookout = Lookout()
-        _lookout.set(lookout)
-        trio.lowlevel.spawn_system_task(lookout.call_new)
-        return lookout
+        timers = Timers()
+        _timers.set(timers)
+        trio.lowlevel.spawn_system_task(timers.call_new)
+        return timers

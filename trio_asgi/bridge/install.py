@@ -36,7 +36,7 @@ from . import (
     streaming_content,
     sync_to_async,
 )
-from .as_written import is_as_written
+from .originals import is_original
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,7 +189,7 @@ def _patches() -> list[Patch]:
 
 
 def _defined_in(module: ModuleType) -> Callable[[Any], bool]:
-    return lambda value: is_as_written(value, module)
+    return lambda value: is_original(value, module)
 
 
 def _is_djangos_property(value: Any) -> bool:

@@ -29,8 +29,8 @@ from trio_asgi.threads.trio_state import (
     runs_for_a_thread,
 )
 
-from .as_written import Written
 from .executor import ExecutorInbox
+from .originals import Original
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,8 @@ def patch_call(original: Any) -> Any:
 
 
 #: The fork, and what asgiref calls the function by.
-_FORK = Written(patch_call(SyncToAsync.__call__), sys.modules[__name__])
-_HANDLER = Written(SyncToAsync.thread_handler, asgiref.sync)
+_FORK = Original(patch_call(SyncToAsync.__call__), sys.modules[__name__])
+_HANDLER = Original(SyncToAsync.thread_handler, asgiref.sync)
 
 
 def is_wrapped() -> bool:

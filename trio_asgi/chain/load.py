@@ -22,7 +22,7 @@ from django.utils import deprecation
 from django.utils.deprecation import MiddlewareMixin
 
 from trio_asgi import conf
-from trio_asgi.bridge.as_written import Written, is_as_written
+from trio_asgi.bridge.originals import Original, is_original
 from trio_asgi.islands.functions import asyncio_island, is_trio_island
 
 from .loop_safe import LoopSafety
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _HOOKS: Final = ("process_request", "process_response")
 
 #: If something was put in its place, that is called.
-_GET_RESPONSE: Final = Written(BaseHandler.get_response_async, base)
+_GET_RESPONSE: Final = Original(BaseHandler.get_response_async, base)
 
 
 #: Methods of Django's handler that ask asyncio. `ASGIHandler` has others.
@@ -193,7 +193,7 @@ def _warn_of_what_is_not_called() -> None:
         )
     for name in _NOT_CALLED:
         found = vars(asgi.ASGIHandler).get(name)
-        if not is_as_written(found, asgi):
+        if not is_original(found, asgi):
             logger.warning(
                 "%r is in the place of django.core.handlers.asgi.ASGIHandler.%s, and "
                 "is not called on Trio. Replace that method of trio_asgi.ASGIHandler.",
@@ -219,13 +219,13 @@ def _without_conversion(handler: Any) -> Any:
 
     `Passage` does the same. What a tool has put there instead is called with the layer.
     """
-    if is_as_written(handler, exception):
+    if is_original(handler, exception):
         return getattr(handler, "__wrapped__", handler)
     return handler
 
 
 def _is_djangos_view_layer(instance: Any) -> bool:
-    return is_as_written(getattr(instance, "__func__", None), base)
+    return is_original(getattr(instance, "__func__", None), base)
 
 
 def _leaves_calling_to_django(instance: Any) -> bool:
@@ -233,8 +233,8 @@ def _leaves_calling_to_django(instance: Any) -> bool:
     kind = type(instance)
     return (
         isinstance(instance, MiddlewareMixin)
-        and is_as_written(kind.__call__, deprecation)
-        and is_as_written(kind.__acall__, deprecation)
+        and is_original(kind.__call__, deprecation)
+        and is_original(kind.__acall__, deprecation)
         and not any(
             iscoroutinefunction(getattr(instance, hook, None)) for hook in _HOOKS
         )

@@ -11,12 +11,13 @@ in its thread. Nobody can see that from outside, so nothing is guessed:
   ``loop_safe_hooks = ("process_request",)``. A subclass has to declare them anew, for
   it may override what they call.
 
-Whether something was replaced in the class of a middleware is looked at again for each
-request.
+Whether anything was replaced in the class of a middleware is looked at once, when the
+middleware is loaded.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import FunctionType, GetSetDescriptorType
 from typing import TYPE_CHECKING, Any, Final
@@ -24,11 +25,10 @@ from typing import TYPE_CHECKING, Any, Final
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, request as request_module
-from django.utils.deprecation import MiddlewareMixin
 from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
 
-from trio_asgi.bridge.as_written import Written, is_as_written
+from trio_asgi.bridge.originals import Original, is_original
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -90,7 +90,7 @@ _MESSAGE_STORAGES: Final = _Djangos(
 _SIGNER: Final = "django.core.signing.TimestampSigner"
 _LISTS: Final = (list, tuple)
 _CSRF_SAFE_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
-_GET_HOST: Final = Written(HttpRequest.get_host, request_module)
+_GET_HOST: Final = Original(HttpRequest.get_host, request_module)
 
 
 def _always(*_: Any) -> bool:
@@ -237,20 +237,14 @@ class LoopSafety:
             ImproperlyConfigured: its ``loop_safe_hooks`` are no hooks that it may name.
         """
         self._middleware = middleware
-        self._conditions = _conditions(type(middleware))
-        self._code = _Code(type(middleware)) if self._conditions else None
+        self._conditions = (
+            {} if _hides_methods(middleware) else _conditions(type(middleware))
+        )
         #: Whether anything is known of it: it is Django's, or has declared its hooks.
         self.known = bool(self._conditions)
 
-    def holds(self) -> bool:
-        """Whether anything is known of the middleware, and it is as it was then.
-
-        Asked again for each request, for anything may be replaced at any time.
-        """
-        return self._code is not None and self._code.is_run_by(self._middleware)
-
     def allows(self, hook: str, request: Any, subject: Any = None) -> bool:
-        """Whether the hook needs no thread for this request, if all else `holds`.
+        """Whether the hook needs no thread for this request.
 
         Args:
             hook: The hook's name.
@@ -279,47 +273,13 @@ def _conditions(cls: type) -> Mapping[str, Condition]:
     return dict.fromkeys(declared, vars(cls).get("_is_loop_safe", _always))
 
 
-# Whether code is what it was
-
-
-class _Code:
-    """The code that a class has and inherits, to see later whether any was replaced."""
-
-    #: Whose methods no hook calls.
-    _LEFT_OUT: Final = (MiddlewareMixin, object)
-
-    def __init__(self, cls: type) -> None:
-        self._spaces = [
-            vars(base) for base in cls.__mro__ if base not in self._LEFT_OUT
-        ]
-        self._values = self._all_values()
-        self._code = self._all_code()
-        #: What an attribute of an instance can hide.
-        self._methods = frozenset(
-            name
-            for code in self._code
-            for name, value in code.items()
-            if type(value) is FunctionType
-        )
-
-    def is_run_by(self, instance: Any) -> bool:
-        """Whether none was replaced, nor is hidden by an attribute of an instance."""
-        values = self._all_values()
-        if values != self._values:
-            if self._all_code() != self._code:
-                return False
-            # Only data was, such as a counter.
-            self._values = values
-        return self._methods.isdisjoint(getattr(instance, "__dict__", ()))
-
-    def _all_values(self) -> list[tuple[Any, ...]]:
-        return [tuple(space.values()) for space in self._spaces]
-
-    def _all_code(self) -> list[dict[str, Any]]:
-        return [
-            {name: value for name, value in space.items() if _code_in(value)}
-            for space in self._spaces
-        ]
+def _hides_methods(instance: Any) -> bool:
+    """Whether an instance has put something in the place of a method of its class."""
+    cls = type(instance)
+    return any(
+        isinstance(inspect.getattr_static(cls, name, None), FunctionType)
+        for name in getattr(instance, "__dict__", ())
+    )
 
 
 def _are_as_written(cls: type) -> bool:
@@ -333,7 +293,7 @@ def _is_as_written(cls: type) -> bool:
         return False
     module = sys.modules[cls.__module__]
     return all(
-        is_as_written(code, module)
+        is_original(code, module)
         for value in vars(cls).values()
         for code in _code_in(value)
     )

@@ -36,8 +36,8 @@ from django.core.handlers import base, exception
 from django.urls import set_urlconf
 from django.utils.log import log_response
 
-from trio_asgi.bridge.as_written import Written
 from trio_asgi.bridge.hop import hop, note_unfinished, retire_thread, was_left
+from trio_asgi.bridge.originals import Original
 from trio_asgi.errors import note_asyncio
 from trio_asgi.islands.functions import is_asyncio_island, is_trio_island, runs_on_trio
 from trio_asgi.request.errors import (
@@ -65,7 +65,7 @@ THREAD: Final = "go on in the thread"
 
 _BAD_REQUEST: Final = 400
 
-_ASK_HOOKS: Final = Written(base.BaseHandler.process_exception_by_middleware, base)
+_ASK_HOOKS: Final = Original(base.BaseHandler.process_exception_by_middleware, base)
 
 
 class Ended:
@@ -205,13 +205,10 @@ class Passage:
         """Do as `MiddlewareMixin.__call__`."""
         middleware, safety, below = layer.instance, layer.safety, layer.below
         assert below is not None
-        safe = safety.holds()
         response = None
         process_request = getattr(middleware, "process_request", None)
         if process_request is not None:
-            if not self.in_thread and not (
-                safe and safety.allows("process_request", request)
-            ):
+            if not (self.in_thread or safety.allows("process_request", request)):
                 yield THREAD
             if self.in_thread and not safety.known:
                 note_unfinished()
@@ -219,8 +216,8 @@ class Passage:
         response = response or (yield from self.through(below, request))
         process_response = getattr(middleware, "process_response", None)
         if process_response is not None:
-            if not self.in_thread and not (
-                safe and safety.allows("process_response", request, response)
+            if not (
+                self.in_thread or safety.allows("process_response", request, response)
             ):
                 yield THREAD
             response = process_response(request, response)
@@ -309,9 +306,7 @@ class Passage:
             return (yield functools.partial(hook.method, request, *args))
         safety = hook.safety
         if not self.in_thread and not (
-            safety is not None
-            and safety.holds()
-            and safety.allows(name, request, args[0])
+            safety is not None and safety.allows(name, request, args[0])
         ):
             yield THREAD
         if self.in_thread and not (safety is not None and safety.known):

@@ -224,7 +224,7 @@ class RecordingPassage(Passage):
 
     def _noted_hook(self, hook: Any, name: str, safety: Any) -> Any:
         def causes(request: Any, subject: Any = None, *_: Any) -> list[Cause]:
-            if safety and safety.holds() and safety.allows(name, request, subject):
+            if safety and safety.allows(name, request, subject):
                 return []
             return [hook_cause(hook, name)]
 

@@ -9,7 +9,7 @@ import trio
 
 from trio_asgi.errors import raise_sole_error
 
-from .hypercorn_connections import sheltered_serve
+from .hypercorn_connections import load_serve
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,7 +64,7 @@ async def serve(
     try:
         from hypercorn.config import Config  # noqa: PLC0415 - an optional dependency
 
-        run_server = sheltered_serve()
+        run_server = load_serve()
     except ImportError as error:
         raise ImportError(
             "trio_asgi.serve() needs hypercorn: pip install 'trio-asgi[hypercorn]'"

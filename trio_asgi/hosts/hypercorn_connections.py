@@ -18,7 +18,7 @@ if sys.version_info < (3, 11):
 logger = logging.getLogger("trio_asgi")
 
 
-def sheltered_serve() -> Any:
+def load_serve() -> Any:
     """Return `hypercorn.trio.serve`, whose connections end alone.
 
     The function, and the one below it, are hypercorn's own; they find another class

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_asgi.threads.abandon import LEFT, name_of
+from trio_asgi.threads.abandon import ABANDONED, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,6 @@ def make_executor() -> Any:
                     self._idle = trio.Event()
                     await self._idle.wait()
             for func in list(self._running.values()):
-                logger.error(LEFT, f"asyncio.to_thread({name_of(func)})", "nobody")
+                logger.error(ABANDONED, f"asyncio.to_thread({name_of(func)})", "nobody")
 
     return Executor()

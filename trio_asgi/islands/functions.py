@@ -180,33 +180,33 @@ def _name(fn: object) -> str:
 async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
     """Run ``afn()`` in an asyncio task. Trio task."""
     loop = await open_loop()
-    errand = _Errand(afn, asyncio.CancelledError)
+    call = _CrossCall(afn, asyncio.CancelledError)
     # Set and reset here, not in the asyncio task. If that is left behind at a shutdown,
     # it is closed in any context, where a reset fails.
     marker = below_asyncio.set(True)
     try:
-        await loop.run_aio_coroutine(errand.run())
+        await loop.run_aio_coroutine(call.run())
     finally:
-        errand.restore_context()
+        call.restore_context()
         below_asyncio.reset(marker)
-    return errand.take_result()  # type: ignore[no-any-return]
+    return call.take_result()  # type: ignore[no-any-return]
 
 
 async def run_on_trio(afn: Callable[[], Awaitable[T]]) -> T:
     """Run ``afn()`` in a Trio task. Code of asyncio on a loop of trio-asyncio."""
     loop: Any = asyncio.get_running_loop()
-    errand = _Errand(afn, trio.Cancelled)
+    call = _CrossCall(afn, trio.Cancelled)
     try:
-        await loop.trio_as_future(errand.run)
+        await loop.trio_as_future(call.run)
     finally:
-        errand.restore_context()
-    return errand.take_result()  # type: ignore[no-any-return]
+        call.restore_context()
+    return call.take_result()  # type: ignore[no-any-return]
 
 
-class _Errand:
+class _CrossCall:
     """A function to run on the other side, then what has become of it.
 
-    trio-asyncio keeps an errand and its future in a cycle, and asyncio ends its loop
+    trio-asyncio keeps an call and its future in a cycle, and asyncio ends its loop
     for some errors. So what users have a hold of, and what they raise, goes this way.
     """
 

@@ -15,8 +15,8 @@ import trio
 
 from trio_asgi.errors import ends_more
 from trio_asgi.threads.abandon import (
+    ABANDONED,
     INTERVAL,
-    LEFT,
     describe_asyncio_task,
     forget_asyncio_task,
 )
@@ -184,7 +184,7 @@ async def _cancel(tasks: list[asyncio.Task[Any]], seconds: float) -> None:
         task.cancel()
     _, left = await asyncio.wait(tasks, timeout=seconds)
     for task in left:
-        logger.error(LEFT, describe_asyncio_task(task), "nobody")
+        logger.error(ABANDONED, describe_asyncio_task(task), "nobody")
         forget_asyncio_task(task)
 
 

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
 
-from trio_asgi.bridge.as_written import Written
+from trio_asgi.bridge.originals import Original
 
 from .body import RequestWithBody
 
@@ -67,7 +67,7 @@ def path_info_of(scope: Scope) -> str:
     return path
 
 
-_CREATE_REQUEST: Final = Written(asgi.ASGIHandler.create_request, asgi)
+_CREATE_REQUEST: Final = Original(asgi.ASGIHandler.create_request, asgi)
 
 
 def makes_plain_requests(handler: Any) -> bool:

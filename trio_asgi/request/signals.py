@@ -32,9 +32,9 @@ from django.http import (
 from django.http.response import HttpResponseBase
 from django.urls import set_urlconf
 
-from trio_asgi.bridge.as_written import Written
 from trio_asgi.bridge.connections import keep_connections, tidy_up
 from trio_asgi.bridge.hop import hop
+from trio_asgi.bridge.originals import Original
 from trio_asgi.islands.context import with_locals
 from trio_asgi.response.files import is_plain, sends_file
 
@@ -208,8 +208,8 @@ class _Djangos:
         )
 
 
-_SEND = Written(Signal.send, dispatcher)
-_LIVE_RECEIVERS = Written(Signal._live_receivers, dispatcher)
+_SEND = Original(Signal.send, dispatcher)
+_LIVE_RECEIVERS = Original(Signal._live_receivers, dispatcher)
 
 
 def are_sent_as_written() -> bool:
@@ -244,11 +244,11 @@ def _may_stay(connection: BaseDatabaseWrapper) -> bool:
 
 
 # What was put in their place, earlier or later, is called in the thread.
-_RESPONSE_CLOSE = Written(HttpResponseBase.close, response_module)
-_REQUEST_CLOSE = Written(HttpRequest.close, request_module)
-_ASGI_REQUEST_CLOSE = Written(ASGIRequest.close, asgi)
-_CACHE_CLOSE = Written(BaseCache.close, cache_base)
-_CLOSE_IF_OBSOLETE = Written(
+_RESPONSE_CLOSE = Original(HttpResponseBase.close, response_module)
+_REQUEST_CLOSE = Original(HttpRequest.close, request_module)
+_ASGI_REQUEST_CLOSE = Original(ASGIRequest.close, asgi)
+_CACHE_CLOSE = Original(BaseCache.close, cache_base)
+_CLOSE_IF_OBSOLETE = Original(
     BaseDatabaseWrapper.close_if_unusable_or_obsolete, database_base
 )
 

@@ -12,7 +12,7 @@ from django.core.files.utils import FileProxyMixin
 from django.http import FileResponse, response as response_module
 from django.http.response import HttpResponseBase
 
-from trio_asgi.bridge.as_written import Written
+from trio_asgi.bridge.originals import Original
 
 from .byte_ranges import PieceReader
 
@@ -20,9 +20,9 @@ _PLAIN: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO, io.BytesIO)
 _BLOCKS_OF_A_FILE: Final = type(iter(int, 1))
 
 # A tool, or the project, may have put something in their place.
-_READ: Final = Written(vars(FileProxyMixin)["read"].fget, utils)
-MAKE_BYTES: Final = Written(HttpResponseBase.make_bytes, response_module)
-_SET_CONTENT: Final = Written(
+_READ: Final = Original(vars(FileProxyMixin)["read"].fget, utils)
+MAKE_BYTES: Final = Original(HttpResponseBase.make_bytes, response_module)
+_SET_CONTENT: Final = Original(
     FileResponse._set_streaming_content,  # type: ignore[attr-defined]
     response_module,
 )

@@ -3,7 +3,7 @@
 A cancelled Trio task still waits for its sync code, for a thread of
 `trio.to_thread.run_sync`, and for code of asyncio. None of these can be stopped. If one
 never ends, then neither does the task, its nursery, the server and the process. So at a
-shutdown a `Leaver` looks at the tasks that shall end. When one has been cancelled for
+shutdown an `Abandoner` looks at the tasks that must end. When one has been cancelled for
 long enough, and still waits, the task goes on without what it waits for.
 
 What is left runs on alone, in a thread that does not keep the process from exiting. It
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trio_asgi")
 
 #: What the log says: of what, and for whom it was.
-LEFT: Final = "Left behind, since it does not end: %s, for %s"
+ABANDONED: Final = "Left behind, since it does not end: %s, for %s"
 
-#: How often a `Leaver` looks, in seconds.
+#: How often a `Abandoner` looks, in seconds.
 INTERVAL: Final = 0.1
 
 
-class Leavable:
+class AbandonableWait:
     """What a task waits for: the ``self`` of the method that it waits in.
 
     Asked in the Trio thread, while the task waits there. Converted to a string it says
@@ -50,12 +50,12 @@ class Leavable:
         """Whether the task was cancelled meanwhile."""
         raise NotImplementedError
 
-    def leave_if_cancelled(self) -> bool:
+    def abandon_if_cancelled(self) -> bool:
         """Let the task go on with its cancellation; False if that cannot be."""
         raise NotImplementedError
 
 
-class _TrioThread(Leavable):
+class _TrioThread(AbandonableWait):
     """A wait in `trio.to_thread.run_sync`, as with ``abandon_on_cancel`` from now on.
 
     Trio has no way to say that later. So this reads the variables of Trio's function.
@@ -73,7 +73,7 @@ class _TrioThread(Leavable):
     def is_cancelled(self) -> bool:
         return self._cancel_register[0] is not None
 
-    def leave_if_cancelled(self) -> bool:
+    def abandon_if_cancelled(self) -> bool:
         # The result may have come, and the task not have gone on yet.
         is_scheduled = self._task._next_send_fn is not None
         if not self.is_cancelled or is_scheduled:
@@ -87,7 +87,7 @@ class _TrioThread(Leavable):
         return f"trio.to_thread.run_sync({name_of(self._fn)})"
 
 
-class _AsyncioFuture(Leavable):
+class _AsyncioFuture(AbandonableWait):
     """A wait in `trio_asyncio.run_aio_future`: for an asyncio task, as a rule."""
 
     def __init__(self, task: trio.lowlevel.Task, names: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class _AsyncioFuture(Leavable):
     def is_cancelled(self) -> bool:
         return self._raise_cancel is not None
 
-    def leave_if_cancelled(self) -> bool:
+    def abandon_if_cancelled(self) -> bool:
         if not self.is_cancelled or self._future.done():
             return False
         if not self._future.remove_done_callback(self._done_callback):
@@ -116,7 +116,7 @@ class _AsyncioFuture(Leavable):
         return f"{self._future!r}"
 
 
-def _wait_of(task: trio.lowlevel.Task) -> Leavable | None:
+def _wait_of(task: trio.lowlevel.Task) -> AbandonableWait | None:
     """Return what a task waits for, if that can be left."""
     waiting: FrameType | None = None
     for frame, _ in task.iter_await_frames():
@@ -126,7 +126,9 @@ def _wait_of(task: trio.lowlevel.Task) -> Leavable | None:
         return None
     names = waiting.f_locals
     own = names.get("self")
-    if issubclass(type(own), Leavable):  # isinstance() would evaluate a lazy object
+    if issubclass(
+        type(own), AbandonableWait
+    ):  # isinstance() would evaluate a lazy object
         return own
     trio_asyncio = sys.modules.get("trio_asyncio")
     try:
@@ -151,7 +153,7 @@ def _family(root: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
             yield from _family(task)
 
 
-class Leaver:
+class Abandoner:
     """Looks at a task, and at all below it, and has them leave what does not end.
 
     Used by one task of the same Trio run.
@@ -189,8 +191,8 @@ class Leaver:
             self._since[task] = since.get(task, now)
             # Before it is left, while it says where it is.
             what = str(wait)
-            if now >= self._since[task] + self._seconds and wait.leave_if_cancelled():
-                logger.error(LEFT, what, self._whose or task.name)
+            if now >= self._since[task] + self._seconds and wait.abandon_if_cancelled():
+                logger.error(ABANDONED, what, self._whose or task.name)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""

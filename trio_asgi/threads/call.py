@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import outcome
 import trio
 
-from .abandon import Leavable
+from .abandon import AbandonableWait
 from .trio_state import RunSync, interrupts, switch_task, trios_notes
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def calling() -> Call[Any] | None:
     return token if isinstance(token, Call) else None
 
 
-class Call(Leavable, Generic[T]):
+class Call(AbandonableWait, Generic[T]):
     """One sync call, made by a task that waits for it.
 
     Made and hosted by that task, run by the worker. A cancellation of the task is noted
@@ -180,7 +180,7 @@ class Call(Leavable, Generic[T]):
         """Whether the task was cancelled while it waits here."""
         return self._raise_cancel[0] is not None
 
-    def leave_if_cancelled(self) -> bool:
+    def abandon_if_cancelled(self) -> bool:
         """Let the task go on at once if it was cancelled while it waits here."""
         task, raise_cancel = self._task[0], self._raise_cancel[0]
         if raise_cancel is None or not self._leave():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
-from .abandon import LEFT, describe_thread
+from .abandon import ABANDONED, describe_thread
 from .call import Call
 from .loop import CallLoop, CallPool, current_loop
 
@@ -224,7 +224,7 @@ class Lease(CallLoop):
         """Note that a task has left the running call."""
         if not self.open and self.owner is not None and not self.abandoned:
             # Else whoever releases it says so.
-            logger.error(LEFT, f"sync code in {self.describe_thread()}", "a task")
+            logger.error(ABANDONED, f"sync code in {self.describe_thread()}", "a task")
         self.abandoned = True
         if self._worker is not None:
             self._worker.left = True
@@ -248,7 +248,7 @@ class Lease(CallLoop):
             loop = loop.inner
         call = loop.running
         if call is not None:
-            call.leave_if_cancelled()
+            call.abandon_if_cancelled()
         for other in self.others:
             other.stop_waiting()
 

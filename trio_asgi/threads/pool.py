@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from .abandon import INTERVAL, Leaver
+from .abandon import INTERVAL, Abandoner
 from .clock import HeldClock
 from .lease import Lease, OneCallLease
 from .loop import current_loop
@@ -275,16 +275,16 @@ class WorkerPool:
         """Wait for other system tasks that call sync code; not for ever."""
         nursery = trio.lowlevel.current_task().parent_nursery
         assert nursery is not None
-        leaver = Leaver(nursery.parent_task, self.shutdown_seconds)
+        abandoner = Abandoner(nursery.parent_task, self.shutdown_seconds)
         for event in self.ends_of_users:
             while not event.is_set():
-                leaver.look()
+                abandoner.look()
                 with trio.move_on_after(INTERVAL):
                     await event.wait()
-        leaver.look()
-        while leaver.is_needed:
+        abandoner.look()
+        while abandoner.is_needed:
             await trio.sleep(INTERVAL)
-            leaver.look()
+            abandoner.look()
 
 
 _pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")

@@ -15,7 +15,7 @@ from django.core.handlers.base import BaseHandler
 from django.utils import deprecation
 from django.utils.deprecation import MiddlewareMixin
 
-from trio_asgi.bridge.as_written import Written, _code_of, is_as_written
+from trio_asgi.bridge.originals import Original, _code_of, is_original
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 )
 def test_what_the_source_says_is_as_written(function: Any, module: Any) -> None:
     """Functions and methods, sync and async, also those that have run often."""
-    assert is_as_written(function, module)
-    assert Written(function, module).is_code_of(function)
+    assert is_original(function, module)
+    assert Original(function, module).is_code_of(function)
 
 
 def wrapped(function: Any) -> Any:
@@ -70,11 +70,11 @@ class Proxy:
 def test_what_pretends_to_be_it_is_not(make: Callable[[Any], Any]) -> None:
     """A wrapper has the names, a copy the code, a proxy all attributes."""
     function = BaseHandler.get_response
-    assert not is_as_written(make(function), base)
+    assert not is_original(make(function), base)
     if make is not with_globals:
-        assert not Written(function, base).is_code_of(make(function))
+        assert not Original(function, base).is_code_of(make(function))
     # Nor is it taken for the original if it was there first.
-    early = Written(make(function), base)
+    early = Original(make(function), base)
     assert not early.is_code_of(make(function))
     assert not early.is_code_of(function)
 
@@ -99,14 +99,14 @@ def swapped() -> Iterator[Any]:
 
 def test_other_code_in_the_function_is_seen(swapped: Any) -> None:
     """Some tools leave the function there, and replace what it does."""
-    assert not is_as_written(swapped, base)
-    assert not Written(swapped, base).is_code_of(swapped)
+    assert not is_original(swapped, base)
+    assert not Original(swapped, base).is_code_of(swapped)
 
 
 def test_code_that_is_replaced_later_is_seen() -> None:
     """And so is it when it is put back."""
     function = BaseHandler.check_response
-    code, written = function.__code__, Written(BaseHandler.check_response, base)
+    code, written = function.__code__, Original(BaseHandler.check_response, base)
     function.__code__ = code.replace(co_name="other")
     try:
         assert not written.is_code_of(function)
@@ -118,8 +118,8 @@ def test_code_that_is_replaced_later_is_seen() -> None:
 @pytest.mark.parametrize("value", [None, len, BaseHandler, 1, property(len)])
 def test_what_is_no_function(value: Any) -> None:
     """It was not written as one."""
-    assert not is_as_written(value, base)
-    assert not Written(value, base).is_code_of(value)
+    assert not is_original(value, base)
+    assert not Original(value, base).is_code_of(value)
 
 
 class OtherLoader:
@@ -133,7 +133,7 @@ def test_a_loader_of_a_tools_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> No
     """It need not know the module's code."""
     _code_of.cache_clear()
     monkeypatch.setattr(deprecation.__spec__, "loader", OtherLoader())
-    assert is_as_written(MiddlewareMixin.__call__, deprecation)
+    assert is_original(MiddlewareMixin.__call__, deprecation)
 
 
 def test_a_module_without_source_has_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,4 +141,4 @@ def test_a_module_without_source_has_no_code(monkeypatch: pytest.MonkeyPatch) ->
     module = types.ModuleType("made_at_run_time")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec("def function(): pass", vars(module))  # noqa: S102
-    assert not is_as_written(module.function, module)
+    assert not is_original(module.function, module)

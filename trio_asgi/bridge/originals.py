@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def is_as_written(function: object, module: ModuleType) -> bool:
+def is_original(function: object, module: ModuleType) -> bool:
     """Whether a value is a function, and what the source of a module made of it.
 
     Takes about a millisecond for a module that was not asked for before.
@@ -35,7 +35,7 @@ def is_as_written(function: object, module: ModuleType) -> bool:
     )
 
 
-class Written:
+class Original:
     """A function as it was written, to be compared with what stands in its place.
 
     Looks at the source once; to compare is quick enough for each request.
@@ -45,7 +45,7 @@ class Written:
 
     def __init__(self, function: Any, module: ModuleType) -> None:
         """Note the code, if the function is as written; else nothing is equal to it."""
-        self._code = function.__code__ if is_as_written(function, module) else self
+        self._code = function.__code__ if is_original(function, module) else self
 
     def is_code_of(self, function: object) -> bool:
         """Whether the function, as a class has it, still has this code."""

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from trio_asgi import asyncio_island
-from trio_asgi.threads.abandon import Leaver
+from trio_asgi.threads.abandon import Abandoner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -74,8 +74,8 @@ async def test_it_is_left_after_some_time(
         nursery.start_soon(run)
         await started.wait()
         await trio.testing.wait_all_tasks_blocked()
-        patient = Leaver(trio.lowlevel.current_task(), 3600)
-        impatient = Leaver(trio.lowlevel.current_task(), 0)
+        patient = Abandoner(trio.lowlevel.current_task(), 3600)
+        impatient = Abandoner(trio.lowlevel.current_task(), 0)
         impatient.look()
         assert not impatient.is_needed  # nobody has cancelled it
         nursery.cancel_scope.cancel()
@@ -105,10 +105,10 @@ async def test_what_ends_just_then_is_not_left(
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
             _go_on.set()
-            leaver = Leaver(trio.lowlevel.current_task(), 0)
+            abandoner = Abandoner(trio.lowlevel.current_task(), 0)
             with trio.CancelScope(shield=True):
                 for _ in range(3):
-                    leaver.look()
+                    abandoner.look()
                     await trio.lowlevel.checkpoint()
 
 
@@ -122,7 +122,7 @@ async def test_what_was_left_can_end_later() -> None:
             await started.wait()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
-            Leaver(trio.lowlevel.current_task(), 0).look()
+            Abandoner(trio.lowlevel.current_task(), 0).look()
         _go_on.set()
     await trio.testing.wait_all_tasks_blocked(0.1)
     assert await asyncio_island(asyncio.sleep)(0, "works") == "works"
@@ -148,7 +148,7 @@ async def test_code_of_asyncio_that_was_left_can_be_closed_anywhere() -> None:
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await trio.testing.wait_all_tasks_blocked()
-        Leaver(trio.lowlevel.current_task(), 0).look()
+        Abandoner(trio.lowlevel.current_task(), 0).look()
     while inspect.iscoroutine(inner := coroutines[-1].cr_await):
         coroutines.append(inner)
     assert coroutines[-1].__name__ == "stubborn"
