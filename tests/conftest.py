@@ -13,5 +13,5 @@ django.setup()
 
 __all__ = ["lease", "pool"]
 
-#: A project of its own, with tests that test_user_testing.py runs.
+#: A separate project, with tests that test_user_testing.py runs.
 collect_ignore = ["user_project"]

@@ -1,4 +1,4 @@
-"""Databases that a test adds to those of the settings, and the servers they are on."""
+"""Databases that a test adds to those of the settings, and their servers."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-# Django's backend imports this name; what has it in C would need a compiler.
+# Django's backend imports this name; the package with the C version needs a compiler.
 pymysql.install_as_MySQLdb()
 
 
 @contextmanager
 def add_database(settings: dict[str, Any]) -> Iterator[str]:
-    """Add a database to the settings; yield its alias, which is new.
+    """Add a database to the settings; yield its new alias.
 
     Threads that have connections must have ended before the end of the block.
     """
-    # This is what has our threads close theirs.
+    # This makes our threads close their connections.
     pool_options.configure()
     alias = f"of_a_test_{uuid.uuid4().hex}"
     connections.settings[alias] = settings
@@ -50,7 +50,7 @@ def add_database(settings: dict[str, Any]) -> Iterator[str]:
 
 @asynccontextmanager
 async def open_database(settings: dict[str, Any]) -> AsyncIterator[str]:
-    """Do as `add_database`; end the idle threads of this Trio run first."""
+    """Add a database like `add_database`; first end this Trio run's idle threads."""
     with add_database(settings) as alias:
         try:
             yield alias
@@ -71,9 +71,9 @@ def sqlite_in(path: Path, **settings: Any) -> dict[str, Any]:
 class Server(ABC):
     """A database server, and on it a database for a test, which has one row."""
 
-    #: A function of SQL: which connection this is.
+    #: An SQL function that identifies the connection.
     id_function: str
-    #: What shows whether the server is there.
+    #: A command that shows whether the server is there.
     error: type[Exception]
 
     def __init__(self) -> None:
@@ -93,18 +93,18 @@ class Server(ABC):
 
     @abstractmethod
     def settings(self, **settings: Any) -> dict[str, Any]:
-        """Return Django's settings for the database, and more of them."""
+        """Return Django's settings for the database, with additions."""
 
     @abstractmethod
     def connection_ids(self) -> set[int]:
-        """Return which connections to the database there are."""
+        """Return the ids of the connections to the database."""
 
     @abstractmethod
     def kill(self, connection_id: int) -> None:
-        """Cut a connection off, from this side."""
+        """Cut a connection off from the server's side."""
 
     async def wait_connections(self, number: int) -> None:
-        """Wait until there are so many connections: the server notes an end late."""
+        """Wait until there are this many connections: the server notes an end late."""
         with trio.fail_after(10):
             while len(self.connection_ids()) != number:
                 await trio.sleep(0.01)
@@ -118,13 +118,13 @@ class Server(ABC):
 
 
 class PostgreSQL(Server):
-    """PostgreSQL: as its own tools do, from the environment."""
+    """PostgreSQL, configured by the environment as its own tools are."""
 
     id_function = "pg_backend_pid"
     error = psycopg.OperationalError
 
     def execute(self, query: Any, *args: object) -> list[Any]:
-        """Run a query in the database that is always there."""
+        """Run a query in the database that always exists."""
         with psycopg.connect(
             host=os.environ.get("PGHOST", "127.0.0.1"),
             user=os.environ.get("PGUSER", "postgres"),
@@ -140,7 +140,7 @@ class PostgreSQL(Server):
         self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.name)))
 
     def drop(self) -> None:
-        """Drop the database; an error if somebody is connected."""
+        """Drop the database; an error if a client is connected."""
         self.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(self.name)))
 
     def settings(self, **settings: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class PostgreSQL(Server):
         }
 
     def connection_ids(self) -> set[int]:
-        """Return the process of each connection."""
+        """Return the process id of each connection."""
         query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
         return set(self.execute(query, self.name))
 
@@ -167,7 +167,7 @@ class PostgreSQL(Server):
 
 
 class MariaDB(Server):
-    """MariaDB: as its own tools do, from the environment."""
+    """MariaDB, configured by the environment as its own tools are."""
 
     id_function = "connection_id"
     error = pymysql.err.OperationalError
@@ -218,7 +218,7 @@ class MariaDB(Server):
 
 @contextmanager
 def open_server(kind: type[Server]) -> Iterator[Server]:
-    """Create a database with a table for the time of the block, or skip the test."""
+    """Create a database with a table for the block, or skip the test."""
     server = kind()
     try:
         server.execute("SELECT 1")
@@ -236,7 +236,7 @@ def open_server(kind: type[Server]) -> Iterator[Server]:
 
 
 def connection_of(server: Server, alias: str) -> Any:
-    """Return a query set of one row: which connection it comes over."""
+    """Return a query set of one row: the id of its connection."""
     which = Func(function=server.id_function, output_field=IntegerField())
     rows = ContentType.objects.using(alias).annotate(connection=which)
     return rows.values_list("connection", flat=True)

@@ -1,4 +1,4 @@
-"""A parser of event streams that does what the WHATWG's specification tells browsers.
+"""A parser of event streams that does what the WHATWG specification asks of browsers.
 
 Section 9.2.6 of https://html.spec.whatwg.org/, step by step, with its names.
 """
@@ -19,13 +19,13 @@ class Dispatched:
 
 @dataclass
 class EventStreamParser:
-    """Takes a stream in pieces; whatever is behind its last empty line is dropped."""
+    """Takes a stream in pieces; anything after its last empty line is dropped."""
 
     #: The events that were dispatched.
     events: list[Dispatched] = field(default_factory=list)
-    #: What the browser says when it connects again.
+    #: The id that the browser sends when it reconnects.
     last_event_id: str = ""
-    #: When it connects again, in milliseconds, if the stream has said so.
+    #: The reconnection time in milliseconds, if the stream has set it.
     reconnection_time: int | None = None
     #: The comments, which a browser ignores.
     comments: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class EventStreamParser:
     _last_event_id_buffer: str = ""
 
     def feed(self, piece: bytes) -> None:
-        """Take the next piece: whole lines, or what is then kept until they are."""
+        """Take the next piece; keep an incomplete line until the rest comes."""
         *lines, self._undecoded = _split_lines(self._undecoded + piece)
         for line in lines:
             self._process(line.decode("utf-8", errors="replace"))
@@ -75,13 +75,13 @@ class EventStreamParser:
 
 
 def parse(stream: bytes) -> EventStreamParser:
-    """Return what a browser makes of a whole stream, its byte order mark ignored."""
+    """Return what a browser makes of a whole stream. A byte order mark is ignored."""
     parser = EventStreamParser()
     parser.feed(stream.removeprefix(b"\xef\xbb\xbf"))
     return parser
 
 
 def _split_lines(stream: bytes) -> list[bytes]:
-    # Other than str.splitlines(), which knows more line ends. None of these bytes is
+    # Unlike str.splitlines(), which knows more line ends. None of these bytes is
     # part of a longer character in UTF-8.
     return stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")

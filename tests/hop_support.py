@@ -1,4 +1,4 @@
-"""Where the parts of a request run: how many calls in threads, which code in which."""
+"""Where a request's parts run: how many calls in threads, which code in which."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ LOOP, THREAD = "loop", "thread"
 
 
 def here() -> str:
-    """Tell where this is called."""
+    """Return where this is called."""
     name = threading.current_thread().name
     return THREAD if name.startswith("trio-asgi-worker") else LOOP
 
 
 def hello(request: HttpRequest) -> HttpResponse:
-    """Be a sync view."""
+    """A sync view."""
     return HttpResponse("hello")
 
 
 async def async_hello(request: HttpRequest) -> HttpResponse:
-    """Be an async view that waits for nothing."""
+    """An async view that waits for nothing."""
     return HttpResponse("hello")
 
 
@@ -63,7 +63,7 @@ def path_of(middleware: Any) -> str:
 
 
 def djangos() -> dict[str, type]:
-    """Return the middleware whose hooks may run on the loop, as this Django has it."""
+    """Return this Django's middleware whose hooks may run on the loop."""
     found = {}
     for name in DJANGOS:
         with suppress(ImportError):
@@ -81,24 +81,24 @@ def hooks_of(cls: type) -> list[str]:
 
 @dataclass
 class Hops:
-    """The calls that have begun to run in worker threads, inner ones included."""
+    """The calls that have begun to run in worker threads, including nested ones."""
 
     calls: list[tuple[Lease, threading.Thread]] = field(default_factory=list)
 
     @property
     def count(self) -> int:
-        """How many."""
+        """The number of calls."""
         return len(self.calls)
 
     @property
     def threads(self) -> set[threading.Thread]:
-        """In which threads."""
+        """The threads used."""
         return {thread for _, thread in self.calls}
 
 
 @contextmanager
 def counted_hops() -> Iterator[Hops]:
-    """Count the calls that run in worker threads meanwhile."""
+    """Count the calls that run in worker threads during the block."""
     hops = Hops()
     begin_call = Lease.begin_call
 
@@ -113,9 +113,9 @@ def counted_hops() -> Iterator[Hops]:
 
 @contextmanager
 def watched_hooks() -> Iterator[dict[str, str]]:
-    """Note where Django's hooks are called, and replace none: "Session.request".
+    """Note where Django's hooks are called, as "Session.request"; replace none.
 
-    Only in this thread, and in those that start meanwhile.
+    Only in this thread, and in threads that start meanwhile.
     """
     codes = {
         method.__code__: (

@@ -1,13 +1,13 @@
 """The part of asyncio that asgiref's tests use, on Trio.
 
-Stands for the module `asyncio` in asgiref's test modules. A name that is not here fails
-by name, and a name that is here must not be weaker than the original.
+Replaces the module `asyncio` in asgiref's test modules. A name that is missing here
+fails by name, and a name that is here must not be weaker than the original.
 
-A task of `create_task` is a system task of Trio's: it may outlive the function that
-made it, fails for itself alone, and is cancelled at the end of the run, as in
-`asyncio.run`. A cancelled task of asyncio's gets its `CancelledError` once, and may
-wait again; so what waits here shields itself once a `Cancelled` has come out of it.
-Code for Trio opens such a shield by hand.
+A task made by `create_task` is a Trio system task: it may outlive the function that
+made it, its failure affects only itself, and it is cancelled at the end of the run, as
+in `asyncio.run`. A cancelled asyncio task gets its `CancelledError` once, and may then
+wait again; so code that waits here shields itself once a `Cancelled` has come out of
+it. Code for Trio opens such a shield by hand.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class TaskCancelledError(BaseException):
-    """The task that was awaited has been cancelled."""
+    """The awaited task has been cancelled."""
 
 
 CancelledError = (trio.Cancelled, TaskCancelledError)
@@ -50,7 +50,7 @@ TimeoutError = TimeoutError  # noqa: A001, PLW0127 - as asyncio has it
 
 @contextmanager
 def _cancelled_once() -> Iterator[None]:
-    """Wait as in a task of asyncio's: a cancellation comes once."""
+    """Wait as in an asyncio task: a cancellation arrives once."""
     task = _tasks.get(trio.lowlevel.current_task())
     try:
         with trio.CancelScope(shield=task is not None and task.cancel_delivered):
@@ -84,7 +84,7 @@ class Event:
 
 
 class Barrier:
-    """`asyncio.Barrier`, as far as it is not broken."""
+    """`asyncio.Barrier`, except for broken barriers."""
 
     def __init__(self, parties: int) -> None:
         self._parties = parties
@@ -120,15 +120,15 @@ class Future(Generic[T]):
         if self._outcome is None:
             raise asyncio.InvalidStateError("Result is not set.")
         if self.failed_with(trio.Cancelled):
-            # That exception belongs to the cancelled task, and to nobody else.
+            # That exception belongs to the cancelled task, and to no other.
             raise TaskCancelledError
-        # An outcome gives up its error only once, a future whenever asked.
+        # An outcome gives up its error only once, a future each time.
         if isinstance(self._outcome, outcome.Error):
             raise self._outcome.error
         return cast("outcome.Value[T]", self._outcome).value
 
     def error(self) -> BaseException | None:
-        """Return what `result` raises, if it does."""
+        """Return the error that `result` raises, or None."""
         try:
             self.result()
         except BaseException as error:
@@ -136,12 +136,12 @@ class Future(Generic[T]):
         return None
 
     def failed_with(self, kind: type[BaseException] = BaseException) -> bool:
-        """Whether an error of this kind is the result."""
+        """Whether the result is an error of this kind."""
         ended = self._outcome
         return isinstance(ended, outcome.Error) and isinstance(ended.error, kind)
 
     def call_when_done(self, fn: Callable[[], object]) -> None:
-        """Call ``fn()`` at the end, or now if it is there."""
+        """Call ``fn()`` at the end, or now if the future is done."""
         if self.done():
             fn()
         else:
@@ -151,7 +151,7 @@ class Future(Generic[T]):
         return self.wait_and_get().__await__()
 
     async def wait_and_get(self) -> T:
-        """Await it; who is cancelled meanwhile leaves it as it is."""
+        """Await it; cancelling the waiter does not cancel it."""
         await _wait(self._ended)
         return self.result()
 
@@ -176,7 +176,7 @@ class Task(Future[T]):
     ) -> None:
         super().__init__()
         self.cancel_requested = False
-        #: Whether its code has got its `Cancelled`.
+        #: Whether its code has received its `Cancelled`.
         self.cancel_delivered = False
         self._scope = trio.CancelScope()
         if nursery is None:
@@ -199,7 +199,7 @@ class Task(Future[T]):
         return self._wait_or_cancel().__await__()
 
     async def _wait_or_cancel(self) -> T:
-        """Await it; who is cancelled meanwhile cancels it too."""
+        """Await it; cancelling the waiter cancels it too."""
         try:
             await _wait(self._ended)
         except trio.Cancelled:
@@ -244,7 +244,7 @@ def ensure_future(awaitable: Awaitable[T]) -> Future[T]:
 
 
 class _CurrentTask:
-    """The running task, as far as its cancellation goes."""
+    """The running task, for cancelling it."""
 
     def cancelling(self) -> int:
         return int(trio.current_effective_deadline() == -float("inf"))
@@ -262,8 +262,8 @@ async def sleep(seconds: float) -> None:
     """`asyncio.sleep`."""
     with _cancelled_once():
         await trio.sleep(seconds)
-        # Where asyncio runs first what was there first, Trio shuffles. After two rounds
-        # whoever was ready before has had a turn.
+        # asyncio runs ready tasks in order, Trio shuffles them. After two rounds every
+        # task that was ready before has had a turn.
         await trio.lowlevel.checkpoint()
 
 
@@ -363,9 +363,9 @@ def wrap_future(future: concurrent.futures.Future[T]) -> Future[T]:
 
 
 class _Loop:
-    """What asgiref's tests ask of the running loop."""
+    """What asgiref's tests use of the running loop."""
 
-    #: What calls without ``thread_sensitive`` run in; here, the pool's threads.
+    #: Where calls without ``thread_sensitive`` run; here, in the pool's threads.
     _default_executor = None
 
     def __init__(self) -> None:
@@ -385,7 +385,7 @@ class _Loop:
         return Future()
 
     def set_default_executor(self, executor: ThreadPoolExecutor) -> None:
-        """Let as many calls run at a time as this executor does."""
+        """Allow as many calls at a time as this executor does."""
         current_pool().limiter.total_tokens = executor._max_workers
 
 

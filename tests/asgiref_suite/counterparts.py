@@ -1,7 +1,7 @@
-"""What asgiref's test modules get on Trio in place of what they import.
+"""What replaces on Trio the names that asgiref's test modules import.
 
-Each module is given its counterparts right after its import, in whatever process it is
-imported: some tests start others.
+Each module gets its counterparts right after its import, in every process that imports
+it: some tests start other processes.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 class _Executors:
-    """``AsyncToSync.executors``: which thread waits for the code that asks."""
+    """``AsyncToSync.executors``: which thread waits for the calling code."""
 
     @property
     def current(self) -> CallLoop | None:
-        """The thread in which an `async_to_sync` above waits; None if there is none."""
+        """The thread in which an outer `async_to_sync` waits, or None."""
         call = calling()
         if in_trio_task():
             pool = current_pool()
@@ -54,7 +54,7 @@ class _Executors:
 
 
 def counterparts() -> list[tuple[object, object]]:
-    """Return the originals, each with what stands for it."""
+    """Return the originals, each with its replacement."""
     return [
         (asyncio, asyncio_on_trio),
         (asgiref.timeout.timeout, asyncio_on_trio.timeout),
@@ -62,15 +62,15 @@ def counterparts() -> list[tuple[object, object]]:
             asgiref.testing.ApplicationCommunicator,
             trio_asgi.testing.ApplicationCommunicator,
         ),
-        # The tests ask only this of the class, and not asgiref's own code.
+        # The tests ask only this of the class; asgiref's own code does not.
         (asgiref.sync.AsyncToSync, SimpleNamespace(executors=_Executors())),
         (asgiref.current_thread_executor.CurrentThreadExecutor, CallLoop),
     ]
 
 
 def install(tests: Path) -> None:
-    """Hand out the counterparts to all modules that are imported from ``tests``."""
-    # Only needed for what is excluded, but which has to be imported all the same.
+    """Give the counterparts to all modules that are imported from ``tests``."""
+    # Needed only for excluded tests, whose modules are imported all the same.
     stub: Any = ModuleType("pytest_asyncio")
     stub.fixture = pytest.fixture
     sys.modules["pytest_asyncio"] = stub

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: A module, or a test of one: the reason.
+#: A module or a test in one, with the reason.
 EXCLUDED = {
     # asyncio itself
     "test_server.py": (
@@ -22,7 +22,7 @@ EXCLUDED = {
         "test_sync_thread_sensitive_context.py"
         "::test_executor_context_cancellation_does_not_wait_for_worker"
     ): "wants a cancelled call to be left, with its thread running on",
-    # Where asgiref keeps its things
+    # Where asgiref keeps its state
     (
         "test_sync_thread_sensitive_context.py"
         "::test_plain_context_allows_calls_after_exit"

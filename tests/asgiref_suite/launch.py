@@ -1,7 +1,7 @@
-"""Starts pytest with asgiref's tests on Trio. Called by `run`.
+"""Start pytest with asgiref's tests on Trio. Called by `run`.
 
-What a test of these starts with `multiprocessing` imports this module too, as its main
-one, and gets the same preparation.
+Processes that a test starts with `multiprocessing` import this module too, as their
+main module, and get the same preparation.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ recorder = Recorder(Journal(options.journal))
 recorder.install()
 
 if __name__ == "__main__":
-    # Its way to import test modules would pass by the counterparts.
+    # Its way of importing test modules would bypass the counterparts.
     plain = ["--assert=plain", "-p", "no:cacheprovider"]
     sys.exit(pytest.main([*plain, *arguments, str(options.tests)], [Plugin(recorder)]))

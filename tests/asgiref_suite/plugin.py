@@ -1,4 +1,4 @@
-"""Runs asgiref's async tests on Trio, without the excluded ones, and notes results."""
+"""Run asgiref's async tests on Trio, except the excluded ones; note the results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Plugin:
-    """The plugin for pytest. An object, so that it can be given its tools."""
+    """The pytest plugin. An object, so that it can be given its tools."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -25,7 +25,7 @@ class Plugin:
         self._async: set[str] = set()
 
     def pytest_addoption(self, parser: pytest.Parser) -> None:
-        # What asgiref's configuration says to the plugin whose place this takes.
+        # What asgiref's configuration sets for the plugin that this one replaces.
         for name in ("asyncio_mode", "asyncio_default_fixture_loop_scope"):
             parser.addini(name, "ignored here")
 

@@ -1,4 +1,4 @@
-"""Notes for each test where its coroutines ran, in whatever process they did."""
+"""Note for each test where its coroutines ran, in whichever process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Put into asgiref, above the bridge, and into asyncio."""
+    """Patched into asgiref, above the bridge, and into asyncio."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -39,7 +39,7 @@ class Recorder:
         return recorded
 
     def note(self, library: str) -> None:
-        # As pytest says it: the name, and then the phase in brackets.
+        # In pytest's format: the name, then the phase in brackets.
         test, _, _ = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")
         if test:
             self.journal.note_ran_on(test, library)
@@ -56,7 +56,7 @@ class Recorder:
         return __call__
 
     def _started_asyncio(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what runs an asyncio loop, with a note of it."""
+        """Return a wrapper that notes that an asyncio loop is run."""
 
         @functools.wraps(original)
         def run_forever(loop: asyncio.BaseEventLoop) -> None:

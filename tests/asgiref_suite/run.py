@@ -1,9 +1,9 @@
-"""Run asgiref's own tests on Trio, and tell how many of them really ran there.
+"""Run asgiref's own tests on Trio, and report how many really ran there.
 
     python -m asgiref_suite.run
     python -m asgiref_suite.run -k executor     # further arguments are pytest's
 
-It is the installed asgiref whose tests are fetched. The exit status is 0 if all tests
+The tests are those of the installed asgiref. The exit status is 0 if all tests
 passed, and all that run a coroutine ran it on Trio.
 """
 
@@ -26,7 +26,7 @@ from .excluded import reason
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / ".nox" / ".cache" / "asgiref"
 
-#: When the tests have failed; they take half a minute.
+#: The run has failed after this time; it takes half a minute.
 SECONDS = 600
 
 
@@ -39,7 +39,7 @@ class Verdict:
         self.skipped = [t for t in rest if t.outcome == "skipped"]
         ran = [t for t in rest if t.outcome != "skipped"]
         self.failed = [t for t in ran if t.outcome != "passed"]
-        #: The tests that run a coroutine, be they async themselves or not.
+        #: The tests that run a coroutine, whether or not they are async themselves.
         self.coroutines = [t for t in ran if t.is_async or t.ran_on]
         self.on_asyncio = [t for t in self.coroutines if t.ran_on != {"trio"}]
         self.passed_on_trio = [
@@ -49,7 +49,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether this proves what it is to prove; no test at all proves nothing."""
+        """Whether this is a proof; without any test there is none."""
         return bool(self.passed_on_trio) and not (self.failed or self.on_asyncio)
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Verdict:
         )
 
     def details(self) -> list[str]:
-        """Return a line for each test that is not as it should be, or is left out."""
+        """Return a line for each test that has a problem, or is excluded."""
         return [
             *(f"EXCLUDED    {t.name}: {_reason(t)}" for t in self.excluded),
             *(f"FAILED      {t.name}" for t in self.failed),
@@ -78,7 +78,7 @@ def _reason(test: Test) -> str | None:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     options, arguments = parse_arguments()
     tests = fetch_tests("asgiref", asgiref.__version__, options.sources.resolve())
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def main() -> None:
             *("-p", "pytest_timeout", "--timeout=60", "--timeout-method=thread"),
             *("-q", *arguments),
         ]
-        # What else is installed for pytest has no business here.
+        # Other pytest plugins that are installed must not interfere.
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         done = subprocess.run(
             command, cwd=HERE.parent, env=environment, timeout=SECONDS, check=False
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """Return the options of the command line, and what is left for pytest."""
+    """Return the command line's options, and the arguments left for pytest."""
     parser = argparse.ArgumentParser(
         prog="python -m asgiref_suite.run",
         description=__doc__,

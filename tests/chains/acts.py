@@ -1,4 +1,4 @@
-"""The code of a chain: what hooks, functions and views do when they are called."""
+"""The code of a chain: what hooks, functions and views do when called."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .specs import ERRORS, MARKS, Act, OopsError, View
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-#: Which authentication backend "log in" names.
+#: Which authentication backend "log in" uses.
 LOGIN_BACKEND = "chains.project.NotingBackend"
 
 
 async def checkpoint() -> None:
-    """Let others run: on asyncio or on Trio."""
+    """Let other tasks run, on asyncio or on Trio."""
     if trio.lowlevel.in_trio_task():
         await trio.lowlevel.checkpoint()
     else:
@@ -34,9 +34,9 @@ async def checkpoint() -> None:
 
 
 def closed_at_end(fn: Callable[..., Any]) -> Any:
-    """Have a coroutine function's coroutines closed, for some are not awaited.
+    """Close a coroutine function's coroutines at the end, as some are never awaited.
 
-    Django takes certain code for sync, whether it is or not.
+    Django treats certain code as sync, whether it is or not.
     """
 
     @markcoroutinefunction
@@ -59,14 +59,14 @@ def act(
     given: Any = None,
     otherwise: str = "pass",
 ) -> Any:
-    """Do in sync code what an act says.
+    """Perform an act in sync code.
 
     Args:
-        does: What.
-        label: Whose.
+        does: The act.
+        label: Of the piece of the chain.
         request: The request.
         given: What the code was called with: a response, an error, or None.
-        otherwise: How "pass" ends where it is not by returning ``given``.
+        otherwise: How "pass" ends, if not by returning ``given``.
     """
     note(label, describe(given))
     for effect in does.does:
@@ -90,7 +90,7 @@ async def act_async(
     given: Any = None,
     otherwise: str = "pass",
 ) -> Any:
-    """Do in async code what an act says; as `act`."""
+    """Perform an act in async code; as `act`."""
     await checkpoint()
     note(label, describe(given))
     for effect in does.does:
@@ -226,7 +226,7 @@ _EFFECTS: dict[str, Callable[[str, HttpRequest, Any], None]] = {
 }
 
 
-# Responses, which note that they are closed
+# Responses that note when they are closed
 
 
 class _Noted:
@@ -242,7 +242,7 @@ class NotedResponse(_Noted, HttpResponse):
 
 
 class FalsyResponse(NotedResponse):
-    """A response that is false: some hooks are asked for a true one."""
+    """A response that is false: Django tests some hooks' results for truth."""
 
     def __bool__(self) -> bool:
         return False
@@ -266,7 +266,7 @@ class AsyncTemplateResponse(_Noted, SimpleTemplateResponse):
 
 
 def respond(end: str, label: str, request: HttpRequest) -> Any:
-    """Return what a piece of a chain returns of itself, or raise."""
+    """Return the response that a piece of a chain makes itself, or raise."""
     kind, _, rest = end.partition(" ")
     if kind == "raise":
         raise ERRORS[rest](f"from {label}")
@@ -337,7 +337,7 @@ async def _async_parts(label: str, *, fails: bool) -> AsyncIterator[Any]:
 
 
 def make_view(view: View, label: str) -> Callable[..., Any]:
-    """Return what a URL is to lead to."""
+    """Return the callback of a URL."""
     made: Callable[..., Any] = _make_view(view, label)
     for mark in view.marks:
         made = MARKS[mark](made)
@@ -357,7 +357,7 @@ def _make_view(view: View, label: str) -> Any:
         methods = {"get": method, "post": method}
         return type("ClassView", (DjangoView,), methods).as_view()  # type: ignore[attr-defined] # the base has it
     if view.kind == "object":
-        # Not marked as a coroutine function, if it is one: Django takes it for sync.
+        # Not marked as a coroutine function, if it is one: Django treats it as sync.
         call = closed_at_end(function) if view.act.is_async else function
         return type("Callable", (), {"__call__": staticmethod(call)})()
     if view.kind == "partial":
@@ -374,7 +374,7 @@ class Urlconf:
     def __init__(self, name: str) -> None:
         self.name = name
         self.urlpatterns: list[Any] = []
-        #: By status: what the error handler does, if not as Django's own.
+        #: By status: what the error handler does, if it is not Django's own.
         self.handlers: dict[int, Act] = {}
 
     def __getattr__(self, name: str) -> Any:

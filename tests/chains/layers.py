@@ -1,4 +1,4 @@
-"""The middleware of a chain, of all kinds that there are."""
+"""The middleware of a chain, of every kind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def make_layer(layer: Layer, index: int) -> Any:
-    """Return what ``settings.MIDDLEWARE`` is to name."""
+    """Return the object that ``settings.MIDDLEWARE`` names."""
     prefix, _, path = layer.kind.rpartition(":")
     if prefix == "sub":
         return _subclass(layer, index, import_string(path))
@@ -42,7 +42,7 @@ def make_layer(layer: Layer, index: int) -> Any:
         return lambda get_response: None
     if layer.kind == "function that makes a mixin":
         make: Callable[[Any], Any] = _class(layer, index, Mixin)
-        # Not the class itself, which says for which code it is.
+        # Not the class itself, which says which kind of code it is for.
         return functools.partial(make)
     if layer.kind in _MARKS:
         return _function(layer, index)
@@ -53,7 +53,7 @@ def make_layer(layer: Layer, index: int) -> Any:
 
 
 def _hook(does: Act, label: str) -> Callable[..., Any]:
-    """Return a method for a hook: what it is given comes last in its arguments."""
+    """Return a method for a hook, which takes its subject as the last argument."""
 
     def given(arguments: tuple[Any, ...]) -> Any:
         is_view_hook = label.endswith("process_view")
@@ -70,7 +70,7 @@ def _hook(does: Act, label: str) -> Callable[..., Any]:
 
 
 def _hook_before(does: Act, label: str, method: Callable[..., Any] | None) -> Any:
-    """Return a hook that does something before it calls another, if there is one."""
+    """Return a hook that does something, then calls another hook, if there is one."""
     own = _hook(does, label)
     goes_on = does.end == "pass" and method is not None
 
@@ -96,7 +96,7 @@ def _hook_before(does: Act, label: str, method: Callable[..., Any] | None) -> An
 
 
 class _Described:
-    """A middleware that knows what it is to do."""
+    """A middleware that has a description of what to do."""
 
     layer: Layer
     label: str
@@ -146,7 +146,7 @@ class MixinWithCall(Mixin):
 
 
 class MixinWithSuperCall(Mixin):
-    """Does something before it is called, in whatever way: as many old ones do."""
+    """Does something before it is called, in either way, as many old ones do."""
 
     def __call__(self, request: HttpRequest) -> Any:
         note(f"{self.label}.__call__")
@@ -155,7 +155,7 @@ class MixinWithSuperCall(Mixin):
 
 
 class MixinWithAcall(Mixin):
-    """Does something around what the mixin does in an async chain."""
+    """Does something around the mixin's work in an async chain."""
 
     async def __acall__(self, request: HttpRequest) -> Any:
         label = f"{self.label}.__acall__"
@@ -206,7 +206,7 @@ class ClassForNoCode(SyncClass):
 
 
 class NotUsed(_Described):
-    """Says that it is not used, when the chain has been adapted to it."""
+    """Raises `MiddlewareNotUsed`, once the chain has been adapted to it."""
 
     async_capable = True
 
@@ -230,11 +230,11 @@ _BASES: dict[str, type[Any]] = {
 }
 
 
-# Classes of Django's
+# Django's classes
 
 
 def _subclass(layer: Layer, index: int, base: type[Any]) -> type[Any]:
-    """Return a subclass of a middleware of Django's, whose hooks go on to Django's."""
+    """Return a subclass of a Django middleware, whose hooks call Django's."""
 
     def __init__(self: Any, get_response: Any) -> None:  # noqa: N807
         base.__init__(self, get_response)
@@ -249,10 +249,10 @@ def _subclass(layer: Layer, index: int, base: type[Any]) -> type[Any]:
 
 @contextmanager
 def patches(chain: Chain, *, late: bool) -> Iterator[None]:
-    """Replace code of Django's for a time, as tools that measure do.
+    """Replace code of Django's for a time, as measuring tools do.
 
     Args:
-        chain: What is to be replaced.
+        chain: Says what to replace.
         late: Whether the handler was made before.
     """
     kept: list[tuple[type[Any], str, Any]] = []
@@ -344,7 +344,7 @@ def _around(
     get_response: Callable[[HttpRequest], Any],
     request: HttpRequest,
 ) -> Any:
-    """Be the ``__call__`` of a sync middleware."""
+    """Act as the ``__call__`` of a sync middleware."""
     early = act(layer.before, f"{label}.before", request)
     if early is not None:
         return early
@@ -371,7 +371,7 @@ async def _around_async(
     get_response: Callable[[HttpRequest], Awaitable[Any]],
     request: HttpRequest,
 ) -> Any:
-    """Be the ``__call__`` of an async middleware."""
+    """Act as the ``__call__`` of an async middleware."""
     early = await act_async(layer.before, f"{label}.before", request)
     if early is not None:
         return early
@@ -395,7 +395,7 @@ async def _around_async(
 
 
 async def _in_task(fn: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-    """Await a coroutine in a task of its own: on asyncio or on Trio."""
+    """Await a coroutine in a separate task, on asyncio or on Trio."""
     if not trio.lowlevel.in_trio_task():
         return await asyncio.ensure_future(fn(*arguments))
     outcomes: list[outcome.Outcome[Any]] = []

@@ -23,7 +23,7 @@ STARTED = "request_started"
 
 @dataclass(frozen=True)
 class Event:
-    """That a piece of the chain was called, and what it saw."""
+    """A call of a piece of the chain, and what it saw."""
 
     what: str
     detail: str
@@ -31,7 +31,7 @@ class Event:
     seen: str
     #: "loop", "request" for the thread of request_started, or "other".
     where: str
-    #: Whether Django may run this in any thread: what it logs, and answers to errors.
+    #: Whether Django may run this in any thread: logging, and answers to errors.
     free: bool
 
 
@@ -40,7 +40,7 @@ class Recording:
     """What happened in one request, in order."""
 
     loop_thread: int = field(default_factory=threading.get_ident)
-    #: Coroutines that nobody awaits, to be closed at the end.
+    #: Coroutines that are never awaited, to be closed at the end.
     coroutines: list[Any] = field(default_factory=list)
     _notes: list[tuple[str, str, str, int, bool]] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ class Recording:
 
     @property
     def events(self) -> list[Event]:
-        """All that was noted, with threads by what they are for."""
+        """All that was noted, with threads named by their purpose."""
         started = [thread for what, _, _, thread, _ in self._notes if what == STARTED]
 
         def where(thread: int) -> str:
@@ -69,7 +69,7 @@ class Recording:
         ]
 
 
-#: The recording of the current request. A note where there is none is a LookupError.
+#: The recording of the current request. Without one, a note raises LookupError.
 recording: contextvars.ContextVar[Recording] = contextvars.ContextVar("recording")
 
 
@@ -78,8 +78,8 @@ def note(what: str, detail: str = "", *, free: bool = False) -> None:
     recording.get().note(what, detail, free=free)
 
 
-#: What the current handler has made: each middleware, and of which kind its
-#: ``get_response`` is.
+#: What the current handler has made: each middleware, and the kind of its
+#: ``get_response``.
 made: list[str] = []
 
 
@@ -90,7 +90,7 @@ def note_made(label: str, get_response: Any) -> None:
 
 
 def describe(given: object) -> str:
-    """Say what code can see of what it was given, and of the error that it runs for."""
+    """Describe what code sees of its argument and of the current error."""
     error = sys.exc_info()[1]
     handled = f" while handling {_describe(error)}" if error else ""
     return ("" if given is None else _describe(given)) + handled

@@ -1,4 +1,4 @@
-"""The project that chains are tried in: all but the chain."""
+"""The project in which chains are tested: everything but the chain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _layers = types.ModuleType("layers_of_the_chain")
 
 
-# Classes of the project's own, whose code is not for the loop's thread
+# The project's own classes, whose code must not run in the loop's thread
 
 
 class SessionStore(signed_cookies.SessionStore):
@@ -62,7 +62,7 @@ class NotingStorage(FallbackStorage):
 
 
 class NotingUser:
-    """The one user, who is somewhere else than in Django's database."""
+    """The only user, stored outside Django's database."""
 
     is_authenticated = True
     is_anonymous = False
@@ -129,7 +129,7 @@ SETTINGS_BY_NAME: dict[str, dict[str, Any]] = {
     "redirect to https": {"SECURE_SSL_REDIRECT": True},
     # A setting of the database.
     "atomic requests": {},
-    # Not settings, but things that projects do.
+    # Not settings, but things that projects do
     "patch the mixin": {},
     "patch the handler": {},
     "patch late": {},  # patched layers: after the handler was made
@@ -142,7 +142,7 @@ USES_DATABASE = {"sessions in the database", "atomic requests"}
 
 # Signals and logs
 
-#: What the receiver of request_started does.
+#: What the receiver of request_started does
 _at_start: set[str] = set()
 
 
@@ -195,7 +195,7 @@ def chain_project(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _logs() -> Iterator[None]:
-    """Have logs noted. Pytest would keep every error, with its frames."""
+    """Note the logs. Pytest would keep every error, with its frames."""
     loggers = [logging.getLogger(name) for name in ("django", "trio_asgi", "asyncio")]
     kept = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
@@ -225,7 +225,7 @@ def _receivers() -> Iterator[None]:
 
 @contextmanager
 def _database(file: Path) -> Iterator[None]:
-    """Have connections of all threads use one file, rather than memory of their own."""
+    """Let the connections of all threads use one file, not a memory database each."""
     options = connections.settings["default"]
     memory, in_memory = options["NAME"], connection.connection
     options["NAME"], connection.connection = str(file), None
@@ -241,7 +241,7 @@ def _database(file: Path) -> Iterator[None]:
 
 @contextmanager
 def chain_loaded(chain: Chain) -> Iterator[None]:
-    """Have handlers that are made meanwhile use a chain."""
+    """Make new handlers use a chain meanwhile."""
     middleware = []
     for index, layer in enumerate(chain.layers):
         middleware.append(f"{_layers.__name__}.layer{index}")

@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 #: How long the requests of a chain may take, in seconds.
 SECONDS = 20
 
-#: What clients send that have no cookie yet.
+#: What clients send while they have no cookie.
 CSRF_TOKEN = "a" * 32
 
 
 @dataclass
 class Outcome:
-    """What came of a request."""
+    """The result of a request."""
 
     recording: Recording = field(default_factory=Recording)
     status: int = 0
     headers: list[tuple[str, str]] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
     complete: bool = False
-    #: What the handler raised to the server.
+    #: The error that the handler raised to the server.
     error: Exception | None = None
 
     @property
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass
 class Run:
-    """What came of the requests to one handler."""
+    """The results of the requests to one handler."""
 
     made: list[str]
     outcomes: list[Outcome]
@@ -70,18 +70,18 @@ def run_asyncio(chain: Chain) -> Run:
         outcomes = []
         for client, request in _clients(chain):
             exchange = client.exchange(app, request, asyncio.Event().wait)
-            # In a task, as under servers, and so in a context of its own.
+            # In a task, as under servers, and so in a separate context.
             task = asyncio.ensure_future(exchange)
             outcomes.append(await asyncio.wait_for(task, SECONDS))
             app.body_file.close()
         return outcomes
 
     with warnings.catch_warnings():
-        # That sync parts are streamed by an async handler.
+        # Warnings that an async handler streams sync parts.
         warnings.simplefilter("ignore")
         run = _run(chain, _ClosingHandler, lambda app: asyncio.run(serve(app)))
         if USES_DATABASE.intersection(chain.settings):
-            # Requests that have failed, and other threads, leave connections open.
+            # Failed requests, and other threads, leave connections open.
             gc.collect()
     return run
 
@@ -97,7 +97,7 @@ class _ClosingHandler(DjangoASGIHandler):
 
 
 def run_trio(chain: Chain, handler: Callable[[], ASGIHandler] = ASGIHandler) -> Run:
-    """Serve the requests by this project's handler: if the chain says so, together."""
+    """Serve the requests by this project's handler, together if the chain says so."""
 
     async def serve(app: ASGIHandler) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
@@ -109,7 +109,7 @@ def run_trio(chain: Chain, handler: Callable[[], ASGIHandler] = ASGIHandler) -> 
             async with trio.open_nursery() as together:
                 for index, (client, request) in enumerate(_clients(chain)):
                     async with trio.open_nursery() as alone:
-                        # In a task, as under servers, and so in a context of its own.
+                        # In a task, as under servers, and so in a separate context.
                         nursery = together if chain.together else alone
                         nursery.start_soon(exchange, index, client, request)
         return [outcome for _, outcome in sorted(outcomes.items())]
@@ -127,7 +127,7 @@ def run_wsgi(chain: Chain) -> Run:
         ]
 
     with warnings.catch_warnings():
-        # That async parts are streamed by a sync handler.
+        # Warnings that a sync handler streams async parts.
         warnings.simplefilter("ignore")
         return _run(chain, WSGIHandler, serve)
 
@@ -147,7 +147,7 @@ def _run(
 
 
 def _clients(chain: Chain) -> Iterator[tuple[Client, Request]]:
-    """Say who makes which request: one client, or several if they are made together."""
+    """Return each request's client: one for all, or several if they run together."""
     client = Client()
     for request in chain.requests:
         yield Client() if chain.together else client, request
@@ -277,7 +277,7 @@ _EXPIRES = re.compile(r"expires=[^;]*")
 
 
 def comparable(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return headers without what is random, or the time."""
+    """Return headers without random values and times."""
     done = []
     for name, value in headers:
         if name == "Set-Cookie":

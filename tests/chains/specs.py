@@ -1,4 +1,4 @@
-"""What a chain is, as plain data that shows itself in one line."""
+"""A chain as plain data, whose repr is one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Spec:
-    """Data that shows itself without its defaults."""
+    """Data whose repr omits defaults."""
 
     def __repr__(self) -> str:
         shown = [
@@ -37,9 +37,9 @@ class Spec:
 class Act(Spec):
     """What a hook, a function or a view does when it is called."""
 
-    #: How it ends, one of `ENDS`. "pass" is what its kind does if nothing is to do.
+    #: How it ends, one of `ENDS`. "pass" is the default of its kind.
     end: str = "pass"
-    #: What it does before, some of `EFFECTS`.
+    #: What it does first, some of `EFFECTS`.
     does: tuple[str, ...] = ()
     is_async: bool = False
 
@@ -48,26 +48,26 @@ class Act(Spec):
 class Layer(Spec):
     """One middleware."""
 
-    #: One of `KINDS`; or the path of a class of Django's; or that after ``sub:``, which
-    #: is a subclass of it, or after ``patched:``, which is the class itself, with hooks
-    #: that have been replaced by ones that call Django's.
+    #: One of `KINDS`; or the path of one of Django's classes; or that after ``sub:``,
+    #: for a subclass of it; or that after ``patched:``, for the class itself, with
+    #: hooks replaced by ones that call Django's.
     kind: str
     #: Its hooks, by name.
     hooks: tuple[tuple[str, Act], ...] = ()
-    #: For middleware with a ``__call__`` or function of its own: what it does around
+    #: For middleware with its own ``__call__`` or function: what it does around
     #: ``get_response``, and how often it calls that.
     before: Act = Act()
     after: Act = Act()
     calls: int = 1
-    #: Whether it catches what ``get_response`` raises, and answers that itself.
+    #: Whether it catches what ``get_response`` raises, and answers itself.
     catches: bool = False
-    #: Whether it sets the context variable for the time of the calls only.
+    #: Whether it sets the context variable only during the calls.
     resets: bool = False
     #: Whether the hooks are functions in the instance, rather than methods.
     in_instance: bool = False
     #: Whether it goes on with a copy of the request.
     copies: bool = False
-    #: Whether its async code goes on in a task of its own.
+    #: Whether its async code goes on in a separate task.
     in_task: bool = False
 
 
@@ -95,7 +95,7 @@ class Request(Spec):
 
 @dataclass(frozen=True, repr=False)
 class Chain(Spec):
-    """A project, as far as its chain is concerned, and requests to it."""
+    """A project's chain, and requests to it."""
 
     layers: tuple[Layer, ...] = ()
     #: The views at ``/0/`` and ``/1/``.
@@ -106,12 +106,12 @@ class Chain(Spec):
     together: bool = False
     #: How error handlers end, by status.
     handlers: tuple[tuple[int, Act], ...] = ()
-    #: What is set, some of `chains.project.SETTINGS_BY_NAME`.
+    #: Settings to set, some of `chains.project.SETTINGS_BY_NAME`.
     settings: tuple[str, ...] = ()
 
     @property
     def acts(self) -> Iterator[Act]:
-        """All that pieces of the chain do."""
+        """All acts of the chain's pieces."""
         for layer in self.layers:
             yield layer.before
             yield layer.after
@@ -121,10 +121,10 @@ class Chain(Spec):
         yield from dict(self.handlers).values()
 
 
-#: Hooks that the mixin takes for sync code.
+#: Hooks that the mixin treats as sync code.
 SYNC_HOOKS = frozenset({"process_request", "process_response"})
 
-#: Kinds of `Layer` that have no code of Django's but the mixin.
+#: Kinds of `Layer` whose only Django code is the mixin.
 KINDS = (
     "mixin",
     "mixin with __call__",
@@ -148,7 +148,7 @@ WRONG_KINDS = ("function that makes nothing", "class for no code")
 
 
 class OopsError(RuntimeError):
-    """An error that Django knows nothing about."""
+    """An error unknown to Django."""
 
 
 ERRORS: dict[str, type[Exception]] = {
@@ -186,7 +186,7 @@ ENDS = (
     *(f"respond {status}" for status in (200, 204, 302, 304, 400, 404, 500)),
     *(f"raise {name}" for name in ERRORS),
     "none",
-    "coroutine",  # which nobody awaits
+    "coroutine",  # which is never awaited
     "falsy",  # a response that is false
     "template",
     "template that fails",
@@ -197,7 +197,7 @@ ENDS = (
     "async stream that fails",
 )
 
-#: What decorators say of a view.
+#: How decorators mark a view.
 MARKS: dict[str, Callable[[Any], Any]] = {
     "csrf_exempt": csrf_exempt,
     "xframe_options_exempt": xframe_options_exempt,

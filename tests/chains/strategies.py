@@ -27,18 +27,18 @@ OTHERS_OF_DJANGO = (
 
 
 def mostly(usual: Any, *others: Any, times: int) -> st.SearchStrategy[Any]:
-    """Draw one value ``times`` times as often as each other."""
+    """Draw one value ``times`` times as often as each of the others."""
     return st.sampled_from((*[usual] * times, *others))
 
 
 def some(strategy: st.SearchStrategy[Any], most: int) -> st.SearchStrategy[Any]:
-    """Draw a tuple of up to so many values."""
+    """Draw a tuple of at most this many values."""
     return st.lists(strategy, max_size=most).map(tuple)
 
 
 # Acts
 
-#: How code ends other than usual: each kind as often as the others.
+#: How code ends, other than usual: each kind as often as the others.
 unusual_ends = st.one_of(
     st.sampled_from([f"raise {name}" for name in ERRORS]),
     st.sampled_from([end for end in ENDS if "respond" in end]),
@@ -59,11 +59,11 @@ def acts(
     """Draw what a piece of a chain does.
 
     Args:
-        draw: Hypothesis gives it.
-        passes: How many times as often as otherwise it ends as usual. Chains are long:
-            with many that end otherwise, no request would come to the view.
+        draw: Hypothesis passes it.
+        passes: How much more often it ends as usual than otherwise. Chains are long:
+            if many pieces ended otherwise, no request would reach the view.
         is_async: Whether it is async code.
-        callbacks: Whether it may add callbacks to a response that it is given.
+        callbacks: Whether it may add callbacks to the response that it gets.
     """
     effects = [
         effect for effect in EFFECTS if callbacks or not effect.endswith("callback")
@@ -78,7 +78,7 @@ def acts(
 
 never = st.just(value=False)
 seldom = mostly(False, True, times=5)
-# The mixin calls these in a thread: as coroutine functions they are an error.
+# The mixin calls these in a thread, where coroutine functions are an error.
 very_seldom = mostly(False, True, times=60)
 HOOKS = {
     "process_request": acts(passes=60, is_async=very_seldom),
@@ -150,7 +150,7 @@ views = st.builds(
     kind=mostly("function", "class", "object", "partial", times=9),
     act=st.one_of(
         acts(passes=1, is_async=st.booleans()),
-        # What comes to process_exception, and to process_template_response.
+        # What reaches process_exception and process_template_response.
         st.builds(
             Act,
             end=st.sampled_from(("raise Oops", "raise Http404", "template")),

@@ -1,7 +1,7 @@
-"""Where Django's sync test client gets something else through ASGI, by design.
+"""Where Django's sync test client gets another result through ASGI, by design.
 
-Each test named here fails on Trio, and passes with Django's handler for tests. One that
-passes on Trio too has no place here, and makes the run fail.
+Each test named here fails on Trio, and passes with Django's handler for tests. If one
+passes on Trio too, the run fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _STREAM = "what is streamed was sent, and closed, before the test reads it"
 _CHUNKS = "a file is sent in larger parts than FileResponse.block_size"
 _PATH = "servers decode the path, and put U+FFFD where it is not UTF-8"
 
-#: A test: the reason.
+#: A test, with the reason.
 ACCEPTED = {
     "handlers.tests.SignalsTests.test_request_signals": _ENVIRON,
     "handlers.tests.SignalsTests.test_request_signals_streaming_response": _STREAM,

@@ -1,8 +1,8 @@
-"""What a test module of Django's gets on Trio for the asyncio things that it names.
+"""What replaces on Trio the asyncio names in Django's test modules.
 
-A test that says ``asyncio.sleep`` means any sleep. So each module of Django's tests is
-given, after its import, the Trio counterpart under the same name. A counterpart must
-not be weaker than the original: whatever is not listed here fails by name.
+A test that says ``asyncio.sleep`` means any sleep. So each of Django's test modules
+gets, after its import, the Trio counterpart under the same name. A counterpart must not
+be weaker than the original: names that are not listed here fail by name.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Loop:
 
 
 class AsyncioOnTrio:
-    """Stands for the module `asyncio`."""
+    """Replaces the module `asyncio`."""
 
     CancelledError = trio.Cancelled
     Event = Event
@@ -81,7 +81,7 @@ class AsyncioOnTrio:
 
 
 def counterparts() -> list[tuple[object, object]]:
-    """Return the originals, each with what stands for it."""
+    """Return the originals, each with its replacement."""
     staticfiles = django.contrib.staticfiles.handlers
     return [
         (asyncio, AsyncioOnTrio()),
@@ -96,5 +96,5 @@ def counterparts() -> list[tuple[object, object]]:
 
 
 def install(tests: Path) -> None:
-    """Hand out the counterparts to all modules that are imported from ``tests``."""
+    """Give the counterparts to all modules that are imported from ``tests``."""
     hand_out(tests, counterparts)

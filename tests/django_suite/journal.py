@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Test:
-    """All that is known of one test."""
+    """All that is known about one test."""
 
     name: str
     is_async: bool = False
     #: "passed", "failed" or "skipped"; several if subtests differ.
     outcomes: set[str] = field(default_factory=set)
-    #: Where its coroutine has run: "trio", "asyncio" or "nothing". Also "asyncio" if
+    #: Where its coroutine ran: "trio", "asyncio" or "nothing". Also "asyncio" if
     #: an asyncio loop was started anywhere in the process meanwhile.
     ran_on: set[str] = field(default_factory=set)
     #: How many requests of the sync client `ASGIHandler` has answered, and how many
-    #: Django's own handler after all.
+    #: went to Django's own handler.
     requests: int = 0
     kept_requests: int = 0
-    #: How what was sent differs from the response object.
+    #: How the messages sent differ from the response object.
     differences: list[str] = field(default_factory=list)
 
     @property
     def outcome(self) -> str:
-        """The worst of all, but a skipped subtest skips no test."""
+        """The worst outcome, except that a skipped subtest does not skip the test."""
         for outcome in ("failed", "passed", "skipped"):
             if outcome in self.outcomes:
                 return outcome
@@ -94,7 +94,7 @@ class Verdict:
         self.skipped = [t for t in asynchronous if t.outcome == "skipped"]
         self.ran = [t for t in asynchronous if t.outcome != "skipped"]
         self.failed = [t for t in self.ran if t.outcome != "passed"]
-        # Who failed before the first line of the coroutine ran nowhere.
+        # A test that failed before its coroutine's first line ran nowhere.
         self.on_asyncio = [
             t
             for t in self.ran
@@ -112,7 +112,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether this proves what it is to prove; no test at all proves nothing."""
+        """Whether this is a proof; without any test there is none."""
         bad = (self.failed, self.on_asyncio, self.others_failed, self.others_on_asyncio)
         return bool(self.passed_on_trio) and not any(bad)
 
@@ -127,7 +127,7 @@ class Verdict:
         )
 
     def details(self) -> list[str]:
-        """Return a line for each test that is not as it should be."""
+        """Return a line for each test that has a problem."""
         return [
             *(f"FAILED      {t.name}" for t in (*self.failed, *self.others_failed)),
             *(
@@ -138,9 +138,9 @@ class Verdict:
 
 
 class ClientVerdict:
-    """How Django's tests went whose sync client was answered on Trio.
+    """How the tests went in which Django's sync client was answered on Trio.
 
-    What has failed may fail anyway: that is for a run with Django's handler to say.
+    A failed test may also fail with Django's handler: only a run with that can tell.
     """
 
     def __init__(self, tests: dict[str, Test], accepted: dict[str, str]) -> None:
@@ -148,7 +148,7 @@ class ClientVerdict:
 
         Args:
             tests: What happened to each test.
-            accepted: Those that are to fail, each with the reason.
+            accepted: The tests that must fail, each with the reason.
         """
         self.tests = tests
         failed = [t.name for t in tests.values() if t.outcome in {"failed", "lost"}]
@@ -157,7 +157,7 @@ class ClientVerdict:
         self.requests = sum(test.requests for test in tests.values())
         self.kept_requests = sum(test.kept_requests for test in tests.values())
         self.differing = [test for test in tests.values() if test.differences]
-        #: What is accepted, and has not failed.
+        #: Accepted tests that have not failed.
         self.needless = [
             name
             for name in accepted
@@ -166,7 +166,7 @@ class ClientVerdict:
 
     @property
     def good(self) -> bool:
-        """Whether there is nothing to object to, but for tests that have failed."""
+        """Whether there is no objection, apart from failed tests."""
         return bool(self.requests) and not (self.differing or self.needless)
 
     def __str__(self) -> str:
@@ -177,7 +177,7 @@ class ClientVerdict:
         )
 
     def details(self) -> list[str]:
-        """Return a line for each thing that is not as it should be."""
+        """Return a line for each problem."""
         return [
             *(
                 f"ON THE WIRE  {test.name}: {difference}"
@@ -198,5 +198,5 @@ def lost_passes(before: dict[str, Test], after: dict[str, Test]) -> list[str]:
 
 
 def count_failed(tests: dict[str, Test]) -> int:
-    """Return how many tests failed, or came to no end."""
+    """Return how many tests failed, or did not finish."""
     return sum(test.outcome in {"failed", "lost"} for test in tests.values())

@@ -1,4 +1,4 @@
-"""Runs Django's ``runtests.py``, with the bridge and more if asked. Called by `run`."""
+"""Run Django's ``runtests.py``, with the bridge and more if asked. Called by `run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .journal import Journal
 
 
 def main() -> None:
-    """Prepare this process, and become ``runtests.py``."""
+    """Prepare this process, and run ``runtests.py`` in it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tests", type=Path, required=True)
     parser.add_argument("--journal", type=Path, required=True)
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--client", action="store_true")
     options, arguments = parser.parse_known_args()
 
-    # Django's parallel test processes shall have all this by inheritance.
+    # Django's parallel test processes inherit all this.
     if "fork" in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method("fork")
     if options.bridge:
@@ -42,9 +42,9 @@ def main() -> None:
     script = str(options.tests / "runtests.py")
     ours = str(Path(sys.path[0]).resolve())
     os.chdir(options.tests)
-    # As if the script had been started: its folder, not ours, is where tests come from.
+    # As if the script had been started: tests come from its folder, not from ours.
     sys.path[0] = str(options.tests)
-    # But processes that tests start shall find our settings.
+    # But processes that tests start must find our settings.
     path = filter(None, [os.environ.get("PYTHONPATH"), ours])
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     sys.argv = [script, *arguments]

@@ -1,7 +1,7 @@
-"""Settings of Django's tests for PostgreSQL, found as by its own tools.
+"""Settings of Django's tests for PostgreSQL, located as by its own tools.
 
 The environment says where the server is: ``PGHOST``, ``PGPORT``, ``PGUSER`` and
-``PGPASSWORD``. Django makes databases of its own there, and removes them.
+``PGPASSWORD``. Django creates separate databases there, and removes them.
 """
 
 from __future__ import annotations

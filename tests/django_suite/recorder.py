@@ -1,4 +1,4 @@
-"""Notes of each test how it ended, and of each async test where it ran."""
+"""Note how each test ended, and where each async test ran."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def install(journal: Journal) -> Recorder:
-    """Put the recorder into unittest, Django and asyncio. Before any test is loaded."""
+    """Patch unittest, Django and asyncio with it, before any test is loaded."""
     _Results.journal = journal
     runner: Any = django.test.runner.DiscoverRunner
     get_resultclass = runner.get_resultclass
 
     def get_first_resultclass(self: Any) -> Any:
-        # Later ones are those of tests that try Django's test runner.
+        # Later ones belong to tests of Django's test runner.
         runner.get_resultclass = get_resultclass
         return _Result if self.parallel <= 1 else None
 
     runner.get_resultclass = get_first_resultclass
-    # Django's parallel test processes send their results to the main one, which with
-    # Python 3.12.1 takes them for those of other tests. So each keeps its own record.
+    # Django's parallel test processes send their results to the main one, which on
+    # Python 3.12.1 attributes them to other tests. So each keeps its own record.
     django.test.runner.RemoteTestRunner.resultclass = _RemoteResult
     recorder = Recorder(journal)
     recorder.install()
@@ -40,7 +40,7 @@ def install(journal: Journal) -> Recorder:
 
 
 class Recorder:
-    """Notes what the running test does. Each test process has its own copy, by fork."""
+    """Notes what the running test does. Each test process has a copy, by fork."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -68,7 +68,7 @@ class Recorder:
         return recorded
 
     def with_name(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what remembers the test, and records one that converts itself."""
+        """Return a wrapper that knows its test; record one that converts itself."""
 
         @functools.wraps(original)
         def _setup_and_call(test: unittest.TestCase, *args: Any, **kwargs: Any) -> None:
@@ -88,7 +88,7 @@ class Recorder:
         return _setup_and_call
 
     def started_asyncio(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what runs an asyncio loop, with a note of it."""
+        """Return a wrapper that notes that an asyncio loop is run."""
 
         @functools.wraps(original)
         def run_forever(loop: asyncio.BaseEventLoop) -> None:
@@ -102,12 +102,12 @@ class Recorder:
             self.journal.note_ran_on(self.test, library)
 
     def note_request(self, *, on_trio: bool) -> None:
-        """Note that the sync client has asked for something."""
+        """Note that the sync client has made a request."""
         if self.test is not None:
             self.journal.note_request(self.test, on_trio=on_trio)
 
     def note_difference(self, difference: str) -> None:
-        """Note that what was sent is not what the response says."""
+        """Note that the messages sent differ from the response."""
         if self.test is not None:
             self.journal.note_difference(self.test, difference)
 
@@ -119,7 +119,7 @@ def _running_library() -> str:
 
 
 def _undecorated(test: unittest.TestCase) -> Any:
-    """Return the test's function without its decorators, but for async_to_sync."""
+    """Return the test's function without its decorators, except for async_to_sync."""
     name = getattr(test, "_testMethodName", "")
     return inspect.unwrap(inspect.getattr_static(test, name, None))
 
@@ -130,7 +130,7 @@ def _is_async(test: unittest.TestCase) -> bool:
 
 
 class _Results(unittest.TestResult):
-    """Results, noted in the process that the test has run in."""
+    """Results, noted in the process in which the test has run."""
 
     journal: ClassVar[Journal]
 
@@ -171,8 +171,8 @@ class _Results(unittest.TestResult):
 
 
 class _Result(_Results, unittest.TextTestResult):
-    """What is shown at the terminal."""
+    """The results shown in the terminal."""
 
 
 class _RemoteResult(_Results, django.test.runner.RemoteTestResult):
-    """What a parallel test process sends to the main one."""
+    """The results that a parallel test process sends to the main one."""

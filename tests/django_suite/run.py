@@ -1,4 +1,4 @@
-"""Run Django's own tests on Trio, and tell how many of them really ran there.
+"""Run Django's own tests on Trio, and report how many really ran there.
 
     python -m django_suite.run                      # all that have async tests
     python -m django_suite.run --labels asgi async
@@ -6,14 +6,14 @@
     python -m django_suite.run --all --compare      # with and without the bridge
     python -m django_suite.run --client             # Django's sync client, see below
 
-It is the installed Django whose tests are fetched. The exit status is 0 if all tests
-passed and every async test ran on Trio; with ``--compare``, if no test fails or is left
-out that passes without the bridge, not even when it is run again.
+The tests are those of the installed Django. The exit status is 0 if all tests passed
+and every async test ran on Trio; with ``--compare``, if every test that passes without
+the bridge passes with it, if need be when it is run again.
 
 With ``--client``, each request of Django's sync test client is answered by
 `trio_asgi.ASGIHandler`: see `sync_client`. The exit status is 0 if no test fails that
-passes with Django's handler, but for those in `accepted`; if these do fail; if whatever
-was sent is what the response says; and if there were requests at all.
+passes with Django's handler, except for those in `accepted`; if these do fail; if the
+messages sent match the response; and if there were any requests.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .journal import (
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / ".nox" / ".cache" / "django"
 
-#: What Django's tests of async code are in; to these come all others that have some.
+#: The test folders for async code; others that have some are added.
 LABELS = [
     "async",
     "asgi",
@@ -67,7 +67,7 @@ LABELS = [
     "deprecation",
 ]
 
-#: What a test has that uses the sync client.
+#: Text that shows that a test uses the sync client.
 CALL_OF_CLIENT = re.compile(
     r"\bclient\.(get|post|put|patch|delete|head|options|trace|generic|request|"
     r"login|force_login|logout)\("
@@ -75,7 +75,7 @@ CALL_OF_CLIENT = re.compile(
 #: The name of a class whose set-up has failed.
 FAILED_CLASS = re.compile(r"setUpClass \((.*)\)")
 
-#: How often what passed only without the bridge is tried again.
+#: How often a test that passed only without the bridge is tried again.
 RETRIES = 3
 
 SETTINGS = {name: f"django_suite.{name}" for name in ("sqlite", "postgresql")}
@@ -83,7 +83,7 @@ SETTINGS = {name: f"django_suite.{name}" for name in ("sqlite", "postgresql")}
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """The tests of one Django, and which of them are to run on what."""
+    """The tests of one Django, and which of them to run on which database."""
 
     tests: Path
     database: str
@@ -91,7 +91,7 @@ class Suite:
     parallel: int
 
     def run(self, *, bridge: bool, client: bool = False) -> dict[str, Test]:
-        """Run them in a process of its own; return what happened to each.
+        """Run them in a separate process; return what happened to each.
 
         Args:
             bridge: Whether to install the bridge.
@@ -117,7 +117,7 @@ class Suite:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     options = parse_arguments()
     tests = fetch_tests("Django", django.get_version(), options.sources.resolve())
     find_labels = client_labels if options.client else async_labels
@@ -137,16 +137,16 @@ def main() -> None:
 
 
 def prove(suite: Suite) -> tuple[list[str], bool]:
-    """Return what is not as it should be, and the sum; and whether it is good."""
+    """Return the problems and the summary; and whether the result is good."""
     verdict = Verdict(suite.run(bridge=True))
     return [*verdict.details(), str(verdict)], verdict.good
 
 
 def compare(suite: Suite) -> tuple[list[str], bool]:
-    """Return what passes only without the bridge, and the sum; and whether it is good.
+    """Return what passes only without the bridge, the summary, and the verdict.
 
-    Some of Django's tests measure time. What seems to be lost is run again by itself,
-    and is told in any case.
+    Some of Django's tests measure time. A test that seems to be lost is run again by
+    itself, and is reported in any case.
     """
     with_bridge = suite.run(bridge=True)
     without = suite.run(bridge=False)
@@ -167,10 +167,11 @@ def compare(suite: Suite) -> tuple[list[str], bool]:
 
 
 def try_client(suite: Suite) -> tuple[list[str], bool]:
-    """Return what differs for the sync client, and the sum; and whether it is good.
+    """Return the sync client's differences, the summary, and the verdict.
 
-    What fails is run again with Django's handler. What passes then is tried again by
-    itself, since some of Django's tests measure time, and is told in any case.
+    Failed tests are run again with Django's handler. Those that pass then are tried
+    again by themselves, since some of Django's tests measure time, and are reported in
+    any case.
     """
     tests = suite.run(bridge=True, client=True)
     verdict = ClientVerdict(tests, ACCEPTED)
@@ -223,7 +224,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def async_labels(tests: Path) -> list[str]:
-    """Return the labels of all tests that have async ones."""
+    """Return the labels of all apps that have async tests."""
     found = {
         path.relative_to(tests).parts[0]
         for path in tests.glob("*/**/*.py")
@@ -239,7 +240,7 @@ def client_labels(tests: Path) -> list[str]:
         for path in tests.glob("*/**/*.py")
         if CALL_OF_CLIENT.search(path.read_text("utf-8", "replace"))
     }
-    # They need a database of their own.
+    # They need a separate database.
     return sorted(found - {"gis_tests"})
 
 

@@ -1,9 +1,9 @@
 """Settings of Django's tests for SQLite: its own test_sqlite, with caches.
 
-Django tests the cache servers that its settings name: here those that the environment
-names as ``host:port`` in ``DJANGO_SUITE_REDIS``, and in ``DJANGO_SUITE_PYMEMCACHE`` and
-``DJANGO_SUITE_PYLIBMC`` for two servers of memcached. The tests delete all that is
-stored there. ``DJANGO_SUITE_TRIO_ASGI`` may hold ``TRIO_ASGI``, as JSON.
+Django tests the cache servers that its settings name. Here the environment names them
+as ``host:port`` in ``DJANGO_SUITE_REDIS``, and in ``DJANGO_SUITE_PYMEMCACHE`` and
+``DJANGO_SUITE_PYLIBMC`` for two memcached servers. The tests delete everything stored
+there. ``DJANGO_SUITE_TRIO_ASGI`` may hold ``TRIO_ASGI``, as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DATABASES = {
     "default": {"ENGINE": "django.db.backends.sqlite3"},
     "other": {"ENGINE": "django.db.backends.sqlite3"},
 }
-SECRET_KEY = "django_tests_secret_key"  # noqa: S105 - of no worth
+SECRET_KEY = "django_tests_secret_key"  # noqa: S105 - protects nothing
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 USE_TZ = False
 if django.VERSION < (6, 0):

@@ -1,15 +1,15 @@
 """Django's sync test client, answered by `trio_asgi.ASGIHandler`.
 
 Django's `Client` gives a WSGI environ to a handler for tests, which returns the
-response object itself. Here each request is one of ASGI instead, in a Trio run of its
-own. Its sync code runs in the test's thread, and so in the test's transaction:
+response object itself. Here each request is an ASGI request instead, in a separate Trio
+run. Its sync code runs in the test's thread, and so in the test's transaction:
 
     self.client.get(...)  ──► environ ──► scope and body ──► ASGIHandler on Trio
     the test  ◄── the response object ◄── compared with ◄── messages of ASGI
 
-The test gets what it gets from Django's handler: the object that the middleware has
-returned, or the error that came out of the middleware. What a server would have sent
-must be what that object says; if not, the test fails.
+The test gets what Django's handler gives it: the object that the middleware returned,
+or the error that it raised. What a server would have sent must match that object; if
+not, the test fails.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 #: How many bytes of a body one message brings.
 CHUNK = 2**16
 
-#: What an environ has as a variable, and ASGI as a header. Django's middleware looks
-#: for a user there.
+#: What an environ has as a variable, and ASGI as a header, where Django's middleware
+#: looks for a user.
 _AS_HEADERS = {
     "CONTENT_LENGTH": "content-length",
     "CONTENT_TYPE": "content-type",
     "REMOTE_USER": "remote-user",
 }
 
-#: Of these, Django's client may have one without a value. No client sends that.
+#: Django's client may have one of these without a value. Real clients never do.
 _NOT_EMPTY = {"cookie", "content-length", "content-type"}
 
-#: The other keys of an environ that a scope has a place for.
+#: The other keys of an environ that have a place in a scope.
 _KNOWN = {
     "PATH_INFO",
     "QUERY_STRING",
@@ -65,21 +65,21 @@ _KNOWN = {
 
 
 class WireError(AssertionError):
-    """A server would have sent what the response object does not say."""
+    """A server would have sent something other than the response object."""
 
 
 def install(notes: Recorder) -> None:
     """Put `ASGIHandler` in the place of Django's handler for tests.
 
     Args:
-        notes: What is told of each request, and of each difference on the wire.
+        notes: Receives each request, and each difference on the wire.
     """
     original: Any = client.ClientHandler.__call__
 
     @functools.wraps(original)
     def __call__(self: Any, environ: dict[str, Any]) -> HttpResponseBase:  # noqa: N807
         if trio.lowlevel.in_trio_task():
-            # An async test calls the sync client: this would stop its loop.
+            # The call would block the loop of an async test that uses the sync client.
             notes.note_request(on_trio=False)
             return original(self, environ)  # type: ignore[no-any-return]
         handler = vars(self).get("_asgi_handler")
@@ -102,7 +102,7 @@ def install(notes: Recorder) -> None:
 
 
 class UncheckedRequest(trio_asgi.ASGIRequest):
-    """A request that is not checked for CSRF, as those of Django's client are not."""
+    """A request without the CSRF check, as in Django's client."""
 
     _dont_enforce_csrf_checks = True
 
@@ -113,7 +113,7 @@ class Telling(django.core.handlers.asgi.ASGIHandler):
     async def run_get_response(self, request: HttpRequest) -> HttpResponseBase:
         exchange = _current.get()
         exchange.request = request
-        # What no server tells an application over ASGI; see `accepted`.
+        # What no server tells an application through ASGI; see `accepted`.
         request.META.update(exchange.extras)
         try:
             response: HttpResponseBase = await super().run_get_response(request)
@@ -143,28 +143,28 @@ class UncheckedHandler(Handler):
 
 @dataclass
 class Exchange:
-    """A request of the client's, and what becomes of it."""
+    """A request of the client, and its result."""
 
-    #: What the library has that it runs on.
+    #: The threads and settings that it runs with.
     in_new_run: ClassVar[Any] = staticmethod(trio_asgi.testing.run)
     event: ClassVar[Any] = trio.Event
     checkpoint: ClassVar[Any] = staticmethod(trio.lowlevel.checkpoint)
 
     environ: dict[str, Any]
-    #: What the handler has made of it.
+    #: The request that the handler has made from it.
     request: HttpRequest | None = None
-    #: What the middleware has returned, or raised: then the handler answers 500.
+    #: What the middleware returned or raised; the handler answers an error with 500.
     response: HttpResponseBase | None = None
     error: Exception | None = None
-    #: What was sent, and as what.
+    #: What was sent, and in which form.
     sent: HttpResponseBase | None = None
     messages: list[Message] = field(default_factory=list)
-    #: What a stream has raised.
+    #: The error that a stream has raised.
     stream_error: Exception | None = None
 
     @functools.cached_property
     def extras(self) -> dict[str, Any]:
-        """What stands in the environ and has no place in a scope."""
+        """What the environ has and a scope has no place for."""
         return {
             key: value
             for key, value in self.environ.items()
@@ -176,12 +176,12 @@ class Exchange:
         }
 
     def run(self, handler: Telling) -> None:
-        """Have the handler answer it."""
+        """Let the handler answer it."""
         scope, body = scope_of(self.environ), body_of(self.environ)
         self.in_new_run(self.serve, handler, scope, body)
 
     async def serve(self, handler: Telling, scope: Scope, body: bytes) -> None:
-        """Have the handler answer a request, and keep what it sends."""
+        """Let the handler answer a request, and keep what it sends."""
         chunks = [body[at : at + CHUNK] for at in range(0, len(body), CHUNK)] or [b""]
         incoming = [
             {"type": "http.request", "body": chunk, "more_body": True}
@@ -220,7 +220,7 @@ class Exchange:
         return self.response is not None and self.response.streaming
 
     def differences(self) -> Iterator[str]:
-        """Yield how the messages differ from what the response says."""
+        """Yield the differences between the messages and the response."""
         response = self.response
         if self.error is not None:
             if self._status != 500:
@@ -269,12 +269,12 @@ class Exchange:
         return [part for m in self.messages[1:] if (part := m.get("body"))]
 
     def result(self) -> HttpResponseBase:
-        """Return, or raise, what the client gets from Django's handler for tests."""
+        """Return or raise what Django's handler for tests gives the client."""
         if self.error is not None:
             raise self.error
         response: Any = self.response
         if response.streaming:
-            # It was iterated, and closed, when it was sent.
+            # It was iterated and closed when it was sent.
             again = _async_again if response.is_async else _again
             response.streaming_content = again(self.parts, self.stream_error)
         assert self.request is not None
@@ -309,7 +309,7 @@ async def _async_again(
 
 
 def scope_of(environ: dict[str, Any]) -> Scope:
-    """Return the scope of a request that a client sends as the environ says."""
+    """Return the scope that a client's request with this environ would have."""
     prefix = get_script_name(environ).encode()  # FORCE_SCRIPT_NAME, if that is set
     info = environ["PATH_INFO"].encode("latin-1")
     path = prefix.rstrip(b"/") + b"/" + info.removeprefix(b"/")
@@ -341,7 +341,7 @@ def request_headers(environ: dict[str, Any]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def body_of(environ: dict[str, Any]) -> bytes:
-    """Return the body: as much of it as is announced."""
+    """Return the body, up to the announced length."""
     try:
         announced = int(environ.get("CONTENT_LENGTH") or 0)
     except ValueError:

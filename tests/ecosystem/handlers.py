@@ -1,7 +1,7 @@
-"""Whose handler answers the requests of another package's tests.
+"""Which handler answers the requests of another package's tests.
 
-- ``django``: that of Django which the tests ask for themselves. Nothing is changed.
-- ``asgi``: Django's `ASGIHandler`, for requests by WSGI too. What fails here depends on
+- ``django``: the Django handler that the tests use themselves. Nothing is changed.
+- ``asgi``: Django's `ASGIHandler`, for WSGI requests too. A failure here depends on
   WSGI, and says nothing about Trio.
 - ``trio``: `trio_asgi.ASGIHandler`; and async tests run on Trio.
 
@@ -45,12 +45,12 @@ HANDLERS = ("django", "asgi", "trio")
 
 
 def install(handler: str, tests: Path, notes: Recorder) -> None:
-    """Have the handler answer the requests. Before any test is imported.
+    """Let the handler answer the requests. Call it before any test is imported.
 
     Args:
         handler: One of `HANDLERS`.
         tests: The folder of the tests.
-        notes: What is told of requests, and of async tests.
+        notes: Receives requests and async tests.
     """
     if handler == "asgi":
         _answer(notes, on_trio=False)
@@ -131,7 +131,7 @@ class WsgiApplication:
 
 
 def _answer(notes: Recorder, *, on_trio: bool) -> None:
-    """Have a handler for ASGI answer WSGI applications and the sync client."""
+    """Let a handler for ASGI answer WSGI applications and the sync client."""
     if on_trio:
         sync_client.install(_Quiet(notes))
         handler: Any = sync_client.Handler
@@ -148,7 +148,7 @@ def _answer(notes: Recorder, *, on_trio: bool) -> None:
 
 
 class _Quiet(Recorder):
-    """Passes on differences only: requests are counted in the handler."""
+    """Passes on only differences: requests are counted in the handler."""
 
     def __init__(self, notes: Recorder) -> None:
         super().__init__(notes.journal)
@@ -158,7 +158,7 @@ class _Quiet(Recorder):
         """Do nothing."""
 
     def note_difference(self, difference: str) -> None:
-        """Note that what was sent is not what the response says."""
+        """Note that the messages sent differ from the response."""
         self._notes.note_difference(difference)
 
 
@@ -181,7 +181,7 @@ def _answer_sync_client_on_asyncio() -> None:
 
 
 def _answer_async_client() -> None:
-    """Have our handler answer Django's async client, in the run of the test."""
+    """Let our handler answer Django's async client, in the test's Trio run."""
     original: Any = client.AsyncClientHandler.__call__
 
     async def __call__(self: Any, scope: dict[str, Any]) -> Any:  # noqa: N807
@@ -214,13 +214,13 @@ def run_test(notes: Recorder, async_fn: Callable[..., Any], *args: Any) -> Any:
 
 
 class _Runner:
-    """Stands for `asyncio.Runner` in unittest: each call is a run of Trio."""
+    """Replaces `asyncio.Runner` in unittest: each call is a Trio run."""
 
     def __init__(self, notes: Recorder) -> None:
         self._notes = notes
 
     def get_loop(self) -> None:
-        """Do nothing: there is none between the calls."""
+        """Do nothing: there is no loop between the calls."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -238,7 +238,7 @@ def _run_async_test_cases(notes: Recorder) -> None:
     def set_up_runner(self: Any) -> None:
         self._asyncioRunner = _Runner(notes)
 
-    # In each place the name is one of unittest's, or Django's, own.
+    # Each of these places has its own name for it, unittest's or Django's.
     isolated: Any = unittest.IsolatedAsyncioTestCase
     isolated._setupAsyncioRunner = set_up_runner
     django.test.testcases.async_to_sync = (  # type: ignore[attr-defined]
@@ -247,7 +247,7 @@ def _run_async_test_cases(notes: Recorder) -> None:
 
 
 class _Task:
-    """Stands for `asyncio.Task`: runs in the background, and can be awaited."""
+    """Replaces `asyncio.Task`: runs in the background, and can be awaited."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._ended = trio.Event()
@@ -269,7 +269,7 @@ class _Task:
 
 
 class AsyncioOnTrio(counterparts.AsyncioOnTrio):
-    """What these packages' tests use of asyncio besides."""
+    """What else these packages' tests use of asyncio."""
 
     create_task = _Task
     iscoroutinefunction = staticmethod(asyncio.iscoroutinefunction)
@@ -292,7 +292,7 @@ def _counterparts() -> list[tuple[object, object]]:
 
 
 def _adapt_channels() -> None:
-    """Give the communicator of channels ours as its base."""
+    """Make our communicator the base of that of channels."""
     try:
         from channels.testing import (  # type: ignore[import-untyped]  # noqa: PLC0415
             HttpCommunicator,
@@ -303,7 +303,7 @@ def _adapt_channels() -> None:
 
 
 def _adapt_opentelemetry() -> None:
-    """Give OpenTelemetry's base class for tests of ASGI what its tests are given."""
+    """Give OpenTelemetry's base class for ASGI tests what its tests need."""
     try:
         from opentelemetry.test import asgitestutil  # noqa: PLC0415
     except ImportError:

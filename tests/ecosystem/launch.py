@@ -1,6 +1,6 @@
-"""Runs a package's tests by ``django-admin test``, as the package does.
+"""Run a package's tests by ``django-admin test``, as the package does.
 
-Called by `run`, with what it would say to ``django-admin test``. The environment says
+Called by `run`, with the arguments for ``django-admin test``. The environment holds
 the rest: see `plugin`.
 """
 

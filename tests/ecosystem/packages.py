@@ -11,19 +11,19 @@ class Package:
 
     #: As PyPI spells it; its version is the one that is installed.
     name: str
-    #: What pytest, or Django's test runner, is to run, from the folder of the sources.
-    #: Nothing if the package publishes no tests that can be run: then its tests are
+    #: The arguments for pytest or Django's test runner, from the folder of the sources.
+    #: Empty if the package publishes no tests that can be run: then its tests are
     #: ours, in the folder ``ours``.
     tests: tuple[str, ...] = ()
     #: The settings, as a dotted name.
     settings: str = ""
-    #: Whether Django's test runner runs them. Else it is pytest.
+    #: Whether Django's test runner runs them; else pytest does.
     by_django: bool = False
     #: Whether the tests' requests reach a handler. If not, they must at least be async.
     has_requests: bool = True
     #: More arguments for pytest.
     arguments: tuple[str, ...] = ()
-    #: Which tests fail on Trio only, and why: patterns of names, with the reason.
+    #: Which tests fail only on Trio, and why: patterns of names, with the reason.
     accepted: dict[str, str] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
-"""The plugin for pytest that `run` gives to another package's tests.
+"""The pytest plugin that `run` gives to another package's tests.
 
-What it is to do stands in the environment, for it does some of it when it is imported:
+Its options are in the environment, because some of its work is done at import,
 before any ``conftest.py``.
 """
 
@@ -28,13 +28,13 @@ handlers.install(HANDLER, Path(os.environ["ECOSYSTEM_TESTS"]), notes)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the markers of plugins that are not there."""
+    """Register the markers of plugins that are not installed."""
     config.addinivalue_line("markers", "forked: run in a process of its own")
     config.addinivalue_line("markers", "asyncio: run by this plugin on Trio")
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Note under which test things happen."""
+    """Note which test the next notes belong to."""
     notes.test = nodeid
 
 
@@ -45,7 +45,7 @@ def pytest_runtest_logfinish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Run tests with the marker ``forked`` in a process of their own."""
+    """Run tests with the marker ``forked`` in a separate process."""
     if item.get_closest_marker("forked") is None:
         return None
     names = {"nodeid": item.nodeid, "location": item.location}

@@ -1,12 +1,12 @@
-"""Run other packages' tests, their requests answered on Trio, and without.
+"""Run other packages' tests, with their requests answered on Trio and without.
 
     python -m ecosystem.run                          # all packages
     python -m ecosystem.run sentry-sdk adrf
 
 Each package's tests run with Django's handlers, with Django's `ASGIHandler` only, and
-with `trio_asgi.ASGIHandler`: see `handlers`. The exit status is 0 if no test fails on
-Trio only, but for what `packages` accepts with a reason; if that does fail; and if
-there were requests. It is the installed releases whose tests are fetched.
+with `trio_asgi.ASGIHandler`: see `handlers`. The exit status is 0 if no test fails only
+on Trio, except those that `packages` accepts with a reason; if these do fail; and if
+there were requests. The tests are those of the installed releases.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / ".nox" / ".cache" / "ecosystem"
 
-#: How often what fails on Trio only is tried again: some tests measure time.
+#: How often a test that fails only on Trio is tried again: some tests measure time.
 RETRIES = 2
 
 HEADER = (
@@ -52,7 +52,7 @@ HEADER = (
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m ecosystem.run",
         description=__doc__,
@@ -83,7 +83,7 @@ class Result:
     package: Package
     tests: dict[str, Test]
     failed_without: list[str]
-    #: What fails with Django's own `ASGIHandler` too.
+    #: Tests that fail with Django's own `ASGIHandler` too.
     not_by_asgi: list[str]
     lost: list[str]
     late: list[str]
@@ -92,7 +92,7 @@ class Result:
 
     @classmethod
     def of(cls, package: Package, sources: Path) -> Result:
-        """Run the tests, as often as it takes, and compare."""
+        """Run the tests, as often as needed, and compare."""
         folder = HERE
         if package.tests:
             release = version(package.name)
@@ -132,12 +132,12 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether there is nothing to object to."""
+        """Whether there is no objection."""
         tried = self.requests if self.package.has_requests else self.on_trio
         return bool(tried) and not self.lost and not self.needless
 
     def details(self) -> Iterator[str]:
-        """Yield what is worth a look."""
+        """Yield the lines worth reading."""
         for what, names in (
             ("NOT BY ASGI", self.not_by_asgi),
             ("ACCEPTED", self.accepted),
@@ -165,7 +165,7 @@ class Result:
 def run_tests(
     package: Package, folder: Path, handler: str, names: Sequence[str]
 ) -> dict[str, Test]:
-    """Run tests in a process of their own; return what happened to each."""
+    """Run tests in a separate process; return what happened to each."""
     with tempfile.TemporaryDirectory() as temporary:
         journal = Journal(Path(temporary, "journal"))
         journal.path.touch()

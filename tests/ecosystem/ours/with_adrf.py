@@ -117,7 +117,7 @@ async def test_views_authenticate_serialize_and_answer(name: str) -> None:
 
 
 async def test_function_views_answer() -> None:
-    """Views made by `api_view` do, and refuse other methods."""
+    """Views made by `api_view` answer, and refuse other methods."""
     response = await AsyncClient().get("/hello/?name=ada")
     assert response.json() == {"hello": "ada"}
     assert (await AsyncClient().post("/hello/")).status_code == 405
@@ -133,7 +133,7 @@ def test_views_answer_sync_clients(name: str) -> None:
 
 
 async def test_concurrent_requests_keep_their_users() -> None:
-    """Each of many requests at a time is its own user's."""
+    """Each of many concurrent requests keeps its own user."""
 
     async def ask(number: int) -> Any:
         name = "async" if number % 2 else "sync"

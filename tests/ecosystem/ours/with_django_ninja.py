@@ -1,4 +1,4 @@
-"""django-ninja: sync and async operations, by HTTP requests that a handler answers."""
+"""django-ninja: sync and async operations, by HTTP requests to a handler."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_operations_answer_sync_clients(name: str) -> None:
 
 
 async def test_concurrent_requests_keep_their_own() -> None:
-    """Each of many requests at a time gets its answer."""
+    """Each of many concurrent requests gets its own answer."""
 
     async def ask(cups: int) -> Any:
         data = {"tea": "sencha", "cups": cups}
@@ -113,7 +113,7 @@ async def test_concurrent_requests_keep_their_own() -> None:
 
 
 async def test_uploads_and_errors_are_answered() -> None:
-    """A file comes in whole, and an exception handler answers for its error."""
+    """A file arrives whole, and an exception handler answers its error."""
     file = ContentFile(b"leaf" * 50_000, name="leaves.txt")
     response = await AsyncClient().post("/api/upload", {"leaves": file})
     assert response.json() == {"name": "leaves.txt", "size": 200_000}

@@ -83,7 +83,7 @@ def named(name: str) -> list[dict[str, Any]]:
 
 
 async def test_concurrent_requests_keep_their_ids() -> None:
-    """Each event of twenty requests at a time has its own request's id."""
+    """Each event of twenty concurrent requests has its own request's id."""
 
     async def ask(number: int) -> Any:
         name = "async" if number % 2 else "sync"
@@ -109,7 +109,7 @@ def test_sync_clients_get_ids(name: str) -> None:
 
 
 async def test_failures_are_logged_with_the_id() -> None:
-    """A failing view's event has its id."""
+    """The event of a failing view has its request's id."""
     client = AsyncClient(raise_request_exception=False)
     response = await client.get("/failing/", headers={"X-Request-Id": "bad"})
     assert response.status_code == 500
@@ -118,7 +118,7 @@ async def test_failures_are_logged_with_the_id() -> None:
 
 
 async def leave() -> None:
-    """Ask for a slow page, and leave when its view has started."""
+    """Request a slow page, and disconnect when its view has started."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -142,7 +142,7 @@ async def leave() -> None:
 
 
 async def test_leaving_clients_leave_no_id_behind() -> None:
-    """A client that leaves has its id; the next request has its own."""
+    """A client that disconnects has its id; the next request has another."""
     await leave()
     assert {event["request_id"] for event in events} == {"leaver"}
     events.clear()
@@ -151,6 +151,6 @@ async def test_leaving_clients_leave_no_id_behind() -> None:
 
 
 async def test_leaving_clients_are_logged() -> None:
-    """That a client has left is logged."""
+    """A disconnect is logged."""
     await leave()
     assert named("request_cancelled")

@@ -57,7 +57,7 @@ urlpatterns = [path("", view)]
 
 
 async def read(response: Any) -> bytes:
-    """Return the body, by whatever kind of iterator it comes."""
+    """Return the body, whichever kind of iterator it comes from."""
     if not response.streaming:
         return bytes(response.content)
     if response.is_async:
@@ -70,7 +70,7 @@ async def get(url: str, **headers: str) -> Any:
 
 
 async def test_files_come_whole_and_views_still_answer() -> None:
-    """A file is sent as it is stored; what is no file is Django's."""
+    """A file is sent unchanged; other paths go to Django."""
     response = await get("/static/tea.txt")
     assert response.status_code == 200
     assert await read(response) == TEXT
@@ -79,7 +79,7 @@ async def test_files_come_whole_and_views_still_answer() -> None:
 
 
 async def test_ranges_come_in_part() -> None:
-    """A range is sent by itself, and one that is not there is refused."""
+    """A range is sent by itself, and an impossible one is refused."""
     response = await get("/static/tea.txt", Range="bytes=10-70000")
     assert response.status_code == 206
     assert response["Content-Range"] == f"bytes 10-70000/{len(TEXT)}"
@@ -89,7 +89,7 @@ async def test_ranges_come_in_part() -> None:
 
 
 async def test_known_files_are_not_sent_again() -> None:
-    """A client that has the file by its ETag or date gets 304."""
+    """A client that has the file gets 304, by ETag or date."""
     first = await get("/static/tea.txt")
     await read(first)
     since = {"If-Modified-Since": first["Last-Modified"]}
@@ -97,7 +97,7 @@ async def test_known_files_are_not_sent_again() -> None:
 
 
 async def test_hashed_and_compressed_files_come_from_the_manifest() -> None:
-    """The manifest's name is one for ever, and its compressed file is chosen."""
+    """A hashed name is cacheable for ever, and its compressed file is chosen."""
     url = staticfiles_storage.url("tea.css")
     assert url != "/static/tea.css"
     response = await get(url, **{"Accept-Encoding": "gzip"})
@@ -108,7 +108,7 @@ async def test_hashed_and_compressed_files_come_from_the_manifest() -> None:
 
 
 async def test_concurrent_requests_get_their_own_parts() -> None:
-    """Many ranges at a time do not mix."""
+    """Concurrent range requests do not mix."""
 
     async def ask(number: int) -> bool:
         start = number * 1000
