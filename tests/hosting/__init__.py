@@ -1,1 +1,1 @@
-"""Tests over real sockets: the servers run as processes of their own."""
+"""Tests over real sockets: the servers run as separate processes."""

@@ -1,4 +1,4 @@
-"""An HTTP/2 client that can take back single requests."""
+"""An HTTP/2 client that can cancel single requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Http2Client:
     """Requests on the streams of one connection, with prior knowledge of HTTP/2."""
 
     def __init__(self, connection: Connection) -> None:
-        """Begin to speak HTTP/2 on a fresh connection."""
+        """Start HTTP/2 on a fresh connection."""
         self._connection = connection
         self._h2 = H2Connection()
         self._h2.initiate_connection()
@@ -26,7 +26,7 @@ class Http2Client:
         self._sizes: dict[int, int] = {}
 
     def send_request(self, target: str) -> int:
-        """Ask for something; return the number of the stream."""
+        """Send a request; return the number of its stream."""
         stream = self._h2.get_next_available_stream_id()
         headers = [
             (":method", "GET"),
@@ -40,14 +40,14 @@ class Http2Client:
         return stream
 
     def reset(self, stream: int) -> None:
-        """Take a request back."""
+        """Cancel a request."""
         self._h2.reset_stream(stream, ErrorCodes.CANCEL)
         self._flush()
 
     def read_body(self, stream: int) -> bytes:
         """Return the body of a response with status 200, when it is complete.
 
-        That is, as long as its Content-Length says: at a shutdown, hypercorn 0.18 may
+        That is, when it has its Content-Length: at a shutdown, hypercorn 0.18 may
         forget the flag that ends the stream.
         """
         while not self._is_complete(stream):
@@ -67,7 +67,7 @@ class Http2Client:
                     )
                 else:
                     assert not isinstance(event, StreamReset)
-            # A server that shuts down does not wait for what we have to say to that.
+            # A server that shuts down does not wait for our reply to that.
             with suppress(ConnectionError):
                 self._flush()
         return self._bodies[stream]

@@ -1,4 +1,4 @@
-"""Servers as processes of their own, on a free port, with their log and journal.
+"""Servers as separate processes, on a free port, with their log and journal.
 
 A server gets its own process group, and nothing of it outlives `serve`, whatever
 happens in the test. It binds port 0, and its log tells the port.
@@ -37,13 +37,13 @@ Kind = Literal["hypercorn", "anycorn"]
 
 HERE = Path(__file__).parent
 
-#: What only something that hangs takes longer than.
+#: Only something that hangs takes longer.
 PATIENCE = 30.0
 
-#: The pool's threads: this, and a number.
+#: The names of the pool's threads: this, and a number.
 _WORKER_THREAD = "trio-asgi-worker-"
 
-#: The servers' own tasks for a connection, which last for as long as it is kept alive.
+#: The servers' own tasks for a connection, which last while it is kept alive.
 _CONNECTION_TASK = re.compile(
     r"\._run_handler$|\.tcp_server_handler\.|\._idle_timeout$|\.send_task$"
 )
@@ -60,7 +60,7 @@ def eventually(check: Callable[[], T | None], what: str) -> T:
 
 @dataclass(frozen=True)
 class State:
-    """What the hosted site says about its process, during a request for it."""
+    """What the hosted site reports about its process, during a request for it."""
 
     pid: int
     in_flight: list[str]
@@ -78,13 +78,13 @@ class State:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no other request than the one for this state."""
+        """Whether the request for this state is the only one."""
         handlers = [name for name in self.tasks if name.endswith(".task_group._handle")]
         return self.in_flight == ["state"] and len(handlers) == 1
 
     @property
     def lasting(self) -> dict[str, list[str]]:
-        """What must be the same whenever nothing is going on.
+        """What must be the same whenever the server is idle.
 
         Left out are the idle threads of the pool, and what belongs to connections, not
         to requests.
@@ -101,7 +101,7 @@ class State:
 
 @dataclass
 class Server:
-    """A server that runs. Only `serve` makes one."""
+    """A running server. Only `serve` makes one."""
 
     kind: Kind
     process: subprocess.Popen[bytes]
@@ -110,19 +110,19 @@ class Server:
     workers: int
     client_ssl: ssl.SSLContext | None
     port: int = 0
-    #: How many tracebacks the tests have caused so far, and want to see in the log.
+    #: How many tracebacks the tests have caused so far on purpose.
     tracebacks: int = 0
     _at_rest: State | None = field(default=None, repr=False)
     _ids: Iterator[int] = field(default_factory=lambda: count(1), repr=False)
 
     @property
     def log(self) -> str:
-        """Everything that the server has written to stdout and stderr."""
+        """All that the server has written to stdout and stderr."""
         return self.log_file.read_text()
 
     @property
     def url(self) -> str:
-        """The address."""
+        """The server's address."""
         scheme = "https" if self.client_ssl else "http"
         return f"{scheme}://127.0.0.1:{self.port}"
 
@@ -130,7 +130,7 @@ class Server:
 
     @property
     def temporary_files(self) -> list[Path]:
-        """What is left in the server's directory for temporary files."""
+        """The files left in the server's directory for temporary files."""
         return list((self.log_file.parent / "temporary").iterdir())
 
     @property
@@ -169,12 +169,12 @@ class Server:
         return self.wait_for_end()
 
     def kill(self) -> None:
-        """End the processes that this server consists of, if there still are any."""
+        """End all processes of this server that are still running."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    # What its site says
+    # The state of its site
 
     def new_id(self) -> str:
         """Return an id for a request, by which its events are found."""
@@ -193,11 +193,11 @@ class Server:
         return []
 
     def journal_of(self, event: str) -> list[dict[str, Any]]:
-        """Return what the site has written down of one event, of all requests."""
+        """Return the journal's entries for one event, of all requests."""
         return [entry for entry in self.journal if entry["event"] == event]
 
     def wait_for_event(self, event: str, identity: str) -> None:
-        """Wait until a request has come to an event."""
+        """Wait until a request has reached an event."""
         eventually(
             lambda: event in self.events(identity), f"{event!r} of request {identity}"
         )
@@ -213,7 +213,7 @@ class Server:
         return Connection(sock)
 
     def get(self, target: str) -> bytes:
-        """Make one request on a connection of its own; return the body."""
+        """Make one request on a new connection; return the body."""
         with self.connect() as connection:
             connection.send_request(target, "Connection: close")
             response = connection.read_response()
@@ -221,21 +221,21 @@ class Server:
         return response.body
 
     def state(self) -> State:
-        """Return the state of the process, this question included."""
+        """Return the state of the process, including this request."""
         return State(**json.loads(self.get("/state/?id=state")))
 
     def note_state_at_rest(self) -> None:
-        """Take the present state for the one to come back to."""
+        """Take the present state as the one to return to."""
         # The first request starts what stays, such as the pool's own task.
         assert self.get("/sync/hello/?id=first") == b"hello first"
-        # The last one may not be over yet when it is answered.
+        # The previous request may not be over yet although it is answered.
         self._at_rest = eventually(
             lambda: state if (state := self.state()).is_alone else None,
             "the first request is over",
         )
 
     def wait_for_temporary_files(self, count: int) -> None:
-        """Wait until the process has that many open; only on Linux can that be seen."""
+        """Wait until the process has that many open; that can only be seen on Linux."""
         if sys.platform == "linux":
             eventually(
                 lambda: len(self.state().files) >= count, f"{count} temporary files"
@@ -244,8 +244,8 @@ class Server:
     def wait_for_rest(self) -> State:
         """Wait until nothing is left of earlier requests; return the state then.
 
-        That is: no request is in flight but the one that asks, and there are the same
-        tasks, threads and temporary files as at first.
+        That is: only the request for the state is in flight, and the tasks, threads and
+        temporary files are those from the start.
         """
         assert self._at_rest is not None
         wanted = self._at_rest.lasting
@@ -260,7 +260,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Certificates:
-    """A server's certificate and key, and the authority to trust."""
+    """A server's certificate and key, and the authority that clients trust."""
 
     authority: trustme.CA
     certificate_file: Path
@@ -278,7 +278,7 @@ class Certificates:
         return made
 
     def client_context(self) -> ssl.SSLContext:
-        """Return a client's side that trusts the authority."""
+        """Return a TLS context for clients that trusts the authority."""
         context = ssl.create_default_context()
         self.authority.configure_trust(context)
         return context
@@ -305,7 +305,7 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
         workers: How many worker processes.
         options: More options of the command line: ``{"graceful-timeout": 1}``.
         settings: The site's ``TRIO_ASGI``.
-        certificates: What to speak TLS with.
+        certificates: Enable TLS.
         expect_start: Whether to wait until the server accepts connections.
     """
     temporary = directory / "temporary"
@@ -366,8 +366,8 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
 def serve_cleanly(kind: Kind, directory: Path, **options: Any) -> Iterator[Server]:
     """Run a server for many tests; they must leave it healthy.
 
-    It ends with status 0, and has logged no tracebacks but those that the tests have
-    caused on purpose, and no leaks.
+    It ends with status 0, and has logged no leaks, and only tracebacks that the tests
+    have caused on purpose.
     """
     with serve(kind, directory, **options) as server:
         server.note_state_at_rest()

@@ -1,4 +1,4 @@
-"""A client that can send any bytes, at any moment, and leave at any moment."""
+"""A client that can send any bytes, and disconnect, at any moment."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Response:
 
 
 class ConnectionEndedError(Exception):
-    """The server has closed the connection where a response should be."""
+    """The server has closed the connection instead of responding."""
 
 
 def pause(seconds: float) -> None:
-    """Let a moment pass that is too short for `time.sleep`."""
+    """Pause for a time that is too short for `time.sleep`."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
@@ -44,7 +44,7 @@ def request_bytes(target: str, *headers: str, method: str = "GET") -> bytes:
 
 @final
 class Connection:
-    """A client's connection: bytes go out as they are, responses are read by h11."""
+    """A client's connection: bytes go out unchanged, responses are read by h11."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over a connected socket."""
@@ -52,7 +52,7 @@ class Connection:
         self._read_too_far = b""
 
     def __enter__(self) -> Connection:
-        """Close it in the end."""
+        """Enter a block that closes it at its end."""
         return self
 
     def __exit__(
@@ -65,7 +65,7 @@ class Connection:
         self.close()
 
     def send(self, data: bytes) -> None:
-        """Send bytes, whatever they are."""
+        """Send any bytes."""
         self._socket.sendall(data)
 
     def send_request(self, target: str, *headers: str, method: str = "GET") -> None:
@@ -73,21 +73,21 @@ class Connection:
         self.send(request_bytes(target, *headers, method=method))
 
     def end_sending(self) -> None:
-        """Send no more, and go on reading."""
+        """Stop sending, and go on reading."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Leave politely, with FIN."""
+        """Close politely, with FIN."""
         self._socket.close()
 
     def reset(self) -> None:
-        """Leave rudely, with RST."""
+        """Close rudely, with RST."""
         linger = struct.pack("ii", 1, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._socket.close()
 
     def read_some(self) -> bytes:
-        """Return some bytes; none at the end of the connection."""
+        """Return some bytes, or none at the end of the connection."""
         return self._socket.recv(2**16)
 
     def read_at_least(self, size: int) -> None:
@@ -98,7 +98,7 @@ class Connection:
             size -= received
 
     def read_to_end(self) -> bytes:
-        """Return all that comes before the server closes or resets the connection."""
+        """Return all bytes until the server closes or resets the connection."""
         received = self._read_too_far
         try:
             while part := self.read_some():
@@ -111,13 +111,13 @@ class Connection:
         """Return the response to one request, which was sent as bytes.
 
         Raises:
-            ConnectionEndedError: there is none.
+            ConnectionEndedError: the server closed the connection instead.
         """
         parser = h11.Connection(h11.CLIENT)
-        # h11 wants to know what it reads the response to.
+        # h11 must know which request the response belongs to.
         parser.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
         parser.send(h11.EndOfMessage())
-        if self._read_too_far:  # no bytes would mean the end
+        if self._read_too_far:  # h11 takes empty bytes for the end
             parser.receive_data(self._read_too_far)
         informational: list[int] = []
         head: h11.Response | None = None

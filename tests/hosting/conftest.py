@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ._server import Connect
 
 if sys.platform == "win32":
-    # Without SIGTERM and process groups, servers would have to be ended in other ways.
+    # Without SIGTERM and process groups, servers would have to be stopped differently.
     collect_ignore = [
         "test_bad_bodies.py",
         "test_disconnects.py",
@@ -62,6 +62,6 @@ def tls_server(
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Connect]:
-    """What opens connections; they are closed in the end, if the test did not."""
+    """A function that opens connections; any left open are closed at the end."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(server.connect())

@@ -18,7 +18,7 @@ MEGABYTE = 2**20
 
 
 def assert_it_goes_on(server: Server, identity: str) -> None:
-    """Check that a request has ended, left nothing, and that the next one works."""
+    """Check that a request has ended and left nothing, and that the next one works."""
     server.wait_for_rest()
     assert server.events(identity)[-1] == "finished"
     assert server.get("/hello/?id=next") == b"hello next"
@@ -32,7 +32,7 @@ def assert_it_goes_on(server: Server, identity: str) -> None:
     ],
 )
 def test_a_stream_that_fails_midway(server: Server, path: str, message: str) -> None:
-    """The client gets what came before, no clean end, and the log one traceback."""
+    """The client gets the parts before, no clean end, and the log one traceback."""
     identity = server.new_id()
     before = server.log.count(message)
     with server.connect() as connection:
@@ -52,7 +52,7 @@ def test_a_stream_that_fails_midway(server: Server, path: str, message: str) -> 
     ["GeneratorExit", "CancelledError", "SystemExit", "KeyboardInterrupt", "Panic"],
 )
 def test_errors_that_are_no_exceptions(server: Server, where: str, error: str) -> None:
-    """They end the response, and neither the server nor its worker."""
+    """They end the response, but neither the server nor its worker."""
     identity = server.new_id()
     before = server.log.count("Traceback")
     with server.connect() as connection:
@@ -66,30 +66,30 @@ def test_errors_that_are_no_exceptions(server: Server, where: str, error: str) -
         assert b"first part" in received
         assert not received.endswith(b"0\r\n\r\n")
     assert_it_goes_on(server, identity)
-    # That of what the server was given, and that of its cause.
+    # One for the error that the server was given, one for its cause.
     tracebacks = server.log.count("Traceback") - before
     assert tracebacks in (1, 2)
     server.tracebacks += tracebacks
 
 
 def test_parts_that_are_no_bytes(server: Server) -> None:
-    """They are made bytes of, as Django does it: text, numbers, None."""
+    """They are converted to bytes, as Django does: text, numbers, None."""
     body = server.get(f"/odd/parts/?id={server.new_id()}")
     assert body.decode() == "t\xe9a 42None view"
 
 
 def test_content_that_cannot_be_iterated(server: Server) -> None:
-    """It is answered with a 500, for nothing was promised yet."""
+    """It is answered with a 500, because nothing was sent yet."""
     identity = server.new_id()
     with server.connect() as connection:
         connection.send_request(f"/no/parts/?id={identity}")
         assert connection.read_response().status == 500
-    server.tracebacks += 2  # no iterable, and no async one
+    server.tracebacks += 2  # neither an iterable nor an async one
     assert_it_goes_on(server, identity)
 
 
 def test_a_file_that_shrinks_while_it_is_sent(server: Server, tmp_path: Path) -> None:
-    """The connection ends before the announced length: the client can tell."""
+    """The connection ends before the announced length, so the client notices."""
     identity = server.new_id()
     file = tmp_path / "file"
     file.write_bytes(bytes(MEGABYTE))
@@ -105,7 +105,7 @@ def test_a_file_that_shrinks_while_it_is_sent(server: Server, tmp_path: Path) ->
 
 
 def test_a_file_that_vanishes_while_it_is_sent(server: Server, tmp_path: Path) -> None:
-    """It is open: its bytes are sent, and no path is given to the server."""
+    """It is open: its bytes are sent, and the server is given no path."""
     identity = server.new_id()
     file = tmp_path / "file"
     file.write_bytes(bytes(MEGABYTE))
@@ -115,7 +115,7 @@ def test_a_file_that_vanishes_while_it_is_sent(server: Server, tmp_path: Path) -
 
 
 def test_an_answer_before_the_end_of_the_upload(server: Server) -> None:
-    """A client that sends on gets it whole, and then the end of the connection."""
+    """A client that keeps sending gets all of it, then the connection ends."""
     identity = server.new_id()
     head = request_bytes(
         f"/uninterested/?id={identity}", "Transfer-Encoding: chunked", method="POST"
@@ -132,7 +132,7 @@ def test_an_answer_before_the_end_of_the_upload(server: Server) -> None:
 
 
 def test_a_chunked_body_that_stops_short(server: Server) -> None:
-    """The view is never called, and the server may say what is wrong."""
+    """The view is never called, and the server may report the error."""
     identity = server.new_id()
     with server.connect() as connection:
         connection.send_request(

@@ -1,7 +1,7 @@
-"""Clients that leave, at each stage of a request: nothing of it stays behind.
+"""Clients that disconnect, at each stage of a request, leave nothing behind.
 
-Each test brings a request to one point, known from its events, then leaves. What must
-be seen is the rest of its events, and after that a server at rest.
+Each test brings a request to one point, known from its events, then disconnects. It
+must see the rest of the events, and after that a server at rest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Leave = Callable[[Connection], None]
 
 
 def assert_healthy(server: Server) -> None:
-    """The server is at rest, and serves the next request, sync and async."""
+    """Check that the server is at rest, and serves the next sync and async request."""
     server.wait_for_rest()
     assert server.get("/hello/?id=next") == b"hello next"
     assert server.get("/sync/hello/?id=next") == b"hello next"
@@ -35,7 +35,7 @@ def assert_healthy(server: Server) -> None:
 def test_before_the_body_is_complete(
     server: Server, connect: Connect, leave: Leave
 ) -> None:
-    """No view is called, no signal is sent, and the file of what came is removed."""
+    """No view is called, no signal is sent, and the partial body's file is removed."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(
@@ -70,7 +70,7 @@ def test_in_an_async_view(server: Server, connect: Connect, leave: Leave) -> Non
 def test_in_an_async_view_that_has_a_body(
     server: Server, connect: Connect, leave: Leave
 ) -> None:
-    """The disconnect is seen behind the body too, and the body's file is removed."""
+    """The disconnect is noticed behind the body too, and the body's file is removed."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(
@@ -86,7 +86,7 @@ def test_in_an_async_view_that_has_a_body(
 
 @leaving
 def test_in_a_sync_view(server: Server, connect: Connect, leave: Leave) -> None:
-    """The view can see it, and still runs to its end, body and all; then it is over."""
+    """The view can notice it, and still runs to its end, including the body."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(
@@ -110,7 +110,7 @@ def test_in_a_sync_view(server: Server, connect: Connect, leave: Leave) -> None:
 @leaving
 @pytest.mark.parametrize("path", ["/stream/", "/sync/stream/"])
 def test_in_a_stream(server: Server, connect: Connect, path: str, leave: Leave) -> None:
-    """The generator is closed, whether it waits or has more to give."""
+    """The generator is closed, whether it waits or has more to send."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(f"{path}?id={identity}")
@@ -126,7 +126,7 @@ def test_in_a_stream(server: Server, connect: Connect, path: str, leave: Leave) 
 def test_in_a_stream_that_is_not_read(
     server: Server, connect: Connect, path: str, leave: Leave
 ) -> None:
-    """The generator is closed too when it is not its turn, but the client's."""
+    """The generator is also closed while it waits for the client to read."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(f"{path}?id={identity}")
@@ -140,7 +140,7 @@ def test_in_a_stream_that_is_not_read(
 def test_after_half_of_a_response(
     server: Server, connect: Connect, leave: Leave
 ) -> None:
-    """A large response is dropped when the client has had enough of it."""
+    """The rest of a large response is dropped."""
     identity, size = server.new_id(), 50_000_000
     connection = connect()
     connection.send_request(f"/large/?id={identity}&bytes={size}")
@@ -163,9 +163,9 @@ def test_after_half_of_a_response(
     ],
 )
 def test_with_the_next_request_on_its_way(server: Server, target: str) -> None:
-    """Its descriptor and its tasks go, though the server reads no more of it.
+    """Its descriptor and its tasks go, though the server stops reading from it.
 
-    The server's reader waits for the end of the first answer, which comes from us.
+    The server's reader waits for the end of the first answer, which our handler sends.
     """
     before = server.state()
     logged = len(server.log)
@@ -188,7 +188,7 @@ def test_with_the_next_request_on_its_way(server: Server, target: str) -> None:
 
 
 def test_a_stream_that_fails_is_seen_to_be_cut_off(server: Server) -> None:
-    """No end is sent in the name of a view that could not come to it."""
+    """The body gets no end, because the view did not reach it."""
     with server.connect() as connection:
         connection.send_request("/pausing/?fail=5")
         received = connection.read_to_end()
@@ -199,7 +199,7 @@ def test_a_stream_that_fails_is_seen_to_be_cut_off(server: Server) -> None:
 
 
 def test_a_client_that_has_only_stopped_sending(server: Server) -> None:
-    """What a client that still reads gets of a stream does not look complete."""
+    """A stream does not look complete to a client that still reads."""
     with server.connect() as connection:
         connection.send_request("/pausing/")
         connection.end_sending()
@@ -209,7 +209,7 @@ def test_a_client_that_has_only_stopped_sending(server: Server) -> None:
 
 
 def test_right_after_the_request(server: Server) -> None:
-    """A request whose client does not wait for the answer is one like others."""
+    """A request whose client does not wait for the answer is handled like any other."""
     for _ in range(20):
         identity = server.new_id()
         with server.connect() as connection:
@@ -224,7 +224,7 @@ def test_right_after_the_request(server: Server) -> None:
 def test_at_any_moment(
     server: Server, connect: Connect, path: str, leave: Leave
 ) -> None:
-    """Whenever the client leaves, the request has both signals, or was never seen."""
+    """Whenever the client disconnects, the request has both signals or neither."""
     ids = [server.new_id() for _ in range(100)]
     for number, identity in enumerate(ids):
         connection = connect()
@@ -238,7 +238,7 @@ def test_at_any_moment(
 
 @leaving
 def test_many_at_once(server: Server, connect: Connect, leave: Leave) -> None:
-    """60 clients leave views of each kind at once: all threads are used again."""
+    """60 clients leave views of each kind at once: all threads become free again."""
     workers: list[int] = []
     for _ in range(2):
         ids: list[str] = []
@@ -257,7 +257,7 @@ def test_many_at_once(server: Server, connect: Connect, leave: Leave) -> None:
             events = server.events(identity)
             assert (events[0], events[-1]) == ("started", "finished")
             assert events.count("started") == events.count("finished") == 1
-    # A thread for each, and one for the request that asks whether all are at rest.
+    # A thread for each, and one for the request that checks that all are at rest.
     assert max(workers) <= len(ids) + 1
     assert_healthy(server)
 
@@ -266,7 +266,7 @@ def test_many_at_once(server: Server, connect: Connect, leave: Leave) -> None:
 def test_more_at_once_than_threads(
     server: Server, connect: Connect, leave: Leave
 ) -> None:
-    """60 clients leave sync views of which 40 run, and 20 wait for a thread."""
+    """60 clients leave sync views, of which 40 run and 20 wait for a thread."""
     ids = [server.new_id() for _ in range(60)]
     connections = [connect() for _ in ids]
     for identity, connection in zip(ids, connections, strict=True):
@@ -303,7 +303,7 @@ def test_one_stream_of_http2(server: Server) -> None:
 
 @leaving
 def test_all_streams_of_http2(server: Server, connect: Connect, leave: Leave) -> None:
-    """With the connection go all views of its streams."""
+    """The end of the connection cancels the views of all its streams."""
     ids = [server.new_id() for _ in range(10)]
     connection = connect()
     client = Http2Client(connection)

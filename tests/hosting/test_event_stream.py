@@ -41,13 +41,13 @@ SEEN_FIRST = [
     ["message", "with an id", "caf\xe9 \u2615"],
     ["message", "with the same id", "caf\xe9 \u2615"],
 ]
-#: And when it has connected again: 0 is EventSource.CONNECTING, and not CLOSED.
+#: And when it has reconnected: 0 is EventSource.CONNECTING, not CLOSED.
 SEEN_AGAIN = [["error", 0], ["open"], ["done", "done", ""]]
 
 
 @contextmanager
 def browser(url: str) -> Iterator[None]:
-    """Have a browser visit a page, without a window."""
+    """Let a headless browser visit a page."""
     names = ["chromium", "chromium-browser", "google-chrome"]
     command = next(filter(None, map(shutil.which, names)), None)
     if command is None:
@@ -65,9 +65,9 @@ def browser(url: str) -> Iterator[None]:
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--disable-sync",
-                # Visited is a server of the test's own.
+                # It visits the test's own server.
                 "--no-proxy-server",
-                # With a port for debugging, and nobody at it, it stays.
+                # With a debugging port that is never used, it keeps running.
                 "--remote-debugging-port=0",
                 f"--user-data-dir={profile}",
                 url,
@@ -84,7 +84,7 @@ def browser(url: str) -> Iterator[None]:
 
 
 def seen_by_page(server: Server, identity: str) -> Any:
-    """Return what the page says in the end."""
+    """Return what the page reports at the end."""
     server.wait_for_event("seen", identity)
     (entry,) = (e for e in server.journal_of("seen") if e["id"] == identity)
     return entry["events"]
@@ -92,7 +92,7 @@ def seen_by_page(server: Server, identity: str) -> Any:
 
 @pytest.mark.parametrize("then", ["end", "fail"])
 def test_a_browser_reads_the_events(server: Server, then: str) -> None:
-    """Chromium's EventSource gets all, comes again by itself, and says the last id."""
+    """Chromium's EventSource gets all, reconnects by itself, and sends the last id."""
     identity = server.new_id()
     server.tracebacks += then == "fail"
     with browser(f"{server.url}/events/page/?id={identity}&then={then}"):
@@ -106,7 +106,7 @@ def test_a_browser_reads_the_events(server: Server, then: str) -> None:
 def test_the_parser_of_the_tests_agrees_with_the_browser(
     server: Server, connect: Connect
 ) -> None:
-    """What the other tests read events with does what Chromium does."""
+    """The parser in the other tests does what Chromium does."""
     connection = connect()
     connection.send_request(f"/events/for/browser/?id={server.new_id()}&then=end")
     parser = parse(connection.read_response().body)
@@ -117,7 +117,7 @@ def test_the_parser_of_the_tests_agrees_with_the_browser(
 
 
 def test_a_browser_finds_the_next_server(kind: Kind, tmp_path: Path) -> None:
-    """At shutdown the stream ends, and the browser goes on at the next server."""
+    """At shutdown the stream ends, and the browser continues at the next server."""
     first_directory, next_directory = tmp_path / "first", tmp_path / "next"
     first_directory.mkdir()
     next_directory.mkdir()
@@ -135,13 +135,13 @@ def test_a_browser_finds_the_next_server(kind: Kind, tmp_path: Path) -> None:
             seen = seen_by_page(following, "page")
             (again,) = following.journal_of("connected")
     assert seen[: len(SEEN_FIRST)] == SEEN_FIRST
-    # It may have knocked in vain meanwhile.
+    # It may have tried to connect in vain meanwhile.
     assert seen[-2:] == SEEN_AGAIN[-2:]
     assert again["last_event_id"] == "caf\xe9 \u2615"
 
 
 def assert_no_complaints(server: Server) -> None:
-    """The log tells of no error."""
+    """Check that the log reports no error."""
     assert "Traceback" not in server.log
     assert "ERROR" not in server.log
     assert "ResourceWarning" not in server.log
@@ -151,7 +151,7 @@ def assert_no_complaints(server: Server) -> None:
 def test_a_stream_ends_cleanly_at_shutdown(
     kind: Kind, tmp_path: Path, path: str
 ) -> None:
-    """After the grace period the events are closed, and the body has its end."""
+    """After the grace period the events are closed, and the body ends properly."""
     options = {"graceful-timeout": 1}
     with (
         serve(kind, tmp_path, application=LASTING, options=options) as server,
@@ -173,7 +173,7 @@ def test_a_stream_ends_cleanly_at_shutdown(
 
 
 def test_the_headers_come_before_there_is_an_event(connect: Connect) -> None:
-    """The browser is told that the stream is open, however long it has to wait."""
+    """The browser learns that the stream is open, however long it has to wait."""
     connection = connect()
     connection.send_request("/no/events/?keep_alive=60&id=idle")
     head = b""
@@ -201,7 +201,7 @@ def test_comments_come_while_there_is_no_event(connect: Connect) -> None:
 def test_a_client_that_leaves(
     server: Server, connect: Connect, path: str, leave: Any
 ) -> None:
-    """The events are closed, and nothing stays behind."""
+    """The events are closed, and nothing is left behind."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(f"{path}?id={identity}")
@@ -215,7 +215,7 @@ def test_a_client_that_leaves(
 def test_a_client_that_does_not_read(
     server: Server, connect: Connect, leave: Any
 ) -> None:
-    """Events that wait for the client to read are closed when it leaves."""
+    """Events that wait for the client to read are closed when it disconnects."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(f"/many/events/?id={identity}")
@@ -226,7 +226,7 @@ def test_a_client_that_does_not_read(
 
 
 def test_events_that_fail(server: Server, connect: Connect) -> None:
-    """The body has no clean end, which tells the client; the log tells why, once."""
+    """The body has no clean end, which tells the client; the log shows why, once."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(f"/failing/events/?id={identity}")

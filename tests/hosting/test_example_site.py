@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "examples" / "site"
 
-# Events that a stream may send before the one that a test waits for. The
-# server sends one each second; a loaded machine notices a departure late.
+# Events that a stream may send before the one that a test waits for. The server sends
+# one each second; a loaded machine notices a disconnect late.
 PATIENCE = 30
 
 
@@ -37,7 +37,7 @@ def manage(database: Path, *command: str) -> str:
 
 
 def environment(database: Path) -> dict[str, str]:
-    """Give what the site's processes need to know."""
+    """Provide the environment of the site's processes."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {
         **os.environ,
@@ -73,7 +73,7 @@ def media(database: Path) -> Path:
 
 
 def wait_for_address(server: subprocess.Popen[bytes], log: Path) -> str:
-    """Return where the server listens, once it says so."""
+    """Return the server's address, once it is printed."""
     deadline = time.monotonic() + 60
     while server.poll() is None and time.monotonic() < deadline:
         if found := re.search(r"Running on (http://\S+)", log.read_text()):
@@ -87,7 +87,7 @@ def site(database: Path) -> Iterator[str]:
     """Serve the site with hypercorn on Trio, and return its address."""
     log = database.with_name("server.log")
     command = ["hypercorn", "-k", "trio", "--bind", "127.0.0.1:0"]
-    # A file rather than a pipe, which would be full some day if nobody reads it.
+    # A file rather than a pipe, which would fill up if nothing reads it.
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", *command, "teahouse.asgi:application"],
@@ -105,7 +105,7 @@ def site(database: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(site: str) -> Iterator[httpx.Client]:
-    """Open a browser, so to speak: it keeps cookies and follows redirects."""
+    """Open a client that keeps cookies and follows redirects, like a browser."""
     with httpx.Client(
         base_url=site, follow_redirects=True, timeout=30, trust_env=False
     ) as client:
@@ -119,14 +119,14 @@ def token(page: httpx.Response) -> dict[str, str]:
 
 
 def sign_in(client: httpx.Client, path: str = "/") -> httpx.Response:
-    """Sign in as demo on the site's page for it, and return where that leads."""
+    """Sign in as demo on the site's page for it, and return the resulting URL."""
     page = client.get("/accounts/login/", params={"next": path})
     fields = {"username": "demo", "password": "demo", "next": path}
     return client.post("/accounts/login/", data=token(page) | fields)
 
 
 def watchers(stream: httpx.Response) -> Iterator[int]:
-    """Yield how many people watch, each time that a stream of prices says so."""
+    """Yield the number of watchers whenever a stream of prices reports it."""
     for line in stream.iter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))["watchers"]
@@ -191,7 +191,7 @@ def test_quotes_come_at_the_deadline(client: httpx.Client) -> None:
 
 
 def test_quotes_refuse_nonsense(client: httpx.Client) -> None:
-    """A mistake in the form is told, and nobody is asked."""
+    """The form reports a mistake, and no supplier is asked."""
     page = client.get("/quotes/", params={"kilos": 0, "patience": "1.0"}).text
     assert "greater than or equal to 1" in page
     assert 'id="elapsed"' not in page
@@ -216,7 +216,7 @@ def test_order_needs_its_csrf_token(client: httpx.Client) -> None:
 
 
 def test_signed_in_order(client: httpx.Client) -> None:
-    """An order of somebody who signed in carries their name."""
+    """An order by a signed-in user carries their name."""
     page = sign_in(client, "/orders/")
     assert "You order as <strong>demo</strong>" in page.text
     order = {"tea": "sencha", "kilos": "9", "note": "For demo"}
@@ -225,7 +225,7 @@ def test_signed_in_order(client: httpx.Client) -> None:
 
 
 def test_sign_in_and_out(client: httpx.Client) -> None:
-    """Async pages know who is signed in, and no longer after signing out."""
+    """Async pages know the signed-in user, and no longer after signing out."""
     assert "<strong>demo</strong>" in sign_in(client).text
     page = client.get("/quotes/", params={"kilos": 1, "patience": "0.5"})
     assert "<strong>demo</strong>" in page.text
@@ -234,7 +234,7 @@ def test_sign_in_and_out(client: httpx.Client) -> None:
 
 
 def test_wrong_password(client: httpx.Client) -> None:
-    """A wrong password lets nobody in."""
+    """A wrong password is refused."""
     fields = token(client.get("/accounts/login/"))
     fields |= {"username": "demo", "password": "oolong"}
     page = client.post("/accounts/login/", data=fields)
@@ -252,7 +252,7 @@ def test_admin(client: httpx.Client) -> None:
 
 
 def test_upload_is_fingerprinted(client: httpx.Client) -> None:
-    """A file that is spooled to disk arrives whole: its SHA-256 says so."""
+    """A file that is spooled to disk arrives whole: its SHA-256 matches."""
     content = os.urandom(1 << 20) * 6
     page = client.post(
         "/uploads/",
@@ -281,14 +281,14 @@ def multipart(**fields: str) -> tuple[dict[str, str], bytes]:
 
 
 def progress_of(page: httpx.Response) -> str:
-    """Return where a page with a form for uploads asks how far they are."""
+    """Return the URL where a page with an upload form polls the progress."""
     found = re.search(r'data-progress="([^"]+)"', page.text)
     assert found is not None
     return found[1]
 
 
 def test_progress_of_an_upload(client: httpx.Client, media: Path) -> None:
-    """Another request sees what has arrived so far, on disk by then."""
+    """Another request sees how much has arrived so far, by then on disk."""
     page = client.get("/uploads/")
     action = re.search(r'action="(\?progress=[^"]+)"', page.text)
     assert action is not None
@@ -319,12 +319,12 @@ def test_progress_of_an_upload(client: httpx.Client, media: Path) -> None:
 
 
 def test_upload_that_breaks_off(client: httpx.Client, media: Path) -> None:
-    """Somebody who leaves midway leaves nothing on disk."""
+    """A client that disconnects midway leaves nothing on disk."""
     headers, start = multipart(**token(client.get("/uploads/")))
     headers["Content-Length"] = "5000000"
 
     class LeaveError(Exception):
-        """What a browser does when its tab is closed."""
+        """Breaks the upload off, as a browser does when its tab is closed."""
 
     def body() -> Iterator[bytes]:
         yield start
@@ -345,13 +345,13 @@ def test_a_form_that_is_far_too_large(client: httpx.Client) -> None:
 
 
 def test_market_counts_who_leaves(client: httpx.Client) -> None:
-    """The number of watchers goes up as one comes, down as one leaves."""
+    """The number of watchers goes up when one connects, down when one disconnects."""
     with client.stream("GET", "/market/prices/") as staying:
         assert staying.headers["content-type"] == "text/event-stream"
         counts = watchers(staying)
         assert next(counts) == 1
         with client.stream("GET", "/market/prices/") as leaving:
-            # Kept, since a generator that is let go closes its response.
+            # Kept, because a generator that is garbage-collected closes its response.
             arrived = watchers(leaving)
             assert next(arrived) == 2
             assert 2 in islice(counts, PATIENCE)

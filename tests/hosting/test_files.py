@@ -1,4 +1,4 @@
-"""Files by real servers: downloads that are resumed, parts, and static files."""
+"""Files from real servers: resumed downloads, parts, and static files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 MEGABYTE = 2**20
 LARGE = 2048 * MEGABYTE
 
-#: Bytes that tell their place.
+#: Bytes that differ by their position.
 FILM = b"".join(b"%15d\n" % place for place in range(0, 20 * MEGABYTE, 16))
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the files lie."""
+    """The directory of the files."""
     return tmp_path_factory.mktemp("files")
 
 
@@ -52,12 +52,12 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 def url_of(file: Path) -> str:
-    """Return where the hosted site sends a file."""
+    """Return the URL under which the hosted site sends a file."""
     return f"/file/?path={quote(str(file))}"
 
 
 def wait_until_closed(server: Server, file: Path) -> None:
-    """Wait until the server has the file no longer open; only Linux can tell."""
+    """Wait until the server has closed the file; this works only on Linux."""
     if sys.platform != "linux":
         return
     links = Path(f"/proc/{server.state().pid}/fd")
@@ -73,7 +73,7 @@ def wait_until_closed(server: Server, file: Path) -> None:
     eventually(is_closed, f"{file} is closed")
 
 
-# Those that ask for the most memory come first.
+# Tests that check the process's peak memory come first.
 
 
 def test_large_sections_in_constant_memory(
@@ -107,7 +107,7 @@ def test_large_sections_in_constant_memory(
 def test_an_interrupted_download_is_resumed(
     server: Server, film: Path, client: httpx.Client
 ) -> None:
-    """Again and again, from where the last connection broke: the file is whole."""
+    """Each time it continues where the last connection broke: the file is whole."""
     received = b""
     validator = client.head(url_of(film)).headers["Last-Modified"]
     for goal in (1, 5 * MEGABYTE, 12 * MEGABYTE):
@@ -158,7 +158,7 @@ def test_another_file_is_not_resumed(
     ],
 )
 def test_a_section(client: httpx.Client, film: Path, ranges: str, where: slice) -> None:
-    """Just these bytes arrive."""
+    """Exactly these bytes arrive."""
     response = client.get(url_of(film), headers={"Range": ranges})
     assert response.status_code == 206
     assert response.content == FILM[where]
@@ -205,7 +205,7 @@ def test_bad_ranges_spoil_no_connection(
 
 
 def test_head_and_range(connect: Connect, film: Path) -> None:
-    """HEAD is told of the whole file, and of the ranges that may be asked for."""
+    """HEAD reports the whole file's length, and that ranges are supported."""
     connection = connect()
     connection.send_request(url_of(film), "Range: bytes=0-1", method="HEAD")
     response = connection.read_response("HEAD")
@@ -220,7 +220,7 @@ def test_head_and_range(connect: Connect, film: Path) -> None:
 def test_a_file_that_shrinks_ends_the_connection(
     server: Server, directory: Path, ranges: str
 ) -> None:
-    """The client sees that the section is not whole, and nothing stays behind."""
+    """The client notices that the section is incomplete, and nothing is left behind."""
     file = directory / "shrinking"
     with file.open("wb") as made:
         made.truncate(200 * MEGABYTE)
@@ -229,7 +229,7 @@ def test_a_file_that_shrinks_ends_the_connection(
         answer = b""
         while b"\r\n\r\n" not in answer:
             answer += connection.read_some()
-        # Much more is to come than fits into any buffer on the way.
+        # Much more is still to come than fits into any buffer on the way.
         os.truncate(file, 20 * MEGABYTE)
         assert len(connection.read_to_end()) < 100 * MEGABYTE
     server.tracebacks += 1
@@ -259,7 +259,7 @@ def static_server(
 
 
 def test_static_files(static_server: Server) -> None:
-    """Whole, compressed, unchanged, in part, and not at all: on one connection."""
+    """Whole, compressed, unchanged, in part, and missing: on one connection."""
     with httpx.Client(base_url=static_server.url, trust_env=False) as client:
         headers = {"Accept-Encoding": "gzip"}
         response = client.get("/static/app.0123456789ab.js", headers=headers)

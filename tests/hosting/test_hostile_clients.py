@@ -1,7 +1,7 @@
-"""Clients that break the rules: they get what they deserve, and nobody else suffers.
+"""Clients that break the rules are refused, and no other client suffers.
 
-hypercorn's worker can be brought down by bytes that come while the application answers;
-what the application does to prevent that is tried here often enough to count.
+Bytes that arrive while the application answers can bring down hypercorn's worker; the
+application's protection is tried here often enough to count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._wire import Connection
 
 TRIES = 200
-#: So many connections wait for their refusals together.
+#: This many connections wait for their refusals together.
 ROUND = 20
 
 HANDSHAKE = request_bytes(
@@ -33,14 +33,14 @@ HANDSHAKE = request_bytes(
 #: A WebSocket frame with a text.
 FRAME = b"\x81\x85\x00\x00\x00\x00hello"
 
-#: Answers of a server alone, without the application.
+#: Answers that the server gives by itself, without the application.
 BAD_REQUEST = b"HTTP/1.1 400"
 FORBIDDEN = b"HTTP/1.1 403"
 
 
 @pytest.fixture(autouse=True)
 def _healthy_afterwards(server: Server) -> Iterator[None]:
-    """Whatever a test does, the server is at rest then, and serves others."""
+    """Whatever a test does, the server is at rest afterwards, and serves others."""
     yield
     assert server.is_running, server.log
     server.wait_for_rest()
@@ -81,9 +81,9 @@ def test_bytes_soon_after_a_websocket_handshake(connect: Connect) -> None:
 
 
 def test_bytes_after_a_refused_websocket_handshake(connect: Connect) -> None:
-    """Frames of a client that does not take no for an answer: 200 times ignored.
+    """Frames that a client sends after the refusal: 200 times ignored.
 
-    They come when the client has seen the end. A frame between the 403 and the end,
+    They are sent when the client has seen the end. A frame between the 403 and the end,
     some microseconds later, ends hypercorn 0.18's worker: no application prevents that.
     """
     for connections in in_rounds(connect):
@@ -105,7 +105,7 @@ junk = pytest.mark.parametrize(
 
 
 def assert_is_answer(received: bytes) -> None:
-    """What came is an answer of either side, or nothing at all."""
+    """Check that an answer of either side, or nothing at all, has come."""
     assert received.startswith((b"HTTP/1.1 200", BAD_REQUEST)) or not received
 
 
@@ -134,7 +134,7 @@ def test_bytes_with_connection_close(server: Server, path: str, more: bytes) -> 
 
 @pytest.mark.parametrize("path", ["/digest/", "/sync/digest/"])
 def test_bytes_after_an_awaited_body(server: Server, path: str) -> None:
-    """A byte too many behind a body that was asked for, 200 times."""
+    """A byte too many after a body that was requested, 200 times."""
     for number in range(TRIES):
         with server.connect() as connection:
             connection.send_request(
@@ -151,7 +151,7 @@ def test_bytes_after_an_awaited_body(server: Server, path: str) -> None:
 
 @pytest.mark.parametrize("what", ["cookie", "NUL", "length"])
 def test_bytes_behind_an_answer_that_cannot_be_sent(server: Server, what: str) -> None:
-    """The application answers by itself, 200 times: the server's answer is no help."""
+    """The application answers itself, 200 times: the server's answer would not help."""
     logged = len(server.log)
     target = f"/unsendable/?what={what}"
     for number in range(TRIES):
@@ -169,7 +169,7 @@ def test_bytes_behind_an_answer_that_cannot_be_sent(server: Server, what: str) -
 
 @pytest.mark.parametrize("size", [20, 40])
 def test_bytes_behind_a_stream_of_another_length(server: Server, size: int) -> None:
-    """What comes too late for a 500 is cut off, and harms only its own connection."""
+    """Bytes too late for a 500 are cut off, and harm only their own connection."""
     logged = len(server.log)
     target = f"/wrong/length/?bytes={size}"
     for number in range(TRIES):
@@ -183,7 +183,7 @@ def test_bytes_behind_a_stream_of_another_length(server: Server, size: int) -> N
     server.tracebacks += server.log[logged:].count("Traceback")
 
 
-# Requests that are none
+# Invalid requests
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_bytes_behind_a_stream_of_another_length(server: Server, size: int) -> N
     ids=["tls", "request-line", "length", "header", "oversized", "chunk"],
 )
 def test_nonsense_is_rejected(server: Server, nonsense: bytes) -> None:
-    """What is no request of HTTP/1.1 gets a 4xx and the end of the connection."""
+    """Invalid HTTP/1.1 requests get a 4xx and the end of the connection."""
     for _ in range(10):
         with server.connect() as connection:
             connection.send(nonsense)
@@ -208,7 +208,7 @@ def test_nonsense_is_rejected(server: Server, nonsense: bytes) -> None:
 
 
 def test_nonsense_behind_a_request(server: Server) -> None:
-    """What is wrong with the second request does not harm the first."""
+    """An error in the second request does not harm the first."""
     for _ in range(50):
         with server.connect() as connection:
             connection.send(request_bytes("/sync/hello/?id=x") + b"\x00\r\n\r\n")
@@ -245,7 +245,7 @@ def test_a_body_cut_short(server: Server, path: str) -> None:
     ],
 )
 def test_an_exception_in_a_view(server: Server, path: str, error: str) -> None:
-    """The client gets a 500, the log one entry, and the connection lives on."""
+    """The client gets a 500, the log one entry, and the connection stays open."""
     identity, logged = server.new_id(), len(server.log)
     with server.connect() as connection:
         connection.send_request(f"{path}?id={identity}")

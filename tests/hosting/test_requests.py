@@ -1,4 +1,4 @@
-"""What clients may do with HTTP/1.1 and HTTP/2, and get their answers."""
+"""What clients may do with HTTP/1.1 and HTTP/2, and the answers they get."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ both_digests = pytest.mark.parametrize("path", ["/digest/", "/sync/digest/"])
 both_hellos = pytest.mark.parametrize("path", ["/hello/", "/sync/hello/"])
 
 
-# Large bodies come first: these tests ask for the most memory that was ever used.
+# Large bodies come first: these tests check the process's peak memory.
 
 
 @both_digests
@@ -41,7 +41,7 @@ def test_a_chunked_upload_is_read_whole_in_constant_memory(
 
 
 def test_an_uploaded_file_leaves_no_temporary_file(server: Server) -> None:
-    """A form's large file goes to a temporary file, which the request's end removes."""
+    """A form's large file goes to a temporary file, removed with the request."""
     with httpx.Client(base_url=server.url, trust_env=False) as client:
         answer = client.post("/upload/", files={"file": SOME_BYTES * 5})
     assert answer.text == hashlib.sha256(SOME_BYTES * 5).hexdigest()
@@ -59,7 +59,7 @@ def test_a_connection_is_kept_alive(server: Server, path: str) -> None:
             response = connection.read_response()
             assert response.status == 200
             assert response.body.decode() == f"hello {identity}"
-    # One may begin before the last has ended, on a busy machine a few.
+    # A request may begin before the last has ended, on a busy machine a few.
     assert server.wait_for_rest().workers <= workers_before + 10
     for identity in ids:
         assert server.events(identity) == ["started", "finished"]

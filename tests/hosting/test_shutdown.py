@@ -1,4 +1,4 @@
-"""SIGTERM: who is done in time is answered, who is not is cancelled, all clean up."""
+"""SIGTERM: requests that end in time are answered, others cancelled; all clean up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wait_for_shutdown(idle: Connection) -> None:
 
 
 def idle_connection(server: Server) -> Connection:
-    """Return a connection that is kept alive, and does nothing."""
+    """Return a connection that is kept alive, and idle."""
     connection = server.connect()
     connection.send_request("/hello/?id=idle")
     assert connection.read_response().body == b"hello idle"
@@ -44,9 +44,9 @@ def idle_connection(server: Server) -> Connection:
 def occupy_all_workers(
     server: Server, stack: ExitStack, target: str
 ) -> dict[str, Connection]:
-    """Have a request in flight in each worker; return the connections by request."""
+    """Put a request in flight in each worker; return the connections by request."""
     waiting: dict[str, Connection] = {}
-    # The system chooses the worker of each connection: it will choose all.
+    # The system chooses the worker of each connection, and will choose each in time.
     while (
         len({entry["pid"] for entry in server.journal_of("entered")}) < server.workers
     ):
@@ -59,7 +59,7 @@ def occupy_all_workers(
 
 
 def assert_ended_cleanly(server: Server) -> None:
-    """The process has ended as it should, each worker's lifespan after its requests."""
+    """Check that the process ended normally, each lifespan after its requests."""
     assert server.wait_for_end() == 0, server.log
     assert "Traceback" not in server.log
     assert "ERROR" not in server.log
@@ -75,7 +75,7 @@ def assert_ended_cleanly(server: Server) -> None:
 def test_requests_that_end_in_time_are_answered(
     kind: Kind, tmp_path: Path, workers: int, terminate: Terminate
 ) -> None:
-    """Requests in flight at SIGTERM have their answers, and the server then ends."""
+    """Requests in flight at SIGTERM are answered, and the server then ends."""
     flag = tmp_path / "flag"
     options = {"graceful-timeout": LONG, "keep-alive": LONG}
     with (
@@ -118,7 +118,7 @@ def test_a_stream_of_http2_that_ends_in_time_is_answered(
 
 
 def test_requests_that_do_not_end_are_cancelled(kind: Kind, tmp_path: Path) -> None:
-    """After the grace period all that is in flight is cancelled, and cleans up."""
+    """After the grace period all requests in flight are cancelled, and clean up."""
     options = {"graceful-timeout": 1}
     with (
         serve(kind, tmp_path, application=LASTING, options=options) as server,
@@ -140,7 +140,7 @@ def test_requests_that_do_not_end_are_cancelled(kind: Kind, tmp_path: Path) -> N
         ids = ["view", "body", "sync-view", "stream", "sync-stream"]
         for identity in ids:
             server.wait_for_event("entered", identity)
-        # Of this request, half of the body has come, into a temporary file.
+        # Half of this request's body has arrived, into a temporary file.
         upload.send_request(
             "/digest/?id=upload", "Content-Length: 6000000", method="POST"
         )
@@ -166,7 +166,7 @@ def test_requests_that_do_not_end_are_cancelled(kind: Kind, tmp_path: Path) -> N
 
 
 def test_clients_that_do_not_read(kind: Kind, tmp_path: Path) -> None:
-    """What waits for a client to read, which no server lets us cancel, ends with it."""
+    """Requests that wait for a client to read, and cannot be cancelled, end with it."""
     options = {"graceful-timeout": 1}
     with (
         serve(kind, tmp_path, application=LASTING, options=options) as server,
@@ -198,7 +198,7 @@ def test_clients_that_do_not_read(kind: Kind, tmp_path: Path) -> None:
 def test_all_workers_cancel_what_does_not_end(
     kind: Kind, tmp_path: Path, terminate: Terminate
 ) -> None:
-    """Of two workers, each lets its requests clean up, whichever ends first."""
+    """Each of two workers lets its requests clean up, whichever ends first."""
     options = {"graceful-timeout": 1}
     with (
         serve(
@@ -216,7 +216,7 @@ def test_all_workers_cancel_what_does_not_end(
 def test_a_thread_that_hangs_does_not_keep_the_server(
     kind: Kind, tmp_path: Path
 ) -> None:
-    """Sync code that never ends is left behind, which the log says; others end well."""
+    """Sync code that never ends is left behind, and logged; other requests end well."""
     with (
         serve(
             kind,

@@ -1,4 +1,4 @@
-"""Clients that do not read what they have asked for."""
+"""Clients that do not read their response."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def test_a_request_ends_although_its_answer_waits(
     server: Server, connect: Connect, path: str
 ) -> None:
-    """The thread goes back after a second; the bytes come when they are read."""
+    """The thread is released after a second; the bytes arrive when they are read."""
     identity, size = server.new_id(), 16_000_000
     connection = connect()
     connection.send_request(f"{path}?id={identity}&bytes={size}", "Connection: close")
     server.wait_for_event("finished", identity)
     assert server.events(identity) == ["started", "entered", "finished"]
-    # More than the kernel takes on both sides is still to be sent.
+    # More remains to be sent than the kernel buffers on both sides.
     received = connection.read_to_end()
     assert received.endswith(b"x" * 1000)
     assert received.count(b"x") >= size
@@ -37,7 +37,7 @@ def test_a_request_ends_although_its_answer_waits(
 def test_clients_that_do_not_read_pin_no_thread(
     server: Server, connect: Connect
 ) -> None:
-    """More of them than there are threads keep nobody from sync views."""
+    """More of them than there are threads do not keep others from sync views."""
     connections = [connect() for _ in range(10)]
     identities = [server.new_id() for _ in connections]
     for connection, identity in zip(connections, identities, strict=True):
@@ -55,7 +55,7 @@ def test_clients_that_do_not_read_pin_no_thread(
     server.wait_for_rest()
 
 
-# Clients that are slow for longer than is allowed
+# Clients that are slower than allowed
 
 LIMITS = {
     "MAX_HELD_THREADS": 2,
@@ -78,7 +78,7 @@ def strict_server(
 def test_slow_readers_leave_the_leases_to_others(
     strict_server: Server, path: str
 ) -> None:
-    """As many streams as there are leases, that nobody reads: a sync view is served.
+    """With as many unread streams as leases, a sync view is still served.
 
     The connections are reset, so that nothing of them stays.
     """
@@ -105,7 +105,7 @@ def test_slow_readers_leave_the_leases_to_others(
 
 
 def test_slow_senders_leave_the_leases_to_others(strict_server: Server) -> None:
-    """As many sync views as there are leases, that read a byte now and then."""
+    """While sync views read slow bodies in all leases, another is served."""
     server = strict_server
     with ExitStack() as stack:
         connections = [stack.enter_context(server.connect()) for _ in range(2)]

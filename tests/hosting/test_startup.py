@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def test_a_failed_start_up_ends_the_server_with_its_reason(
     kind: Kind, tmp_path: Path
 ) -> None:
-    """What lifespan() raises before its yield ends the server, and is in its log.
+    """An error from lifespan() before its yield ends the server, and is logged.
 
-    And in its exit status, which hypercorn 0.18 forgets again: it has waited twice.
+    It also sets the exit status, but hypercorn 0.18 loses that by waiting twice.
     """
     with serve(
         kind, tmp_path, application="hosted.asgi:failing", expect_start=False
@@ -29,7 +29,7 @@ def test_a_failed_start_up_ends_the_server_with_its_reason(
 
 
 def test_a_server_without_lifespan_is_served(kind: Kind, tmp_path: Path) -> None:
-    """Requests need no lifespan, sync ones neither; and the process still ends well."""
+    """Requests, sync ones too, need no lifespan; and the process still ends well."""
     with serve(kind, tmp_path, application="hosted.asgi:without_lifespan") as server:
         assert "without Lifespan support" in server.log
         assert server.get("/hello/?id=1") == b"hello 1"

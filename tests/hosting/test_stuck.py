@@ -1,4 +1,4 @@
-"""A shutdown has an end, whatever does not: that is left behind, and named."""
+"""A shutdown ends even if some code does not: that is left behind, and named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ._server import Kind
 
-#: More than all that is waited for with the settings below, in seconds.
+#: More than all time limits of the settings below, in seconds.
 BOUND = 15
 
 EVERYTHING = ["sync", "other-sync", "trio-thread", "nested", "island", "asyncio-thread"]

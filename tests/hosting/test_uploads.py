@@ -1,6 +1,6 @@
 """Uploads through real servers: whole ones, malformed ones, and those that break off.
 
-Whatever comes, nothing of it stays behind, and the next request is answered.
+In every case, nothing is left behind, and the next request is answered.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WHOLE = field_part(b"green") + file_part(b"leaves")
 #: Larger than all buffers on the way together.
 LARGE = 30_000_000
 
-#: What Django logs of forms that it refuses, and of sync code that cannot read on.
+#: What Django logs about refused forms, and about sync code that cannot read on.
 LOGGED = re.compile(
     r"^(?:django\.http\.multipartparser\.MultiPartParserError"
     r"|django\.core\.exceptions\.TooMany(?:Fields|Files)Sent"
@@ -54,7 +54,7 @@ LOGGED = re.compile(
 
 @pytest.fixture(autouse=True)
 def _healthy_afterwards(server: Server) -> Iterator[None]:
-    """Whatever a test does, the server is at rest then, and serves others."""
+    """Whatever a test does, the server is at rest afterwards, and serves others."""
     yield
     server.wait_for_rest()
     for path in PATHS:
@@ -77,7 +77,7 @@ def send_form(
 
 @views
 def test_a_large_file(server: Server, connect: Connect, path: str) -> None:
-    """It arrives as it was sent, and is gone when the request is over."""
+    """It arrives unchanged, and is gone when the request is over."""
     content = os.urandom(1_000_000) * 30
     connection = connect()
     send_form(connection, path, file_part(content) + END)
@@ -110,7 +110,7 @@ def test_a_large_file(server: Server, connect: Connect, path: str) -> None:
 def test_a_malformed_form(
     connect: Connect, path: str, body: bytes, form: str, status: int
 ) -> None:
-    """The answer is Django's, and it comes however much of the form is not read."""
+    """The answer is Django's, and it comes however much of the form is left unread."""
     connection = connect()
     send_form(connection, path, body, form=form)
     assert connection.read_response("POST").status == status
@@ -129,7 +129,7 @@ def test_a_header_name_with_control_characters(
 
 
 def begin_large_file(connection: Connection, target: str, *headers: str) -> None:
-    """Send a form up to the midst of its second file."""
+    """Send a form up to the middle of its second file."""
     connection.send_request(target, FORM, *headers, method="POST")
     connection.send(WHOLE + file_part(bytes(LARGE))[: LARGE // 10])
 
@@ -154,7 +154,7 @@ def test_a_client_that_leaves_midway(
 
 @views
 def test_a_chunked_form(server: Server, connect: Connect, path: str) -> None:
-    """It is a form like others, though nobody says how long it is."""
+    """It is handled like other forms, though its length is not announced."""
     connection = connect()
     connection.send_request(path, FORM, "Transfer-Encoding: chunked", method="POST")
     body = WHOLE + END
@@ -171,7 +171,7 @@ def test_a_chunked_form(server: Server, connect: Connect, path: str) -> None:
 def test_a_chunked_body_that_stops_short(
     server: Server, connect: Connect, path: str, ending: bytes
 ) -> None:
-    """No view takes it for a whole one."""
+    """No view takes it for a complete one."""
     identity = server.new_id()
     connection = connect()
     connection.send_request(

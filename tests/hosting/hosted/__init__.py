@@ -1,1 +1,1 @@
-"""The project that the tests have served: it writes down what happens to it."""
+"""The project that the tests serve: it records what happens to it."""

@@ -1,4 +1,4 @@
-"""The applications that the tests have served."""
+"""The applications that the tests serve."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Failing(ASGIHandler):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Miss something."""
+        """Fail at start-up."""
         self._look_for_the_kettle()
         yield
 
@@ -36,14 +36,14 @@ class Failing(ASGIHandler):
 
 
 class Lasting(ASGIHandler):
-    """A handler that writes down when it starts and ends, and has a nursery."""
+    """A handler that records when it starts and ends, and has a nursery."""
 
     nursery: trio.Nursery
     context: Context
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Surround the serving with two entries."""
+        """Write one entry before the serving and one after it."""
         journal.write("startup", "lifespan")
         self.context = copy_context()
         async with trio.open_nursery() as self.nursery:
@@ -57,7 +57,7 @@ lasting = Lasting()
 
 
 async def without_lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Serve as a server does that knows no lifespan: the handler never hears of it."""
+    """Serve like a server without lifespan: the handler never hears of it."""
     if scope["type"] == "lifespan":
         raise ValueError("no such thing")
     await application(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Views whose content goes wrong on its way."""
+"""Views whose content fails on its way."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def failing(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def odd_parts(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream what is no bytes."""
+    """Stream parts that are not bytes."""
     parts: list[Any] = ["t\xe9a ", 42, None, memoryview(b" view")]
     return StreamingHttpResponse(parts)
 
@@ -68,7 +68,7 @@ _ODD = {
 async def odd_errors(
     request: HttpRequest, where: str, kind: str
 ) -> StreamingHttpResponse:
-    """Raise what is no Exception, in the view or in its stream."""
+    """Raise errors that are not Exceptions, in the view or in its stream."""
 
     async def parts() -> AsyncIterator[bytes]:
         yield b"first part"
@@ -84,12 +84,12 @@ async def odd_errors(
 
 
 def no_parts(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream what cannot be iterated."""
+    """Stream something that is not iterable."""
     return StreamingHttpResponse(42)  # type: ignore[arg-type] # the mistake
 
 
 def shrinking_file(request: HttpRequest) -> FileResponse:
-    """Send a file that loses its end meanwhile."""
+    """Send a file that is truncated meanwhile."""
     name = Path(request.GET["path"])
     response = FileResponse(name.open("rb"))
     with name.open("r+b") as file:
@@ -118,7 +118,7 @@ async def uninterested(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def unsendable(request: HttpRequest) -> HttpResponse:
-    """Return what cannot be sent: a cookie, or one of two headers."""
+    """Return an unsendable response: with a bad cookie, or one of two bad headers."""
     response = HttpResponse("body")
     if request.GET["what"] == "cookie":
         response.set_cookie("name", "\u0141\xf3d\u017a")
@@ -130,13 +130,13 @@ async def unsendable(request: HttpRequest) -> HttpResponse:
 
 
 def wrong_length(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream more, or less, than was announced."""
+    """Stream more, or less, than announced."""
     headers = {"Content-Length": request.GET["bytes"]}
     return StreamingHttpResponse([b"x" * 10] * 3, headers=headers)
 
 
 async def pausing(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream 20 parts, with pauses; or fail in the midst of them."""
+    """Stream 20 parts, with pauses; or fail in the middle of them."""
 
     async def parts() -> AsyncIterator[bytes]:
         for number in range(20):
@@ -150,7 +150,7 @@ async def pausing(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def thread_flood(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream without end from the loop, holding a thread."""
+    """Stream endlessly from the loop, holding a thread."""
 
     async def parts() -> AsyncIterator[bytes]:
         try:

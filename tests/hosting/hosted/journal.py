@@ -1,7 +1,7 @@
-"""What happens in the site, in a file that outlives its process.
+"""The events in the site, in a file that outlives its process.
 
-Each line is a JSON object: an event, the ``id`` in the query string of the request that
-it belongs to, and facts. Tests read the file; the site only ever appends to it.
+Each line is a JSON object: an event, the ``id`` from the query string of its request,
+and facts. Tests read the file; the site only ever appends to it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _thread = _Thread()
 
 
 def write(event: str, request: str, **facts: Any) -> None:
-    """Append an event. One write, so that lines of several threads do not mix."""
+    """Append an event. One write, so that lines of different threads do not mix."""
     line = {"event": event, "id": request, "pid": os.getpid(), **facts}
     os.write(_file, json.dumps(line).encode() + b"\n")
 
@@ -54,13 +54,13 @@ def _started(scope: dict[str, Any], **_: object) -> None:
 
 
 def _finished(**_: object) -> None:
-    # On another thread than request_started it has no request to tell about.
+    # On another thread than request_started it does not know its request.
     identity, _thread.request = _thread.request, None
     in_flight.discard(identity or "")
     write("finished", identity or "a request of another thread")
 
 
 def connect() -> None:
-    """Write down request_started and request_finished from now on."""
+    """Record request_started and request_finished from now on."""
     request_started.connect(_started)
     request_finished.connect(_finished)

@@ -30,7 +30,7 @@ SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 TRIO_ASGI = json.loads(os.environ["HOSTED_TRIO_ASGI"])
 
-# Everything that Django and the handler have to say goes to the server's log, once.
+# Everything that Django and the handler log goes to the server's log, once.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -1,4 +1,4 @@
-"""The hosted site with static files, which lie beside its journal."""
+"""The hosted site with static files, which are stored beside its journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What never ends, in every place from which a shutdown has to get away."""
+"""Code that never ends, in every place that a shutdown must be able to leave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
 
-# The log has to name these: each has a name of its own.
+# The log must name these, so each has a different name.
 
 
 def _hang(what: str) -> None:
@@ -54,7 +54,7 @@ def asyncio_thread_hangs() -> None:
 
 
 async def island_hangs() -> None:
-    """Never return, whatever is cancelled. asyncio."""
+    """Never return, despite any cancellation. asyncio."""
     journal.write("entered", "island")
     while True:
         await _sleep_through_cancellation()
@@ -118,7 +118,7 @@ async def view(request: HttpRequest, kind: str) -> HttpResponse:
 
 
 async def stream(request: HttpRequest, kind: str) -> StreamingHttpResponse:
-    """Hang in the cleaning up of a stream."""
+    """Hang in the clean-up of a stream."""
 
     async def items() -> AsyncIterator[bytes]:
         try:
@@ -127,7 +127,7 @@ async def stream(request: HttpRequest, kind: str) -> StreamingHttpResponse:
             await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True) as scope:
-                # As code does that wants to clean up, but not for ever.
+                # Like code that wants to clean up, but not for ever.
                 scope.deadline = trio.current_time() + 0.1
                 await KINDS[kind]()
 
@@ -160,7 +160,7 @@ _tasks: list[asyncio.Task[Any]] = []
 
 
 async def asyncio_task(request: HttpRequest, kind: str) -> HttpResponse:
-    """Hang in a task of asyncio that nobody waits for."""
+    """Hang in an asyncio task that is never awaited."""
 
     async def start() -> None:
         run = {

@@ -57,12 +57,12 @@ def sync_store(request: HttpRequest) -> JsonResponse:
 
 @csrf_exempt
 def store_later(request: HttpRequest) -> JsonResponse:
-    """Store files when all of the body is there."""
+    """Store files once the whole body has arrived."""
     _enter(request)
     return _digests(request)
 
 
-# Bodies that are no forms
+# Bodies that are not forms
 
 
 @csrf_exempt

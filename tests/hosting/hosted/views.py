@@ -1,4 +1,4 @@
-"""Views that do one thing each, and write down how it went."""
+"""Views that do one thing each, and record how it went."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def sync_digest(request: HttpRequest) -> HttpResponse:
 
 @csrf_exempt
 def upload(request: HttpRequest) -> HttpResponse:
-    """Return the hash of an uploaded file, which must have gone to disk."""
+    """Return the hash of an uploaded file, which must have been written to disk."""
     file = request.FILES["file"]
     assert isinstance(file, TemporaryUploadedFile)
     assert Path(file.temporary_file_path()).exists()
@@ -85,7 +85,7 @@ _waiting: dict[str, int] = {}
 
 
 async def meet(request: HttpRequest) -> HttpResponse:
-    """Wait until as many requests are here as each of them says."""
+    """Wait until as many requests are here as each of them demands."""
     place, crowd = request.GET["place"], int(request.GET["crowd"])
     met = _met.setdefault(place, trio.Event())
     _waiting[place] = _waiting.get(place, 0) + 1
@@ -109,7 +109,7 @@ async def wait(request: HttpRequest) -> NoReturn:
 
 
 async def wait_for_file(request: HttpRequest) -> HttpResponse:
-    """Wait until a file is there."""
+    """Wait until a file exists."""
     journal.note("entered", request)
     path = trio.Path(request.GET["path"])
     while not await path.exists():
@@ -118,7 +118,7 @@ async def wait_for_file(request: HttpRequest) -> HttpResponse:
 
 
 class _Farewell(HttpResponse):
-    """A response that says when it is closed."""
+    """A response that records when it is closed."""
 
     def __init__(self, request: HttpRequest) -> None:
         super().__init__("too late")
@@ -131,7 +131,7 @@ class _Farewell(HttpResponse):
 
 @csrf_exempt
 def sync_wait(request: HttpRequest) -> HttpResponse:
-    """Wait in a thread until the request is cancelled, and go on regardless."""
+    """Wait in a thread until the request is cancelled, and then continue anyway."""
     journal.note("entered", request)
     try:
         while True:
@@ -144,7 +144,7 @@ def sync_wait(request: HttpRequest) -> HttpResponse:
 
 
 def sync_hang(request: HttpRequest) -> NoReturn:
-    """Wait for ever in a thread, whatever happens."""
+    """Wait for ever in a thread, despite any cancellation."""
     journal.note("entered", request)
     while True:
         threading.Event().wait()
@@ -154,7 +154,7 @@ def sync_hang(request: HttpRequest) -> NoReturn:
 
 
 async def stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream one part, and then nothing for ever."""
+    """Stream one part, and then nothing more, for ever."""
 
     async def parts() -> AsyncIterator[bytes]:
         try:
@@ -168,7 +168,7 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream parts from a thread without end."""
+    """Stream parts from a thread endlessly."""
 
     def parts() -> Iterator[bytes]:
         try:
@@ -184,7 +184,7 @@ def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def flood(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream large parts without end, and clean up with an await."""
+    """Stream large parts endlessly, and clean up with an await."""
 
     async def parts() -> AsyncIterator[bytes]:
         try:
@@ -200,7 +200,7 @@ async def flood(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def sync_flood(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream large parts from a thread without end."""
+    """Stream large parts from a thread endlessly."""
 
     def parts() -> Iterator[bytes]:
         try:
@@ -214,13 +214,13 @@ def sync_flood(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def large(request: HttpRequest) -> HttpResponse:
-    """Return a large body at once, of as many bytes as asked for."""
+    """Return a large body at once, of as many bytes as requested."""
     journal.note("entered", request)
     return HttpResponse(b"x" * int(request.GET.get("bytes", 200_000)))
 
 
 def sync_large(request: HttpRequest) -> HttpResponse:
-    """Return a large body from a thread, of as many bytes as asked for."""
+    """Return a large body from a thread, of as many bytes as requested."""
     journal.note("entered", request)
     return HttpResponse(b"x" * int(request.GET["bytes"]))
 
@@ -242,7 +242,7 @@ def sync_boom(request: HttpRequest) -> NoReturn:
 
 
 async def state(request: HttpRequest) -> JsonResponse:
-    """Return what there is in this process, this request included."""
+    """Return the state of this process, including this request."""
     return JsonResponse(
         {
             "pid": os.getpid(),
@@ -274,14 +274,14 @@ def _temporary_files() -> Iterator[str]:
 
 
 def _open_files() -> Iterator[str]:
-    """Yield what Linux calls the open files; elsewhere nothing."""
+    """Yield Linux's names for the open files; elsewhere nothing."""
     for link in Path("/proc/self/fd").glob("*"):
-        with suppress(FileNotFoundError):  # the one that lists the directory
+        with suppress(FileNotFoundError):  # the one opened to list the directory
             yield str(link.readlink())
 
 
 def _peak_kilobytes() -> int:
-    """Return the most memory that the process has used; 0 where nobody knows."""
+    """Return the most memory that the process has used; 0 where that is unknown."""
     try:
         status = Path("/proc/self/status").read_text()
     except FileNotFoundError:
@@ -312,19 +312,19 @@ source.addEventListener("done", event => {
 
 
 async def events_page(request: HttpRequest) -> HttpResponse:
-    """Return a page that listens to events, and tells in the end what it has seen."""
+    """Return a page that listens to events, and finally reports what it has seen."""
     return HttpResponse(EVENTS_PAGE)
 
 
 @csrf_exempt
 async def events_seen(request: HttpRequest) -> HttpResponse:
-    """Write down what a page has seen."""
+    """Record what a page has seen."""
     journal.note("seen", request, events=json.loads(request.body))
     return HttpResponse(status=204)
 
 
 async def events_for_browser(request: HttpRequest) -> EventStream:
-    """Stream events of all kinds, and the last one when the browser comes again."""
+    """Stream events of all kinds, and the last one when the browser reconnects."""
     last = last_event_id(request)
     journal.note("connected", request, last_event_id=last)
     return EventStream(_last_events(request) if last else _first_events(request))
@@ -358,7 +358,7 @@ async def _last_events(request: HttpRequest) -> AsyncIterator[object]:
 
 
 async def events(request: HttpRequest) -> EventStream:
-    """Stream an event, and then nothing for ever."""
+    """Stream an event, and then nothing more, for ever."""
     return EventStream(_one_event(request), keep_alive=60)
 
 
@@ -377,7 +377,7 @@ async def _one_event(request: HttpRequest) -> AsyncIterator[str]:
 
 
 async def no_events(request: HttpRequest) -> EventStream:
-    """Stream nothing but comments."""
+    """Stream only comments."""
 
     async def wait() -> AsyncIterator[str]:
         await trio.sleep(math.inf)
@@ -387,7 +387,7 @@ async def no_events(request: HttpRequest) -> EventStream:
 
 
 async def many_events(request: HttpRequest) -> EventStream:
-    """Stream large events without end."""
+    """Stream large events endlessly."""
 
     async def make() -> AsyncIterator[str]:
         journal.note("entered", request)
