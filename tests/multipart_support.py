@@ -18,7 +18,7 @@ END = b"--" + BOUNDARY + b"--\r\n"
 
 
 def part(content: bytes, *headers: bytes) -> bytes:
-    """Return one part of a body, with these headers as they are."""
+    """Return one part of a body, with these headers unchanged."""
     return b"\r\n".join([b"--" + BOUNDARY, *headers, b"", content, b""])
 
 
@@ -54,7 +54,7 @@ def form_headers(
 
 
 class Body:
-    """A body that comes in pieces, and can fail in the midst of them."""
+    """A body that comes in pieces, and can fail in the middle of them."""
 
     def __init__(self, pieces: Iterable[bytes | BaseException]) -> None:
         self._pieces = iter(pieces)
@@ -69,7 +69,7 @@ class Body:
     readline = read
 
     def close(self) -> None:
-        """Do nothing, as there is nothing open."""
+        """Do nothing, because nothing is open."""
 
 
 def form_request(
@@ -77,7 +77,7 @@ def form_request(
     *,
     handlers: Sequence[Callable[[ASGIRequest], FileUploadHandler]] = (),
 ) -> ASGIRequest:
-    """Return a request with a form, whole or in pieces, for these handlers to take."""
+    """Return a request with a form, whole or in pieces, for these handlers to parse."""
     scope = http_scope(method="POST", headers=form_headers(2**40))
     stream: Any = Body([body] if isinstance(body, bytes) else body)
     request = ASGIRequest(scope, stream)

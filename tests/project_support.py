@@ -1,4 +1,4 @@
-"""What tests share that run a project's own tests, as its users do."""
+"""Support for tests that run a project's own tests, as its users do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: What would choose settings or options for the project's tests.
+#: Variables that would choose settings or options for the project's tests.
 _NOT_INHERITED = {"DJANGO_SETTINGS_MODULE", "PYTEST_ADDOPTS", "POSTGRESQL_NAME"}
 
 

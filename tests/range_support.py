@@ -1,4 +1,4 @@
-"""Reading the parts of a ``multipart/byteranges``, by code that is not ours."""
+"""Read the parts of a ``multipart/byteranges``, by code that is not ours."""
 
 from __future__ import annotations
 

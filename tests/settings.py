@@ -1,4 +1,4 @@
-"""Django settings of the tests; each test overrides what it is about."""
+"""Django settings of the tests; each test overrides the ones it tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child processes of the tests of SIGTERM; in a module that they can import."""
+"""Child processes for the tests of SIGTERM, in a module that they can import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ spawn = multiprocessing.get_context("spawn")
 
 
 def work(pipe: Connection) -> None:
-    """Be a process that says when it listens, and ends when it is told to."""
+    """Run a process that reports when it listens, and ends when told to."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -34,7 +34,7 @@ def work(pipe: Connection) -> None:
 
 
 class _Config:
-    """What `hypercorn.trio.run.trio_worker` and its like need of theirs."""
+    """What `hypercorn.trio.run.trio_worker` and its like need of their config."""
 
     wsgi_max_body_size = 0
     worker_class = "trio"
@@ -44,7 +44,7 @@ class _Config:
 
     @property
     def application_path(self) -> str:
-        """Asked for first, in the worker's process: do the work there."""
+        """Do the work here: this is read first in the worker's process."""
         work(self.pipe)
         raise SystemExit(0)
 
@@ -64,19 +64,19 @@ def worker_of(server: str, pipe: Connection) -> Any:
 
 
 def be_a_parent(pipe: Connection) -> None:
-    """Start a worker, and end before it."""
+    """Start a worker, and end before it does."""
     worker = worker_of("hypercorn", pipe)
     worker.start()
     pipe.close()
-    # Not joined: os._exit() leaves children alone.
+    # Not joined: os._exit() leaves child processes alone.
     os._exit(0)
 
 
 def be_a_host(pipe: Connection) -> None:
-    """Be a program's child process that serves a site beside its work."""
+    """Be a program's child process that serves a site besides its own work."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        """Be a Django site in what matters here: its lifespan."""
+        """Act as a Django site, as far as its lifespan goes."""
         from trio_asgi.asgi.lifespan import Lifespan  # noqa: PLC0415
         from trio_asgi.hosts.sigterm import leave_sigterm_to_parent  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What the runs of other projects' own tests share: their sources, and counterparts."""
+"""What the runs of other projects' tests share: their sources, and counterparts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
 
-    #: Returns the originals, each with what stands for it on Trio.
+    #: Returns the originals, each with its replacement on Trio.
     Counterparts = Callable[[], list[tuple[object, object]]]
 
 
@@ -37,17 +37,17 @@ def fetch_tests(project: str, version: str, sources: Path) -> Path:
 
 
 def hand_out(tests: Path, counterparts: Counterparts) -> None:
-    """Give each module that is imported from ``tests`` its counterparts, afterwards.
+    """Give each module imported from ``tests`` its counterparts after the import.
 
     Args:
         tests: The folder of the test modules.
-        counterparts: Returns the originals, each with what stands for it on Trio.
+        counterparts: Returns the originals, each with its replacement on Trio.
     """
     sys.meta_path.insert(0, _Finder(tests, counterparts))
 
 
 class _Finder(MetaPathFinder):
-    """Finds the test modules, and nothing else."""
+    """Finds only the test modules."""
 
     def __init__(self, tests: Path, counterparts: Counterparts) -> None:
         self._tests = tests

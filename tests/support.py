@@ -55,7 +55,7 @@ def application(
     middleware: Sequence[str] = ("django.middleware.common.CommonMiddleware",),
     handler: type[ASGIHandler] = ASGIHandler,
 ) -> ASGIHandler:
-    """Return a handler that serves just these URLs, if any, through this middleware."""
+    """Return a handler that serves only these URLs, if any, through this middleware."""
 
     class Request(ASGIRequest):
         if urlpatterns:
@@ -70,7 +70,7 @@ def application(
 
 @dataclass
 class Answer:
-    """All that an application has sent for one request."""
+    """All that an application has sent in answer to one request."""
 
     messages: list[Message] = field(default_factory=list)
 
@@ -81,7 +81,7 @@ class Answer:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers, in their order and case."""
+        """The headers, in their original order and case."""
         return list(self.messages[0]["headers"])
 
     @property
@@ -96,7 +96,7 @@ class Answer:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last message said that it is the last."""
+        """Whether the last message is marked as the last."""
         last = self.messages[-1] if self.messages else {}
         return last.get("type") == "http.response.body" and not last.get("more_body")
 
@@ -125,7 +125,7 @@ async def request(
 
 
 def skip_without_server(reason: str) -> NoReturn:
-    """Skip a test whose server is not there; fail, where all servers have to be."""
+    """Skip a test whose server is missing; fail where all servers are required."""
     if os.environ.get("TRIO_ASGI_SERVICES") == "required":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,6 +1,6 @@
-"""What users of asgiref count on beyond its two functions, on Trio as on asyncio.
+"""What asgiref's users rely on beyond its two functions, on Trio as on asyncio.
 
-Most of it is what asgiref's own tests have shown; see `asgiref_suite`.
+Most of it was found by asgiref's own tests; see `asgiref_suite`.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ needs_single_thread = pytest.mark.skipif(
 class Loops:
     """Where a test runs: on asyncio with asgiref alone, or with the bridge, or on Trio.
 
-    Every test means the same on each.
+    Every test has the same result on each.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def run(self, afn: Callable[[], Awaitable[T]]) -> T:
-        """Run an async function in a loop of its own."""
+        """Run an async function in a new loop."""
 
         async def main() -> T:
             with trio.fail_after(SECONDS):
@@ -99,7 +99,7 @@ async def open_tasks() -> AsyncIterator[Callable[[Callable[[], Any]], object]]:
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what other tasks do."""
+    """Wait for the effect of other tasks."""
     while not condition():
         if trio.lowlevel.in_trio_task():
             await trio.lowlevel.checkpoint()
@@ -115,7 +115,7 @@ class Noting(SyncToAsync[Any, Any]):
 
     def __init__(self, func: Callable[..., Any], **options: Any) -> None:
         super().__init__(func, **options)
-        #: When, in which thread, and with what current error.
+        #: When, in which thread, and with which current error.
         self.seen: list[tuple[str, threading.Thread, BaseException | None]] = []
 
     def thread_handler(self, loop: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ def fail_with(error: BaseException) -> None:
 
 
 def test_a_tool_changes_the_keywords_of_a_call(loops: Loops) -> None:
-    """``thread_handler`` gets the call as a partial, and may take a keyword out."""
+    """``thread_handler`` gets the call as a partial, and may remove a keyword."""
     handed_over: list[object] = []
 
     class Tool(SyncToAsync[Any, Any]):
@@ -297,7 +297,7 @@ def test_a_call_after_its_context(loops: Loops) -> None:
 
 
 def test_a_context_that_fails(loops: Loops) -> None:
-    """The error of a block comes out, and what was before the block is restored."""
+    """An error of the block is raised, and the state before the block is restored."""
 
     async def main() -> None:
         before = await current_thread()
@@ -315,7 +315,7 @@ def test_a_context_that_fails(loops: Loops) -> None:
 def test_executors_in_contexts(loops: Loops) -> None:
     """A context with an executor uses its thread, whatever is above.
 
-    Context variables go there and come back; what is critical to a thread stays in it.
+    Context variables go there and come back; thread-critical ones stay in it.
     """
     critical, local = Local(thread_critical=True), Local()
 
@@ -370,7 +370,7 @@ async def enter(context: Any) -> None:
 
 @needs_executor
 def test_a_context_with_an_executor_is_entered_once(loops: Loops) -> None:
-    """It cannot be entered again; a task that outlives it can make no call."""
+    """It cannot be entered again, and a task that outlives it can make no call."""
 
     left = False
     refused: list[str] = []
@@ -405,7 +405,7 @@ def test_a_context_with_an_executor_is_entered_once(loops: Loops) -> None:
 def test_a_task_of_sync_code_that_waits_for_the_same_thread(
     loops: Loops, sensitive: bool
 ) -> None:
-    """Sync code may wait for a task that it has started; that is no reason to hang.
+    """Sync code that waits for a task that it has started does not hang.
 
     In the program's one thread, the task's sensitive call is refused.
     """
@@ -459,7 +459,7 @@ async def test_a_task_of_sync_code_that_made_calls_before() -> None:
 
 
 async def test_a_task_of_sync_code_that_has_ended() -> None:
-    """As soon as the sync code that has started a task has ended, the task may call.
+    """As soon as the sync code that started a task has ended, the task may call.
 
     Here asgiref goes on refusing.
     """
@@ -479,7 +479,7 @@ async def test_a_task_of_sync_code_that_has_ended() -> None:
 
 
 async def test_a_task_of_sync_code_in_a_context() -> None:
-    """In a context with a thread of its own, such a task's call waits for its turn."""
+    """In a context with its own thread, such a task's call waits for its turn."""
 
     async def task() -> None:
         order.append("task")
@@ -503,8 +503,8 @@ async def test_a_task_of_sync_code_in_a_context() -> None:
 async def test_a_view_that_finishes_its_work_after_a_cancellation() -> None:
     """A cancellation reaches the coroutine below any number of layers, once.
 
-    What it does in a shield, and what other tasks do for it, is not disturbed; and if
-    it then ends as if nothing had been, all layers return.
+    Its shielded code, and other tasks' work for it, are not disturbed; and if it then
+    ends normally, all layers return.
     """
     order: list[str] = []
 
@@ -570,7 +570,7 @@ async def test_a_cancelled_call_in_an_executor_is_waited_for() -> None:
 def test_one_thread_for_several_coroutines(loops: Loops) -> None:
     """In an `AsyncSingleThreadContext` all coroutines run in one thread.
 
-    It is the loop's, where there is one.
+    That is the loop's thread, where there is a loop.
     """
 
     async def coroutine() -> threading.Thread:
@@ -598,7 +598,7 @@ def test_one_thread_for_several_coroutines(loops: Loops) -> None:
 
 
 def test_a_bridge_made_in_a_loop_that_has_ended(loops: Loops) -> None:
-    """What was made in a loop starts one of its own when that is over."""
+    """A bridge made in a loop starts a new one when that loop has ended."""
 
     async def coroutine() -> str:
         return await sync_to_async(lambda: "called")()
@@ -617,7 +617,7 @@ def test_a_bridge_made_in_a_loop_that_has_ended(loops: Loops) -> None:
 
 
 def test_critical_locals(loops: Loops) -> None:
-    """A critical `Local` is the thread's in sync code, and the task's in async code."""
+    """A critical `Local` is the thread's in sync code, the task's in async code."""
     local = Local(thread_critical=True)
 
     def in_thread(value: str) -> str | None:

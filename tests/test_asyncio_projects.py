@@ -1,4 +1,4 @@
-"""Projects of asyncio with ``ASYNCIO_VIEWS``: their sync code, and what it streams."""
+"""asyncio projects with ``ASYNCIO_VIEWS``: their sync code, and what it streams."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SECONDS = 10
 
 @pytest.fixture
 def asyncio_project() -> Iterator[None]:
-    """Be a project of asyncio's."""
+    """Use the settings of an asyncio project."""
     with override_settings(TRIO_ASGI={"ASYNCIO_VIEWS": True}):
         yield
 
@@ -49,7 +49,7 @@ in_asyncio_project = pytest.mark.usefixtures("asyncio_project")
 
 
 async def whose() -> str:
-    """Say whose code this is, by what works."""
+    """Return whose code this is, judged by what works."""
     if asyncio._get_running_loop() is None:
         await trio.lowlevel.checkpoint()
         return "Trio"
@@ -90,7 +90,7 @@ class Parts:
         self.closed = ""
 
     async def __call__(self) -> AsyncIterator[str]:
-        """Give two parts."""
+        """Yield two parts."""
         try:
             for _ in range(2):
                 yield await whose() + " "
@@ -109,7 +109,7 @@ def view_of(make: Callable[[], Any]) -> Any:
 
 
 def class_of(make: Callable[[], Any]) -> Any:
-    """Return the same as a class-based view."""
+    """Return a class-based view that does the same."""
 
     class Page(View):
         def get(self, request: HttpRequest) -> HttpResponseBase:
@@ -120,7 +120,7 @@ def class_of(make: Callable[[], Any]) -> Any:
 
 
 def decorated_class_of(make: Callable[[], Any], decorator: Any) -> Any:
-    """Return a class-based view that is decorated in the way of Django's."""
+    """Return a class-based view with Django's method decorator."""
 
     @method_decorator(decorator, name="dispatch")
     class Page(View):
@@ -137,7 +137,7 @@ def decorated_class_of(make: Callable[[], Any], decorator: Any) -> Any:
 async def test_what_a_sync_view_streams_is_asyncios(
     decorate: Any, middleware: Sequence[str]
 ) -> None:
-    """It is iterated and closed by asyncio, as under Django's own handler."""
+    """It is iterated and closed on asyncio, as under Django's own handler."""
     parts = Parts()
     assert await text(decorate(parts), *middleware) == "asyncio asyncio "
     assert parts.closed == "asyncio"
@@ -145,7 +145,7 @@ async def test_what_a_sync_view_streams_is_asyncios(
 
 @in_asyncio_project
 async def test_what_a_decorator_puts_around_a_stream_is_the_views() -> None:
-    """Django's compression, for example, is iterated by asyncio too."""
+    """Django's compression, for example, is iterated on asyncio too."""
     parts = Parts()
     headers = [(b"accept-encoding", b"gzip")]
     result = await answer(gzip_page(view_of(parts)), headers=headers)
@@ -184,7 +184,7 @@ async def test_a_disconnect_closes_what_a_sync_view_streams(at_end: bool) -> Non
 
 @in_asyncio_project
 async def test_events_of_a_sync_view_are_asyncios() -> None:
-    """The stream itself, which is of this package, stays Trio's."""
+    """The stream itself, which belongs to this package, stays on Trio."""
     parts = Parts()
 
     def view(request: HttpRequest) -> HttpResponseBase:
@@ -196,7 +196,7 @@ async def test_events_of_a_sync_view_are_asyncios() -> None:
 
 @in_asyncio_project
 async def test_a_context_manager_of_a_sync_view_is_asyncios() -> None:
-    """It is entered, iterated and left in one task of asyncio's."""
+    """It is entered, iterated and exited in one asyncio task."""
     tasks: set[Any] = set()
 
     @asynccontextmanager
@@ -226,7 +226,7 @@ MARKED = {
 @in_asyncio_project
 @pytest.mark.parametrize("kind", MARKED)
 async def test_a_sync_view_can_be_marked_as_trios(kind: str) -> None:
-    """Then so is what it streams, though the project is asyncio's."""
+    """Then its stream is Trio's too, even in an asyncio project."""
     parts = Parts()
     assert await text(MARKED[kind](parts, trio_island)) == "Trio Trio "
     assert parts.closed == "Trio"
@@ -234,14 +234,14 @@ async def test_a_sync_view_can_be_marked_as_trios(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", MARKED)
 async def test_a_sync_view_can_be_marked_as_asyncios(kind: str) -> None:
-    """In a project of Trio's."""
+    """In a Trio project."""
     parts = Parts()
     assert await text(MARKED[kind](parts, asyncio_island)) == "asyncio asyncio "
     assert parts.closed == "asyncio"
 
 
 async def test_a_sync_view_streams_on_trio_without_the_setting() -> None:
-    """And nothing of asyncio's is loaded for it."""
+    """And no part of asyncio is loaded for it."""
     parts = Parts()
     assert await text(view_of(parts)) == "Trio Trio "
     assert parts.closed == "Trio"
@@ -266,7 +266,7 @@ def sync_view(request: HttpRequest) -> HttpResponse:
 
 
 def sync_middleware(get_response: Any) -> Any:
-    """Call async code before and after the view; be what is called in the thread."""
+    """Call async code before and after the view, and be called in the thread itself."""
 
     def middleware(request: HttpRequest) -> Any:
         before = ask()
@@ -279,7 +279,7 @@ def sync_middleware(get_response: Any) -> Any:
 
 
 def async_middleware(get_response: Any) -> Any:
-    """Be Trio's, and call sync code that calls async code."""
+    """Run on Trio, and call sync code that calls async code."""
 
     async def middleware(request: HttpRequest) -> Any:
         assert await whose() == "Trio"
@@ -358,19 +358,19 @@ SYNC_CODE: dict[str, tuple[Any, list[str]]] = {
 @pytest.mark.parametrize("name", SYNC_CODE)
 @pytest.mark.parametrize("project", ["Trio", "asyncio"])
 async def test_the_async_code_that_sync_code_calls(name: str, project: str) -> None:
-    """It is asyncio's in all sync code of a project of asyncio's."""
+    """All sync code of an asyncio project calls asyncio code."""
     view, middleware = SYNC_CODE[name]
     with override_settings(TRIO_ASGI={"ASYNCIO_VIEWS": project == "asyncio"}):
         found = (await text(view, *middleware)).split()
     if "async_middleware" in middleware:
-        # Its own code is Trio's in any case.
+        # Its own code is on Trio in any case.
         found.remove("Trio")
     assert set(found) == {project}
 
 
 @in_asyncio_project
 async def test_receivers_of_signals_call_asyncio() -> None:
-    """Those of a request's signals, and async ones that sync code sends to."""
+    """Receivers of a request's signals, and async ones to which sync code sends."""
     found: list[str] = []
     signal = Signal()
 
@@ -397,7 +397,7 @@ async def test_receivers_of_signals_call_asyncio() -> None:
 
 @in_asyncio_project
 async def test_what_is_marked_as_trios_calls_trio() -> None:
-    """A view, a function in place, and a background task, which is always Trio's."""
+    """A view, an inline function, and a background task, which is always Trio's."""
     found: list[str] = []
 
     @trio_island
@@ -439,7 +439,7 @@ async def test_what_is_marked_as_trios_calls_trio() -> None:
 
 
 async def test_a_marked_sync_view_calls_asyncio() -> None:
-    """In a project of Trio's, and its caller is Trio's again."""
+    """In a Trio project, and its caller is on Trio again."""
 
     def view(request: HttpRequest) -> HttpResponse:
         one = asyncio_island(sync_view)(request)
@@ -450,7 +450,7 @@ async def test_a_marked_sync_view_calls_asyncio() -> None:
 
 
 async def test_sync_code_of_an_asyncio_project_hops_as_ever() -> None:
-    """A coroutine of asyncio's that sync code calls uses the thread that waits."""
+    """An asyncio coroutine called by sync code uses the thread that waits."""
     threads: list[threading.Thread] = []
 
     async def note() -> None:
@@ -471,7 +471,7 @@ async def test_sync_code_of_an_asyncio_project_hops_as_ever() -> None:
 
 
 class Group:
-    """Two views of a project that uses Channels: one waits for what the other sends."""
+    """Two views of a project that uses Channels: one waits for the other's message."""
 
     layer: ClassVar[Any] = None
 
@@ -488,7 +488,7 @@ class Group:
 
     @classmethod
     def send(cls, request: HttpRequest) -> HttpResponse:
-        """Send one, as Channels' documentation has it for sync code."""
+        """Send one, as Channels' documentation shows for sync code."""
         message = {"type": "message", "text": "hello"}
         async_to_sync(cls.layer.group_send)("group", message)
         return HttpResponse("sent")
@@ -496,7 +496,7 @@ class Group:
 
 @in_asyncio_project
 async def test_a_channel_layer() -> None:
-    """A sync view sends to a group by way of `async_to_sync`, as Channels has it."""
+    """A sync view sends to a group through `async_to_sync`, as in Channels' docs."""
     Group.layer, Group.waits = InMemoryChannelLayer(), trio.Event()
     app = application(path("wait/", Group.wait), path("send/", Group.send))
     with trio.fail_after(SECONDS):
@@ -510,7 +510,7 @@ async def test_a_channel_layer() -> None:
 
 @in_asyncio_project
 async def test_django_browser_reload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its events are an async generator of asyncio's, from a sync view."""
+    """Its events are an asyncio async generator, from a sync view."""
     monkeypatch.setattr("django_browser_reload.views.PING_DELAY", 0.001)
     app = serve(browser_reload_events)
     with override_settings(DEBUG=True), trio.fail_after(SECONDS):

@@ -1,4 +1,4 @@
-"""Views of asyncio: single islands, and projects with ``ASYNCIO_VIEWS``."""
+"""asyncio views: single islands, and projects with ``ASYNCIO_VIEWS``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def kind() -> str:
-    """Say whose code this is."""
+    """Return whose code this is."""
     return "Trio" if asyncio._get_running_loop() is None else "asyncio"
 
 
@@ -51,7 +51,7 @@ async def view(request: HttpRequest) -> HttpResponse:
 
 @pytest.fixture
 def asyncio_views() -> Iterator[None]:
-    """Have all async views as islands."""
+    """Run all async views as islands."""
     with override_settings(TRIO_ASGI={"ASYNCIO_VIEWS": True}):
         yield
 
@@ -72,14 +72,14 @@ async def answer(view: Any, **kwargs: Any) -> str:
 
 
 async def test_one_view_can_be_an_island() -> None:
-    """A decorated view runs on asyncio, those beside it on Trio."""
+    """A decorated view runs on asyncio, the others beside it on Trio."""
     assert await answer(asyncio_island(view)) == "200 asyncio"
     assert await answer(view) == "200 Trio"
 
 
 @pytest.mark.usefixtures("asyncio_views")
 async def test_all_views_are_islands() -> None:
-    """With ``ASYNCIO_VIEWS``, async views run on asyncio, but for those of Trio."""
+    """With ``ASYNCIO_VIEWS``, async views run on asyncio, except marked Trio views."""
     assert await answer(view) == "200 asyncio"
     assert await answer(never_cache(view)) == "200 asyncio"
     assert await answer(trio_island(view)) == "200 Trio"
@@ -88,7 +88,7 @@ async def test_all_views_are_islands() -> None:
 
 @pytest.mark.usefixtures("asyncio_views")
 async def test_class_based_views_are_islands() -> None:
-    """Handlers of a class are async views like others, and are marked like them."""
+    """Handlers of a class are async views like others, and are marked the same way."""
 
     class Page(View):
         async def get(self, request: HttpRequest) -> HttpResponse:
@@ -134,7 +134,7 @@ async def test_an_asyncio_view_uses_asyncio_and_the_requests_thread() -> None:
 
 
 async def test_what_an_asyncio_view_raises_is_answered() -> None:
-    """Django's exceptions mean what they do, and others are a server error."""
+    """Django's exceptions have their usual meaning, and others are a server error."""
 
     async def missing(request: HttpRequest) -> HttpResponse:
         await asyncio.sleep(0)
@@ -150,7 +150,7 @@ async def test_what_an_asyncio_view_raises_is_answered() -> None:
 async def test_a_view_that_asyncio_cancels_is_a_server_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A CancelledError out of the view would end the server otherwise."""
+    """Otherwise a CancelledError out of the view would end the server."""
 
     @asyncio_island
     async def view(request: HttpRequest) -> HttpResponse:
@@ -163,7 +163,7 @@ async def test_a_view_that_asyncio_cancels_is_a_server_error(
 async def test_an_island_in_a_nursery_that_asyncio_cancels(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """In a group, beside another error too, it is a server error as well."""
+    """In a group, even beside another error, it is a server error as well."""
 
     @asyncio_island
     async def cancel() -> None:
@@ -186,7 +186,7 @@ async def test_an_island_in_a_nursery_that_asyncio_cancels(
 
 
 async def test_middleware_that_asyncio_cancels_is_a_server_error() -> None:
-    """What Django's handler lets through does not reach the server."""
+    """A CancelledError that Django's handler lets through does not reach the server."""
     app = application(
         at_root(view), middleware=["test_asyncio_views.middleware_that_is_cancelled"]
     )
@@ -195,7 +195,7 @@ async def test_middleware_that_asyncio_cancels_is_a_server_error() -> None:
 
 @async_only_middleware
 def middleware_that_is_cancelled(get_response: Any) -> Any:
-    """Be a middleware whose asyncio code is cancelled."""
+    """Middleware whose asyncio code is cancelled."""
 
     @asyncio_island
     async def middleware(request: HttpRequest) -> HttpResponse:
@@ -363,7 +363,7 @@ def streaming_view(parts: Any) -> Any:
 
 @pytest.mark.parametrize("gzip", [False, True])
 async def test_an_asyncio_view_streams(gzip: bool) -> None:
-    """What an island streams is iterated and closed by asyncio, in middleware too."""
+    """An island's stream is iterated and closed by asyncio, in middleware too."""
     kinds: list[str] = []
 
     async def parts() -> AsyncIterator[str]:
@@ -387,7 +387,7 @@ async def test_an_asyncio_view_streams(gzip: bool) -> None:
 
 
 async def test_a_trio_view_streams_beside_it() -> None:
-    """What a Trio view streams is Trio's."""
+    """A Trio view's stream is Trio's."""
 
     async def parts() -> AsyncIterator[str]:
         await trio.lowlevel.checkpoint()
@@ -428,7 +428,7 @@ async def test_a_disconnect_closes_an_asyncio_stream() -> None:
 
 
 async def test_an_asyncio_stream_fails() -> None:
-    """The error reaches the server, which breaks the connection off."""
+    """The error reaches the server, which aborts the connection."""
 
     async def parts() -> AsyncIterator[str]:
         yield "first"
@@ -444,11 +444,11 @@ async def test_an_asyncio_stream_fails() -> None:
             await server.wait()
 
 
-# The server's life
+# The server's lifetime
 
 
 async def test_the_loop_ends_with_the_server() -> None:
-    """At shutdown what is left of asyncio is cancelled, before the threads end."""
+    """At shutdown remaining asyncio tasks are cancelled, before the threads end."""
     order: list[str] = []
 
     async def forever() -> None:
@@ -514,7 +514,7 @@ async def test_a_client_of_asyncio_in_a_view() -> None:
 
 
 def trio_wrapper(get_response: Any) -> Any:
-    """Put an async generator of Trio's around a stream."""
+    """Wrap a stream in a Trio async generator."""
 
     async def middleware(request: HttpRequest) -> Any:
         response = await get_response(request)
@@ -536,7 +536,7 @@ trio_wrapper.sync_capable = False  # type: ignore[attr-defined]
 
 
 async def test_middleware_of_trio_around_a_stream_of_asyncio() -> None:
-    """Only what the view has made is asyncio's."""
+    """Only the view's own content is asyncio's."""
 
     async def parts() -> AsyncIterator[bytes]:
         yield b"one "

@@ -1,4 +1,4 @@
-"""Background tasks have what belongs to a thread for themselves; so do requests."""
+"""Background tasks keep thread-bound objects apart; so do requests."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SECONDS = 10
 
 
 class Cache(LocMemCache):
-    """A cache that has to be closed, and notes where that was done."""
+    """A cache that must be closed, and notes where that happened."""
 
     closed: ClassVar[list[tuple[Cache, threading.Thread]]] = []
 
     def close(self, **kwargs: Any) -> None:
-        """Be closed."""
+        """Close it."""
         self.closed.append((self, threading.current_thread()))
 
 
@@ -53,7 +53,7 @@ def cache_backend() -> Iterator[None]:
 
 
 def used_cache() -> tuple[Any, threading.Thread]:
-    """Use the cache of the running code; return it, and the thread."""
+    """Use the cache of the running code; return it and the thread."""
     cache = caches["default"]
     cache.set("key", "value")
     return cache, threading.current_thread()
@@ -64,7 +64,7 @@ use_cache = sync_to_async(used_cache)
 
 @asynccontextmanager
 async def serving(app: ASGIHandler) -> AsyncIterator[None]:
-    """Have an application under a server; its background tasks have ended then."""
+    """Run an application under a server; its background tasks end with the block."""
     scope = {"type": "lifespan", "asgi": {}}
     with trio.fail_after(SECONDS):
         async with ApplicationCommunicator(app, scope) as server:
@@ -76,7 +76,7 @@ async def serving(app: ASGIHandler) -> AsyncIterator[None]:
 
 
 async def test_a_cache_is_used_in_one_thread() -> None:
-    """A task has its own, whatever the request has used, at the same time in two."""
+    """A task has its own, whatever the request has used, at once in two threads."""
     both = threading.Barrier(2, timeout=SECONDS)
     used: list[Any] = []
 
@@ -104,7 +104,7 @@ async def test_a_cache_is_used_in_one_thread() -> None:
 
 
 async def test_a_request_that_ends_closes_its_own_caches() -> None:
-    """Those of its task are closed when that ends, in the task's thread."""
+    """The caches of its task are closed when that ends, in the task's thread."""
     ended = trio.Event()
     tasks: list[Any] = []
 
@@ -128,7 +128,7 @@ async def test_a_request_that_ends_closes_its_own_caches() -> None:
 
 
 async def test_a_cache_that_was_used_on_the_loop_alone_is_closed() -> None:
-    """In a thread that is taken for it."""
+    """It is closed in a thread taken for that purpose."""
     used: list[Any] = []
 
     async def task() -> None:
@@ -143,7 +143,7 @@ async def test_a_cache_that_was_used_on_the_loop_alone_is_closed() -> None:
 
 
 async def test_a_task_of_a_task_has_its_own_cache() -> None:
-    """What a background task starts is apart from it in the same way."""
+    """A background task's own tasks are separate from it in the same way."""
     used: list[Any] = []
 
     async def task(depth: int) -> None:
@@ -164,7 +164,7 @@ async def test_a_task_of_a_task_has_its_own_cache() -> None:
 
 
 async def test_variables_come_along_and_locals_do_not() -> None:
-    """A `Local` is a thread-local to sync code: what is in it belongs to a thread."""
+    """A `Local` is a thread-local to sync code: its content belongs to a thread."""
     seen: list[Any] = []
 
     def see() -> tuple[str, Any]:
@@ -200,13 +200,13 @@ async def test_variables_come_along_and_locals_do_not() -> None:
 
 
 class Urls:
-    """URLs of a tenant's."""
+    """A tenant's URLs."""
 
     urlpatterns: ClassVar[list[Any]] = []
 
 
 def locale() -> tuple[str | None, str, Any, str]:
-    """Return what a task knows of the request that has started it."""
+    """Return what a task knows about the request that started it."""
     return (
         translation.get_language(),
         timezone.get_current_timezone_name(),
@@ -220,7 +220,7 @@ def locale() -> tuple[str | None, str, Any, str]:
 async def test_language_time_zone_and_urls_come_along(
     kind: str, language: str | None
 ) -> None:
-    """A mail in the background is in the user's language, and links to the site."""
+    """A mail sent in the background has the user's language, and links to the site."""
     seen: list[Any] = []
 
     async def task() -> None:
@@ -257,7 +257,7 @@ async def test_language_time_zone_and_urls_come_along(
 
 
 async def test_a_task_of_the_lifespan_has_the_defaults() -> None:
-    """Where nothing was activated, nothing is."""
+    """Without activation, the defaults apply."""
     seen: list[Any] = []
 
     async def task() -> None:
@@ -271,7 +271,7 @@ async def test_a_task_of_the_lifespan_has_the_defaults() -> None:
 
 
 async def test_a_request_whose_end_is_left_to_the_thread_closes_its_caches() -> None:
-    """Also if nobody waits for the thread any more."""
+    """Also if nothing waits for the thread any more."""
     used: list[Any] = []
 
     async def view(request: HttpRequest) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""``MAX_BODY_SIZE`` and ``BODY_TIMEOUT``: what is refused, when, and by what answer."""
+"""``MAX_BODY_SIZE`` and ``BODY_TIMEOUT``: what is refused, when, and how."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOO_SLOW = (408, b"408 Request timeout")
 class Client:
     """Sends a body in chunks, with pauses between them, and keeps the answer.
 
-    After the last one it waits for the answer, and leaves.
+    After the last one it waits for the answer, and disconnects.
     """
 
     def __init__(self, chunks: Sequence[bytes], pause: float = 0.0) -> None:
@@ -43,7 +43,7 @@ class Client:
         self.messages: list[Message] = []
 
     async def receive(self) -> dict[str, Any]:
-        """Be a server's ``receive``."""
+        """Act as a server's ``receive``."""
         self.asked += 1
         if self._answered.is_set():
             return {"type": "http.disconnect"}
@@ -61,7 +61,7 @@ class Client:
         }
 
     async def send(self, message: Message) -> None:
-        """Be a server's ``send``."""
+        """Act as a server's ``send``."""
         await trio.lowlevel.checkpoint()
         self.messages.append(message)
         if message["type"] == "http.response.body":
@@ -87,7 +87,7 @@ def upload_scope(*headers: tuple[bytes, bytes], length: int | None = None) -> Sc
 
 
 async def view(request: ASGIRequest) -> HttpResponse:
-    """Tell how large the body is."""
+    """Return the size of the body."""
     return HttpResponse(str(sum([len(chunk) async for chunk in request.stream()])))
 
 
@@ -107,45 +107,45 @@ def settings_dict(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
 async def test_an_announced_size_is_refused_before_the_view(
     settings_dict: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One message is awaited, since servers want that; the view never starts."""
+    """One message is awaited, as servers require; the view never starts."""
     settings_dict["MAX_BODY_SIZE"] = 10
     client = Client([b"x" * 11, b"never read"])
     app = application(path("", unreachable))
     with caplog.at_level(logging.WARNING):
         assert await client.ask(app, upload_scope(length=11)) == TOO_LARGE
     (record,) = caplog.records
-    # HTTP has changed its name.
+    # HTTP has renamed the status.
     assert record.getMessage().endswith(" Too Large: /")
     assert record.__dict__["status_code"] == 413
-    assert client.asked == 2  # the other time it is the disconnect
+    assert client.asked == 2  # the second time it is the disconnect
 
 
 async def unreachable(request: HttpRequest) -> HttpResponse:
-    """Be what must not be called."""
+    """A view that must not be called."""
     raise AssertionError("the view was called")
 
 
 async def test_a_client_that_waits_for_leave_need_not_send_anything(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """With ``Expect: 100-continue``, 413 comes though the body never does."""
+    """With ``Expect: 100-continue``, 413 is sent although the body never comes."""
     settings_dict["MAX_BODY_SIZE"] = 10
     client = Client([])
     started = trio.current_time()
     scope = upload_scope(EXPECT, length=11)
     assert await client.ask(application(path("", unreachable)), scope) == TOO_LARGE
-    assert trio.current_time() < started + 3  # two of them to let it read
+    assert trio.current_time() < started + 3  # two seconds to let it read
 
 
 @pytest.mark.parametrize("kind", [view, sync_view])
 async def test_a_body_that_becomes_too_large(
     settings_dict: dict[str, Any], kind: Any
 ) -> None:
-    """Without an announced size it is refused by the chunk that passes the limit."""
+    """Without an announced size, the chunk that passes the limit is refused."""
     settings_dict["MAX_BODY_SIZE"] = 10
     client = Client([b"x" * 5, b"x" * 5, b"x", b"never read"])
     assert await client.ask(application(path("", kind)), upload_scope()) == TOO_LARGE
-    # The rest of the body was dropped, or the disconnect was met.
+    # The rest of the body was dropped, or the disconnect came.
     assert client.asked <= 5
     assert current_pool().limiter.borrowed_tokens == 0
 
@@ -165,7 +165,7 @@ async def test_a_body_as_large_as_allowed(
 async def test_a_client_that_sends_nothing(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """A minute without a byte is too long, as Django has always said."""
+    """A minute without a byte is too long, as in Django's documentation."""
     client = Client([b"x", b"y"], pause=60.1)
     app = application(path("", view), middleware=())
     assert await client.ask(app, upload_scope(length=2)) == TOO_SLOW
@@ -174,7 +174,7 @@ async def test_a_client_that_sends_nothing(
 async def test_a_slow_client(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """However long it takes in all, as long as enough bytes come."""
+    """There is no limit on the total time while enough bytes come."""
     client = Client([b"x" * 240 * 59] * 30, pause=59.0)
     app = application(path("", view), middleware=())
     assert (await client.ask(app, upload_scope(length=240 * 59 * 30)))[0] == 200
@@ -194,7 +194,7 @@ async def test_a_client_that_sends_a_byte_a_second(
 async def test_a_byte_for_a_sign_of_life(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """Without a lowest rate, any byte gives the client all of its time again."""
+    """Without a minimum rate, any byte gives the client its full time again."""
     settings_dict["BODY_MIN_RATE"] = 0
     client = Client([b"x"] * 30, pause=59.0)
     app = application(path("", view), middleware=())
@@ -204,7 +204,7 @@ async def test_a_byte_for_a_sign_of_life(
 async def test_a_client_that_was_quick_and_becomes_slow(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """What came in time earns nothing beyond ``BODY_TIMEOUT``."""
+    """Bytes that come early earn no time beyond ``BODY_TIMEOUT``."""
     begun = trio.current_time()
     client = Client([b"x" * 1_000_000] * 2 + [b"x"] * 3600, pause=1.0)
     app = application(path("", view), middleware=())
@@ -215,7 +215,7 @@ async def test_a_client_that_was_quick_and_becomes_slow(
 async def test_a_body_that_takes_too_long_in_all(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """However much comes meanwhile."""
+    """Regardless of how much arrives meanwhile."""
     settings_dict["BODY_TOTAL_TIMEOUT"] = 100
     begun = trio.current_time()
     client = Client([b"x" * 1_000_000] * 30, pause=8.0)
@@ -227,7 +227,7 @@ async def test_a_body_that_takes_too_long_in_all(
 async def test_a_slow_reader_is_not_the_clients_fault(
     autojump_clock: MockClock,
 ) -> None:
-    """Time in which nobody waits for the client does not count, for neither limit."""
+    """Time in which nothing waits for the client does not count, for either limit."""
 
     @trio_asgi.limit_body(timeout=5, min_rate=1000, total_timeout=10)
     @trio_asgi.stream_body
@@ -244,7 +244,7 @@ async def test_a_slow_reader_is_not_the_clients_fault(
 
 
 async def test_a_thread_that_reads_a_trickling_body_is_freed() -> None:
-    """A sync view meets the error in its own thread, which is idle after that."""
+    """A sync view gets the error in its own thread, which is idle afterwards."""
 
     @trio_asgi.limit_body(timeout=0.05, min_rate=1e6)
     @trio_asgi.stream_body
@@ -260,7 +260,7 @@ async def test_a_thread_that_reads_a_trickling_body_is_freed() -> None:
 async def test_a_client_that_stops(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """The setting says for how long it may."""
+    """The setting says how long it may pause."""
     settings_dict["BODY_TIMEOUT"] = 5
     client = Client([b"x", b"y", b"z"], pause=6.0)
     app = application(path("", view), middleware=())
@@ -271,7 +271,7 @@ async def test_a_client_that_stops(
 async def test_a_view_may_allow_more(
     settings_dict: dict[str, Any], length: int | None
 ) -> None:
-    """`limit_body` counts for its view alone, with a size or without a limit."""
+    """`limit_body` counts only for its view, with a size or without a limit."""
     settings_dict["MAX_BODY_SIZE"] = 10
     larger = trio_asgi.limit_body(max_size=20)(view)
     endless = trio_asgi.limit_body(max_size=None)(view)
@@ -296,7 +296,7 @@ async def test_a_view_may_allow_less() -> None:
 async def test_a_view_may_be_more_patient(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """`limit_body` gives a timeout, too."""
+    """`limit_body` sets a timeout, too."""
     patient = trio_asgi.limit_body(timeout=100)(view)
     client = Client([b"x", b"y"], pause=99.0)
     app = application(path("", patient), middleware=())
@@ -316,14 +316,14 @@ async def test_a_view_may_be_more_patient(
     ],
 )
 def test_limits_that_make_no_sense(options: Any) -> None:
-    """They are refused where they are written."""
+    """They are refused in the decorator call."""
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         trio_asgi.limit_body(**options)
 
 
 async def test_a_view_that_answers_by_itself(autojump_clock: MockClock) -> None:
-    """What is raised in the view can be caught there; it says what to do."""
+    """The view can catch the error, which says what to do."""
     caught: list[str] = []
 
     @trio_asgi.limit_body(max_size=10, timeout=5)
@@ -347,7 +347,7 @@ async def test_a_view_that_answers_by_itself(autojump_clock: MockClock) -> None:
 
 
 async def test_a_form_that_is_refused_is_empty_for_whoever_asks_then() -> None:
-    """Code that reports errors may ask for it again."""
+    """Code that reports errors may ask for the form again."""
     seen: list[Any] = []
 
     @trio_asgi.limit_body(max_size=10)
@@ -359,7 +359,7 @@ async def test_a_form_that_is_refused_is_empty_for_whoever_asks_then() -> None:
         raise BodyTooLarge(10)
 
     form = (b"content-type", b"multipart/form-data; boundary=x")
-    # As no server would have it, so that it is not refused before.
+    # Unlike any server, so that it is not refused before.
     scope = upload_scope(form, length=9)
     client = Client([b"--x\r\n", b"x" * 20, b""])
     app = application(path("", view))
@@ -381,7 +381,7 @@ async def test_a_form_that_is_refused_is_empty_for_whoever_asks_then() -> None:
 async def test_a_body_that_the_headers_hide(
     settings_dict: dict[str, Any], scope: Scope
 ) -> None:
-    """The limits hold for what comes, whatever was announced."""
+    """The limits apply to the bytes that come, whatever was announced."""
     settings_dict["MAX_BODY_SIZE"] = 10
     client = Client([b"x" * 5, b"x" * 10, b""])
     assert await client.ask(application(path("", sync_view)), scope) == TOO_LARGE
@@ -390,14 +390,14 @@ async def test_a_body_that_the_headers_hide(
 async def test_messages_without_bytes_are_no_sign_of_life(
     settings_dict: dict[str, Any], autojump_clock: MockClock
 ) -> None:
-    """The timeout is for bytes."""
+    """The timeout applies to bytes."""
     client = Client([b"x", *[b""] * 20, b"y"], pause=50.0)
     app = application(path("", view), middleware=())
     assert await client.ask(app, upload_scope(length=2)) == TOO_SLOW
 
 
 async def test_a_limit_that_was_passed_stays_so() -> None:
-    """Reading again does not find the end of a body that was refused."""
+    """Reading again does not reach the end of a body that was refused."""
     raised: list[BaseException] = []
 
     @trio_asgi.limit_body(max_size=10)
@@ -415,7 +415,7 @@ async def test_a_limit_that_was_passed_stays_so() -> None:
 
 
 async def test_both_signals_come_for_a_body_that_is_refused() -> None:
-    """If anybody listens."""
+    """Both are sent if anything listens."""
     client = Client([b"x" * 11])
     with signal_log() as log, override_settings(TRIO_ASGI={"MAX_BODY_SIZE": 10}):
         app = application(path("", unreachable))
@@ -424,7 +424,7 @@ async def test_both_signals_come_for_a_body_that_is_refused() -> None:
 
 
 async def test_a_client_that_leaves_instead(settings_dict: dict[str, Any]) -> None:
-    """Nobody is answered, and no signal sent."""
+    """No answer and no signal is sent."""
 
     class Abandoner(Client):
         async def receive(self) -> dict[str, Any]:

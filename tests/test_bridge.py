@@ -1,4 +1,4 @@
-"""asgiref's two bridges on Trio: what they mean on asyncio, and cancelled with us."""
+"""asgiref's two bridges on Trio: the semantics of asyncio, and cancellation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-#: When a test that waits has failed.
+#: A test that still waits after this time has failed.
 SECONDS = 10
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar(
@@ -66,7 +66,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar(
 
 
 def nothing() -> None:
-    """Be sync code that does nothing."""
+    """Sync code that does nothing."""
 
 
 async def checkpoint() -> None:
@@ -79,7 +79,7 @@ async def checkpoint() -> None:
 
 @contextmanager
 def lease() -> Iterator[Lease]:
-    """Give the sync code of this task a thread of its own, as a request has."""
+    """Give the sync code of this task a separate thread, as in a request."""
     lease = Lease(current_pool())
     marker = current_loop.set(lease)
     try:
@@ -126,7 +126,7 @@ PATCHED = {
 
 
 def attributes() -> dict[tuple[Any, str], Any]:
-    """Return every attribute that could be patched, as it is now."""
+    """Return the present value of every attribute that could be patched."""
     return {
         (owner, name): value for owner in OWNERS for name, value in vars(owner).items()
     }
@@ -135,7 +135,7 @@ def attributes() -> dict[tuple[Any, str], Any]:
 def different(
     one: dict[tuple[Any, str], Any], other: dict[tuple[Any, str], Any]
 ) -> set[tuple[Any, str]]:
-    """Return which attributes are not the very same object."""
+    """Return which attributes are not the identical object."""
     missing = object()
     return {
         key
@@ -146,7 +146,7 @@ def different(
 
 @pytest.fixture
 def uninstalled() -> Iterator[None]:
-    """Take the bridge away for a test."""
+    """Uninstall the bridge for a test."""
     trio_asgi.uninstall_bridge()
     yield
     trio_asgi.uninstall_bridge()
@@ -155,7 +155,7 @@ def uninstalled() -> Iterator[None]:
 
 @pytest.mark.usefixtures("uninstalled")
 def test_install_patches_little_and_uninstall_undoes_it() -> None:
-    """Few attributes are exchanged; `uninstall` puts back the same objects."""
+    """Few attributes are replaced; `uninstall` puts back the same objects."""
     pristine = attributes()
     for (owner, name), value in pristine.items():
         if (owner, name) in PATCHED and inspect.isfunction(value):
@@ -175,7 +175,7 @@ def test_install_patches_little_and_uninstall_undoes_it() -> None:
 
 @pytest.mark.usefixtures("uninstalled")
 def test_install_from_many_threads() -> None:
-    """However threads install and uninstall at once, the originals come back."""
+    """However threads install and uninstall concurrently, the originals come back."""
     pristine = attributes()
     barrier = threading.Barrier(4)
 
@@ -228,7 +228,7 @@ def test_wrapped_functions_look_as_before() -> None:
 
 
 def test_only_sync_functions_are_wrapped() -> None:
-    """`sync_to_async` refuses coroutine functions, and what it has wrapped itself."""
+    """`sync_to_async` refuses coroutine functions, and its own wrappers."""
 
     class WithAsyncCall:
         async def __call__(self) -> None:
@@ -242,7 +242,7 @@ def test_only_sync_functions_are_wrapped() -> None:
         with pytest.raises(TypeError, match="can only be applied to sync functions"):
             sync_to_async(refused)
     with warnings.catch_warnings():
-        # It knows both of these, and therefore does not warn.
+        # It recognizes both of these, and therefore does not warn.
         warnings.simplefilter("error")
         async_to_sync(wrapped)
         async_to_sync(WithAsyncCall())
@@ -259,7 +259,7 @@ scenarios: list[tuple[Scenario, object]] = []
 def means(
     expected: object, *, needs: str | None = None
 ) -> Callable[[Scenario], Scenario]:
-    """Say what a scenario returns, on Trio as on asyncio.
+    """Mark a scenario with what it returns, on Trio as on asyncio.
 
     Args:
         expected: What it returns.
@@ -275,14 +275,14 @@ def means(
 
 
 def exchange(new: str) -> str:
-    """Set the variable, and return what it was before."""
+    """Set the variable, and return its previous value."""
     old = variable.get()
     variable.set(new)
     return old
 
 
 async def exchange_async(new: str) -> str:
-    """Set the variable after a checkpoint, and return what it was before."""
+    """Set the variable after a checkpoint, and return its previous value."""
     await checkpoint()
     return exchange(new)
 
@@ -304,7 +304,7 @@ async def context_of_insensitive_code() -> object:
 
 @means((["task", "thread", "coroutine", "inner thread"], "coroutine again"))
 async def context_through_all_layers() -> object:
-    """Changes come through any number of turns, in both directions."""
+    """Changes pass through any number of nested calls, in both directions."""
     seen: list[str] = []
 
     async def coroutine() -> None:
@@ -324,7 +324,7 @@ async def context_through_all_layers() -> object:
 
 @means(("coroutine", "thread"))
 async def context_after_errors() -> object:
-    """Changes come back from code that fails, too."""
+    """Changes come back even from code that fails."""
 
     async def coroutine() -> None:
         variable.set("coroutine")
@@ -351,7 +351,7 @@ async def context_after_errors() -> object:
 
 @means(("task", "given", "thread"), needs="context")
 async def explicit_context() -> object:
-    """Code with a context of its own changes that one, and not the task's."""
+    """Code with an explicit context changes that one, and not the task's."""
     given = contextvars.copy_context()
     given.run(variable.set, "given")
     variable.set("task")
@@ -374,7 +374,7 @@ async def empty_context() -> object:
 
 @means((["task", "thread", "coroutine"], "inner thread", "inner thread"))
 async def asgiref_local() -> object:
-    """A `Local` is moved to whichever thread a call runs in, and back."""
+    """A `Local` moves to whichever thread a call runs in, and back."""
     local = Local()
     seen: list[str] = []
 
@@ -457,7 +457,7 @@ async def current_error() -> object:
 
 @means(("inner", "outer", None))
 async def chained_errors() -> object:
-    """An error raised in sync code names the one that was handled in the task."""
+    """An error raised in sync code names the one that the task was handling."""
 
     def failing() -> None:
         raise LookupError("inner")
@@ -496,7 +496,7 @@ async def errors_cross() -> object:
 
 @means((1, 1, False))
 async def threads_of_sensitive_code() -> object:
-    """Sensitive code runs in one thread, which is that of code it is nested in."""
+    """Sensitive code runs in one thread: that of the code it is nested in."""
 
     async def coroutine() -> threading.Thread:
         return await sync_to_async(threading.current_thread)()
@@ -529,7 +529,7 @@ async def deep_nesting() -> object:
 
 @means(("You cannot use AsyncToSync in the same thread as an async event loop", 0))
 async def blocking_bridge_in_a_task() -> object:
-    """`async_to_sync` in a task raises, and does not even make the coroutine."""
+    """`async_to_sync` in a task raises, without even making the coroutine."""
     made = 0
 
     async def coroutine() -> None:
@@ -545,7 +545,7 @@ async def blocking_bridge_in_a_task() -> object:
 
 @means(("own", "result", "task", "thread", "LookupError"))
 async def own_executor() -> object:
-    """Insensitive code runs in the executor that it is given, with the context."""
+    """Insensitive code runs in its given executor, with the context."""
     variable.set("task")
     with ThreadPoolExecutor(1, thread_name_prefix="own") as executor:
         bridge: Any = functools.partial(
@@ -565,7 +565,7 @@ async def own_executor() -> object:
 
 @means(["called", "called", "called"])
 async def bridges_of_bridges() -> object:
-    """What is bridged can be bridged back, wherever the coroutine was made."""
+    """Bridged code can be bridged back, wherever the coroutine was made."""
     one = sync_to_async(lambda: "called")
     made_in_thread = await sync_to_async(lambda: [one()])()
     return [
@@ -583,12 +583,12 @@ class Decorated:
 
     @sync_to_async
     def from_async(self, *args: object, **kwargs: object) -> object:
-        """Return all that it was called with."""
+        """Return all arguments."""
         return self.name, args, kwargs, threading.current_thread().name
 
     @async_to_sync
     async def from_sync(self, *args: object, **kwargs: object) -> object:
-        """Return all that it was called with."""
+        """Return all arguments."""
         await checkpoint()
         return self.name, args, kwargs
 
@@ -611,7 +611,7 @@ async def methods() -> object:
 
 @means((True, True, False))
 async def guard_of_the_orm() -> object:
-    """The ORM refuses to run in a task, and to block its loop; in a thread it runs."""
+    """The ORM refuses to run in a task and block its loop; in a thread it runs."""
 
     def refuses() -> bool:
         try:
@@ -630,7 +630,7 @@ async def guard_of_the_orm() -> object:
 
 @means([("sync", 1), ("sync", 2), ("async", 1), ("async", 2)])
 async def signal_asend() -> object:
-    """`Signal.asend` calls sync and async receivers, and returns what they do."""
+    """`Signal.asend` calls sync and async receivers, and returns their responses."""
     return await receive_all(Signal.asend)
 
 
@@ -662,7 +662,7 @@ async def receive_all(send: Any) -> list[object]:
             return kind, number
 
         async def async_receiver(**kwargs: Any) -> tuple[str, int]:
-            # The first one to be called ends last.
+            # The first receiver that is called ends last.
             for _ in range(3 - number):
                 await checkpoint()
             return sync_receiver(**kwargs)
@@ -682,7 +682,7 @@ async def receive_all(send: Any) -> list[object]:
 
 @means([[], [], [], []])
 async def signals_without_receivers() -> object:
-    """A signal that nobody receives has no responses."""
+    """A signal without receivers has no responses."""
     signal = Signal()
     return [
         await signal.asend("sender"),
@@ -694,7 +694,7 @@ async def signals_without_receivers() -> object:
 
 @means("LookupError('receiver')")
 async def signal_asend_error() -> object:
-    """The error of one async receiver arrives as it is, in no group."""
+    """The error of one async receiver arrives unchanged, in no group."""
     signal = Signal()
 
     async def failing(**kwargs: object) -> None:
@@ -781,7 +781,7 @@ async def signal_context() -> object:
 def test_asyncio(
     scenario: Scenario, expected: object, bridge: str, request: pytest.FixtureRequest
 ) -> None:
-    """On asyncio, each scenario means what it does, with and without the bridge."""
+    """On asyncio, each scenario has its result, with and without the bridge."""
     if bridge == "uninstalled":
         request.getfixturevalue("uninstalled")
     assert asyncio.run(scenario()) == expected
@@ -793,7 +793,7 @@ def test_asyncio(
     [pytest.param(*each, id=each[0].__name__) for each in scenarios],
 )
 def test_trio(scenario: Scenario, expected: object, leased: bool) -> None:
-    """On Trio, each scenario means what it does on asyncio."""
+    """On Trio, each scenario has the same result as on asyncio."""
 
     async def main() -> object:
         with trio.fail_after(SECONDS):
@@ -809,7 +809,7 @@ def test_trio(scenario: Scenario, expected: object, leased: bool) -> None:
 
 
 def test_sync_program(uninstalled: None) -> None:
-    """Where no loop runs, `async_to_sync` does as before."""
+    """Where no loop runs, `async_to_sync` works as before."""
 
     async def coroutine() -> tuple[bool, threading.Thread, str]:
         thread = await sync_to_async(threading.current_thread)()
@@ -831,7 +831,7 @@ def test_sync_program(uninstalled: None) -> None:
 
 
 def test_thread_sensitive_context() -> None:
-    """asgiref's own way to have a thread per request is not disturbed on asyncio."""
+    """asgiref's own way to have a thread per request still works on asyncio."""
 
     async def in_context() -> threading.Thread:
         async with ThreadSensitiveContext():
@@ -850,7 +850,7 @@ def test_thread_sensitive_context() -> None:
 
 
 async def test_a_lease_is_a_thread_per_request() -> None:
-    """Sensitive code runs in its request's thread, and in one thread without any."""
+    """Sensitive code runs in its request's thread; without a request, in one thread."""
 
     async def request(threads: list[threading.Thread]) -> None:
         with lease():
@@ -880,14 +880,14 @@ async def test_a_lease_is_a_thread_per_request() -> None:
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what other tasks do."""
+    """Wait for the effect of other tasks."""
     with trio.fail_after(SECONDS):
         while not condition():
             await trio.lowlevel.checkpoint()
 
 
 async def test_insensitive_code_runs_in_parallel() -> None:
-    """Code that is not sensitive waits for no other, though it has a lease."""
+    """Insensitive code waits for no other code, even with a lease."""
     barrier = threading.Barrier(3, timeout=SECONDS)
     with lease() as request:
         async with trio.open_nursery() as nursery:
@@ -911,7 +911,7 @@ async def test_insensitive_code_can_call_sensitive_code() -> None:
 
 
 async def test_an_executor_that_was_shut_down() -> None:
-    """The error of an executor comes out as it is."""
+    """The error of an executor is raised unchanged."""
     with ThreadPoolExecutor(1) as executor:
         pass
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -932,7 +932,7 @@ async def test_other_threads_are_none_of_ours() -> None:
 
 
 async def test_a_new_loop_is_asyncios() -> None:
-    """``force_new_loop`` has asgiref start asyncio, on Trio too."""
+    """``force_new_loop`` makes asgiref start asyncio, on Trio too."""
 
     async def coroutine() -> bool:
         return asyncio.get_running_loop().is_running()
@@ -942,7 +942,7 @@ async def test_a_new_loop_is_asyncios() -> None:
 
 
 async def test_asyncio_in_sync_code() -> None:
-    """In a loop that sync code runs itself, asgiref means that loop."""
+    """In an asyncio loop that sync code runs itself, asgiref uses that loop."""
 
     async def coroutine() -> str:
         return await sync_to_async(lambda: "nested")()
@@ -959,7 +959,7 @@ async def test_asyncio_in_sync_code() -> None:
 
 
 async def test_trio_in_sync_code() -> None:
-    """A Trio run that sync code starts has threads of its own."""
+    """A Trio run that sync code starts has its own threads."""
 
     async def main() -> threading.Thread:
         with trio.fail_after(SECONDS):
@@ -974,7 +974,7 @@ async def test_trio_in_sync_code() -> None:
 
 @pytest.mark.parametrize("leased", [True, False])
 async def test_sensitive_code_in_from_thread_run_is_refused(leased: bool) -> None:
-    """What would wait for its own thread raises, and says what to use instead."""
+    """Code that would wait for its own thread raises, and the error names the fix."""
 
     async def coroutine() -> str:
         with pytest.raises(RuntimeError, match="async_to_sync"):
@@ -988,7 +988,7 @@ async def test_sensitive_code_in_from_thread_run_is_refused(leased: bool) -> Non
         assert await sync_to_async(code)() == "elsewhere"
 
 
-# Threads of Trio itself
+# Trio's own threads
 
 
 async def test_async_to_sync_in_a_thread_of_trios() -> None:
@@ -1022,7 +1022,7 @@ async def test_async_to_sync_in_a_thread_of_trios() -> None:
 async def test_sensitive_code_below_a_thread_of_trios(abandon_on_cancel: bool) -> None:
     """Sensitive code below `async_to_sync` runs in the thread that waits there.
 
-    So it is in a thread of `trio.to_thread.run_sync`, as asgiref has it in any thread.
+    This holds in a thread of `trio.to_thread.run_sync`, as with asgiref in any thread.
     """
 
     async def coroutine() -> threading.Thread:
@@ -1065,7 +1065,7 @@ async def test_a_cancellation_in_a_thread_of_trios() -> None:
 
 
 async def test_a_cancellation_passes_through_the_bridges() -> None:
-    """What is cancelled is the coroutine, then the sync code around it, and so on."""
+    """The coroutine is cancelled first, then the sync code around it, and so on."""
     order: list[str] = []
 
     async def inner() -> None:
@@ -1095,7 +1095,7 @@ async def test_a_cancellation_passes_through_the_bridges() -> None:
 
 
 async def test_cancelled_sync_code_brings_its_context_back() -> None:
-    """What sync code sets that nobody waits for any more is seen behind the scope."""
+    """Variables set by cancelled sync code are seen after the scope."""
 
     def code() -> None:
         trio.from_thread.run_sync(scope.cancel)
@@ -1145,7 +1145,7 @@ async def test_code_that_was_left_cannot_run_coroutines() -> None:
 
 
 def test_the_callers_error_keeps_its_traceback() -> None:
-    """To be the current error in a thread leaves no mark on an error."""
+    """Being the current error in a thread does not change an error."""
 
     async def coroutine() -> None:
         await trio.lowlevel.checkpoint()
@@ -1166,7 +1166,7 @@ def test_the_callers_error_keeps_its_traceback() -> None:
 
 
 class Thing:
-    """Something whose end can be observed."""
+    """An object whose end can be observed."""
 
 
 def _fail(thing: Thing) -> object:
@@ -1220,7 +1220,7 @@ async def test_a_call_leaves_nothing_in_memory(
     call: Callable[[Thing], Awaitable[object]],
     handles_error: bool,
 ) -> None:
-    """A call's arguments and errors are gone with it; no cycle keeps them."""
+    """A call's arguments and errors are freed with it; no cycle keeps them."""
 
     async def make_call() -> list[weakref.ref[Any]]:
         thing = Thing()
@@ -1241,7 +1241,7 @@ async def test_a_call_leaves_nothing_in_memory(
         gc.disable()
         try:
             (ref,) = await make_call()
-            # The thread lets go of a call when it waits for the next one.
+            # The thread releases a call when it waits for the next one.
             for _ in range(2):
                 await request.run_sync(nothing)
             assert ref() is None
@@ -1255,7 +1255,7 @@ async def test_a_call_leaves_nothing_in_memory(
 async def test_the_guard_of_the_orm_can_be_turned_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """``DJANGO_ALLOW_ASYNC_UNSAFE`` means on Trio what it does on asyncio."""
+    """``DJANGO_ALLOW_ASYNC_UNSAFE`` works on Trio as on asyncio."""
     with pytest.raises(SynchronousOnlyOperation):
         connection.cursor()
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
@@ -1264,7 +1264,7 @@ async def test_the_guard_of_the_orm_can_be_turned_off(
 
 
 async def test_the_guard_in_functions_called_from_a_thread() -> None:
-    """Code that a thread has run in Trio blocks the loop, and is refused."""
+    """A function that a thread runs in Trio would block the loop, and is refused."""
 
     def code() -> None:
         with pytest.raises(SynchronousOnlyOperation):
@@ -1328,7 +1328,7 @@ async def test_the_siblings_of_a_failing_receiver_are_cancelled(fails: str) -> N
     if fails == "async":
         assert order == ["waits", "fails", "cancelled"]
     elif django.VERSION >= (6, 1):
-        # There the sync receivers go first.
+        # There the sync receivers come first.
         assert order == ["fails"]
     else:
         assert sorted(order) in (["fails"], ["cancelled", "fails", "waits"])
@@ -1371,7 +1371,7 @@ async def test_robust_signals_keep_errors(
 
 @pytest.mark.parametrize("method", ["asend", "asend_robust", "send", "send_robust"])
 async def test_a_cancelled_signal(method: str) -> None:
-    """A cancellation reaches async receivers, and is no receiver's error."""
+    """A cancellation reaches async receivers, and is not a receiver's error."""
     signal = Signal()
     cancelled: list[str] = []
 
@@ -1449,7 +1449,7 @@ def test_the_async_orm_without_a_request() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_runs_coroutines_on_asyncio() -> None:
-    """In a child that sync code forks, no task waits: asgiref does as anywhere."""
+    """In a child that sync code forks, no task waits: asgiref works as usual."""
     output = run_script(
         """
         import asyncio, os, trio, trio_asgi, warnings

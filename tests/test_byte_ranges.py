@@ -1,4 +1,4 @@
-"""Byte ranges without Django: what a header asks for, and the bytes that it gets."""
+"""Byte ranges without Django: what a header requests, and the resulting bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trio_asgi.response.byte_ranges import (
 ALPHABET = bytes(range(256))
 
 numbers = st.integers(min_value=0, max_value=1200)
-#: What a range is in a header, and how Python would slice it.
+#: A range in a header, and the same as a Python slice.
 ranges = st.one_of(
     st.builds(
         lambda first, more: (f"{first}-{first + more}", slice(first, first + more + 1)),
@@ -37,13 +37,13 @@ separators = st.sampled_from([",", ", ", " ,\t", ",,", " , , "])
 
 
 def file_of(size: int) -> bytes:
-    """Return a content in which most places can be told apart."""
+    """Return a content in which most positions differ."""
     return (ALPHABET + b"\r\n--x\r\n\x00" * 7)[: max(size, 0)] + ALPHABET * 8
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, list[slice]]:
-    """Draw a valid header, and the slices that it asks for."""
+    """Draw a valid header, and the slices that it requests."""
     wanted = draw(st.lists(ranges, min_size=1, max_size=12))
     header = draw(st.sampled_from(["bytes=", "Bytes=", "BYTES= "]))
     for number, (text, _) in enumerate(wanted):
@@ -58,7 +58,7 @@ def requests(draw: st.DrawFn) -> tuple[str, list[slice]]:
 def test_the_sections_are_what_slicing_gives(
     request: tuple[str, list[slice]], size: int
 ) -> None:
-    """All bytes that are asked for, no others but small gaps, and none twice."""
+    """All requested bytes, no others except small gaps, and none twice."""
     header, slices = request
     wanted = {place for where in slices for place in range(size)[where]}
     sections = parse_ranges(header, size)
@@ -147,7 +147,7 @@ def test_sections_are_read_in_blocks_of_any_size(
     ],
 )
 def test_a_header_that_makes_no_sense_is_ignored(header: str) -> None:
-    """No part of it counts, and there is no error."""
+    """All of it is ignored, without an error."""
     assert parse_ranges(header, 1000) is None
 
 
@@ -160,13 +160,13 @@ def test_any_header_can_be_read(header: str) -> None:
 
 @pytest.mark.parametrize("header", ["bytes=10-", "bytes=10-20,99-", "bytes=-0"])
 def test_ranges_beyond_the_file_give_no_section(header: str) -> None:
-    """That is an answer of its own, and not the same as no range."""
+    """That is a distinct result, not the same as no range."""
     assert parse_ranges(header, 10) == []
 
 
 @pytest.mark.parametrize("header", ["bytes=0-", "bytes=0-0", "bytes=-1"])
 def test_of_an_empty_file_there_are_no_ranges(header: str) -> None:
-    """It is sent whole, for nothing in it could be named."""
+    """It is sent whole, because no range could name any of its bytes."""
     assert parse_ranges(header, 0) is None
 
 
@@ -177,7 +177,7 @@ def test_positions_far_beyond_the_file_are_understood() -> None:
 
 
 def test_parts_come_in_the_order_in_which_they_are_asked_for() -> None:
-    """What was joined stands where the first of it would."""
+    """Joined ranges take the place of the first of them."""
     header = "bytes=900-,500-509,0-9,505-519,-50"
     assert parse_ranges(header, 1000) == [
         Section(900, 1000),
@@ -187,7 +187,7 @@ def test_parts_come_in_the_order_in_which_they_are_asked_for() -> None:
 
 
 def test_the_same_bytes_are_sent_once() -> None:
-    """However often they are asked for; more ranges than the bound are ignored."""
+    """However often they are requested; more ranges than the bound are ignored."""
     assert parse_ranges("bytes=" + ",".join(["0-"] * MAX_RANGES), 10**9) == [
         Section(0, 10**9)
     ]
@@ -195,7 +195,7 @@ def test_the_same_bytes_are_sent_once() -> None:
 
 
 def test_a_file_that_has_become_short_ends_the_reading() -> None:
-    """No head of a later part is read in the place of the file's bytes."""
+    """The head of a later part never replaces the missing bytes of the file."""
     pieces = multipart(
         [Section(0, 10), Section(200, 300), Section(0, 10)],
         size=300,
@@ -209,7 +209,7 @@ def test_a_file_that_has_become_short_ends_the_reading() -> None:
 
 
 def test_reading_holds_no_more_than_a_block() -> None:
-    """From a section of a large file only as much is read as is asked for."""
+    """From a section of a large file, only as much is read as is requested."""
 
     class Counting(io.BytesIO):
         largest = 0
@@ -226,7 +226,7 @@ def test_reading_holds_no_more_than_a_block() -> None:
 
 
 def test_a_file_that_gives_more_than_it_is_asked_for() -> None:
-    """A section ends where it ends."""
+    """A section never exceeds its end."""
 
     class Generous(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:

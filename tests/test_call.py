@@ -62,7 +62,7 @@ async def test_run_async_runs_in_the_waiting_task(lease: Lease) -> None:
 
 @pytest.mark.parametrize("threads", [1, 40])
 async def test_turns_nest_to_any_depth(threads: int) -> None:
-    """Sync code and coroutines take turns in one thread and one task, ten deep."""
+    """Sync code and coroutines alternate in one thread and one task, ten deep."""
     seen: list[tuple[threading.Thread, trio.lowlevel.Task]] = []
 
     def sync_code(depth: int) -> int:
@@ -86,7 +86,7 @@ async def test_turns_nest_to_any_depth(threads: int) -> None:
 
 
 async def test_a_thread_that_waits_for_a_coroutine_holds_no_token() -> None:
-    """While `run_async` waits, others use the token, and it is taken again after."""
+    """While `run_async` waits, others use the token; it is taken back afterwards."""
     async with open_pool(threads=1) as pool:
         borrowed: list[int] = []
         gate = Gate(nothing)
@@ -112,7 +112,7 @@ async def test_a_thread_that_waits_for_a_coroutine_holds_no_token() -> None:
 
 
 async def test_the_token_is_waited_for_before_the_thread_goes_on() -> None:
-    """The thread goes on behind a coroutine only when a token is free again."""
+    """After a coroutine, the thread goes on only when a token is free again."""
     async with open_pool(threads=1) as pool:
         other = Gate(nothing)
         order: list[str] = []
@@ -260,7 +260,7 @@ async def test_a_task_that_outlives_a_coroutine_uses_its_parent(lease: Lease) ->
 
 
 async def test_a_call_that_waits_when_the_loop_closes_is_made(lease: Lease) -> None:
-    """Tasks in the queue of a coroutine's loop are served before the thread leaves."""
+    """Tasks queued in a coroutine's loop are served before the thread leaves it."""
     order: list[str] = []
     gate = Gate(lambda: order.append("first"))
     started = trio.Event()
@@ -291,7 +291,7 @@ async def test_a_task_that_outlives_its_lease_uses_the_programs_thread(
     with open_lease(pool) as lease, open_lease(pool) as other:
         own = await lease.run_sync(threading.current_thread)
         lease.release()
-        # Somebody else has that thread now.
+        # Another task has that thread now.
         assert await other.run_sync(threading.current_thread) is own
         program = await lease.run_sync(threading.current_thread)
         assert program is not own
@@ -325,7 +325,7 @@ async def test_a_call_that_waits_when_its_lease_is_released(pool: WorkerPool) ->
 
 
 async def test_a_call_that_waits_for_a_token_when_its_lease_is_released() -> None:
-    """A lease that is released while a call waits for a token takes no thread."""
+    """If a call's lease is released while it waits for a token, it takes no thread."""
     async with open_pool(threads=1) as pool:
         lease = Lease(pool)
         gate = Gate(nothing)
@@ -344,12 +344,12 @@ async def test_a_call_that_waits_for_a_token_when_its_lease_is_released() -> Non
         assert not lease.has_thread
         program = await pool.program_lease().run_sync(threading.current_thread)
         assert threads == [program]
-        # Else its thread would never end.
+        # Otherwise its thread would never end.
         lease.release()
 
 
 async def test_a_busy_thread_is_not_given_to_another_lease(pool: WorkerPool) -> None:
-    """A thread whose lease is released meanwhile is free when its call has ended."""
+    """If a busy thread's lease is released, the thread is free after its call."""
     lease = Lease(pool)
     gate = Gate(nothing)
     async with trio.open_nursery() as nursery:
@@ -399,7 +399,7 @@ async def test_a_cancellation_passes_through_both_directions(lease: Lease) -> No
 async def test_a_scope_in_the_coroutine_catches_its_own_cancellation(
     lease: Lease,
 ) -> None:
-    """A scope inside the coroutine is no business of the sync code around it."""
+    """A scope inside the coroutine does not affect the sync code around it."""
 
     async def coroutine() -> str:
         with trio.move_on_after(0):
@@ -410,17 +410,17 @@ async def test_a_scope_in_the_coroutine_catches_its_own_cancellation(
     await lease.run_sync(trio.from_thread.check_cancelled)
 
 
-# What would wait for itself
+# Code that would wait for itself
 
 
 def never() -> None:
-    """Be sync code that must not run."""
+    """Sync code that must not run."""
     pytest.fail("this was called")
 
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Expect a call to be refused that would wait for its own thread."""
+    """Expect a call that would wait for its own thread to be refused."""
     with pytest.raises(RuntimeError, match=r"would wait for ever .*async_to_sync"):
         yield
 
@@ -429,9 +429,9 @@ def refused() -> Iterator[None]:
 async def test_tasks_below_from_thread_run_are_refused(
     lease: Lease, depth: int
 ) -> None:
-    """What a coroutine of `trio.from_thread.run` waits for cannot want its thread.
+    """What a coroutine of `trio.from_thread.run` waits for cannot use its thread.
 
-    Be it the coroutine, or a task of a nursery in it, or of a nursery in that task.
+    This holds for the coroutine, its nurseries' tasks, and their nurseries' tasks.
     """
     seen: list[int] = []
 
@@ -451,14 +451,14 @@ async def test_tasks_below_from_thread_run_are_refused(
 
 
 async def test_tasks_of_the_same_nursery_are_not_refused(lease: Lease) -> None:
-    """A task that the coroutine starts outside of itself waits for its turn."""
+    """A task that the coroutine starts outside itself waits for its turn."""
     order: list[str] = []
 
     async def sibling() -> None:
         await lease.run_sync(lambda: order.append("sibling"))
 
     async def coroutine() -> None:
-        # Opened before the call, and so nothing that the coroutine waits for.
+        # Opened before the call, so the coroutine does not wait for it.
         outside.start_soon(sibling)
         await wait_all_tasks_blocked()
         order.append("coroutine")
@@ -472,7 +472,7 @@ async def test_tasks_of_the_same_nursery_are_not_refused(lease: Lease) -> None:
 async def test_children_of_the_task_itself_are_not_refused(lease: Lease) -> None:
     """A child that runs beside the call waits for its turn, though its parent hosts.
 
-    So it does while `trio.from_thread.run` works in the parent.
+    It also does so while `trio.from_thread.run` works in the parent.
     """
     order: list[str] = []
     go_on = trio.Event()
@@ -494,7 +494,7 @@ async def test_children_of_the_task_itself_are_not_refused(lease: Lease) -> None
 
 
 async def test_the_coroutine_forgets_its_nurseries(lease: Lease) -> None:
-    """Nurseries that are opened after `trio.from_thread.run` refuse nobody."""
+    """Nurseries that are opened after `trio.from_thread.run` cause no refusal."""
     order: list[str] = []
 
     async def child() -> None:
@@ -544,7 +544,7 @@ async def test_tasks_below_an_inner_loop_are_refused(lease: Lease) -> None:
 async def test_code_of_other_threads_below_from_thread_run_is_refused(
     pool: WorkerPool, lease: Lease
 ) -> None:
-    """A detour over another thread changes nothing: the first one is waited for."""
+    """A detour through another thread changes nothing: the first one is waited for."""
     seen: list[str] = []
 
     async def wants_lease() -> None:
@@ -562,7 +562,7 @@ async def test_code_of_other_threads_below_from_thread_run_is_refused(
 
 
 async def test_a_limit_is_no_deadlock() -> None:
-    """Who is refused holds nothing: neither a turn nor a token."""
+    """A refused call holds nothing: neither a turn nor a token."""
 
     async def coroutine() -> None:
         with refused():
@@ -579,7 +579,7 @@ async def test_a_limit_is_no_deadlock() -> None:
 
 
 async def test_errors_cross_with_their_traceback(lease: Lease) -> None:
-    """An error passes through threads and tasks, and shows all of its way."""
+    """An error passes through threads and tasks, and its traceback shows the way."""
 
     def raiser() -> None:
         raise LookupError("at the bottom")
@@ -603,7 +603,7 @@ async def test_errors_cross_with_their_traceback(lease: Lease) -> None:
     "error", [SystemExit(3), KeyboardInterrupt(), StopAsyncIteration()]
 )
 async def test_any_exception_crosses(lease: Lease, error: BaseException) -> None:
-    """What is no ordinary error ends neither the thread nor the lease."""
+    """Errors that are not Exceptions end neither the thread nor the lease."""
 
     def raiser() -> None:
         raise error
@@ -618,7 +618,7 @@ async def test_any_exception_crosses(lease: Lease, error: BaseException) -> None
 async def test_a_thread_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the system has no thread left the call raises that, and takes nothing."""
+    """If the system can start no more threads, the call raises and takes nothing."""
 
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -653,11 +653,11 @@ async def test_the_context_of_a_call(pool: WorkerPool, lease: Lease) -> None:
     assert variable.get() == "task"
 
 
-# What is left behind in memory
+# Memory
 
 
 class Thing:
-    """Something whose end can be observed."""
+    """An object whose end can be observed."""
 
 
 class ThingError(Exception):
@@ -666,7 +666,7 @@ class ThingError(Exception):
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Let objects end by their last reference alone."""
+    """Free objects only by reference counting."""
     gc.collect()
     gc.disable()
     try:
@@ -703,7 +703,7 @@ def _raise_through_coroutine(thing: Thing) -> Thing:
 async def test_a_call_leaves_nothing_in_memory(
     lease: Lease, fn: Callable[[Thing], Thing]
 ) -> None:
-    """Arguments, results and errors are gone with the call; no cycle keeps them."""
+    """Arguments, results and errors are freed with the call; no cycle keeps them."""
 
     async def call() -> list[weakref.ref[Any]]:
         thing = Thing()
@@ -718,14 +718,14 @@ async def test_a_call_leaves_nothing_in_memory(
 
     with no_garbage_collection():
         refs = await call()
-        # The thread lets go of a call when it waits for the next one.
+        # The thread releases a call when it waits for the next one.
         for _ in range(2):
             await lease.run_sync(nothing)
         assert [ref() for ref in refs] == [None] * len(refs)
 
 
 async def test_arguments_are_gone_when_the_call_returns(lease: Lease) -> None:
-    """The thread holds on to nothing of a call when its task goes on."""
+    """The thread keeps nothing of a call when its task goes on."""
 
     async def call() -> weakref.ref[Thing]:
         thing = Thing()

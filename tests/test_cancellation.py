@@ -1,4 +1,4 @@
-"""The client leaves, or the server cancels, at each point of a request.
+"""The client disconnects, or the server cancels, at each point of a request.
 
 Each test stops the request at one named point, and looks at what is left behind.
 """
@@ -52,7 +52,7 @@ def log() -> Iterator[SignalLog]:
 
 
 def assert_ended(log: SignalLog, sender: type[ASGIHandler]) -> None:
-    """Check that the end was signalled, once, by the handler, off the loop."""
+    """Check that the end was signalled once, by the handler, off the loop."""
     assert log.names == ["started", "finished"]
     assert log.calls[1][2] == {"sender": sender}
     assert len(log.threads) == 1
@@ -61,7 +61,7 @@ def assert_ended(log: SignalLog, sender: type[ASGIHandler]) -> None:
 
 
 async def join_left_threads() -> None:
-    """Wait for the threads that were left running; one may be handling a log record."""
+    """Wait for the abandoned threads; one may be handling a log record."""
     pool = current_pool()
     for worker in pool.workers - pool._idle.keys():
         await trio.to_thread.run_sync(worker.thread.join, 10)
@@ -76,7 +76,7 @@ class Point:
         self.cancelled = False
 
     async def wait(self) -> None:
-        """Be here until told to go on."""
+        """Wait here until told to go on."""
         self.reached.set()
         try:
             await self.go_on.wait()
@@ -119,7 +119,7 @@ async def test_before_the_body_is_complete(log: SignalLog) -> None:
 
 
 async def test_before_anything(log: SignalLog) -> None:
-    """A disconnect as the first message ends the request without a sign."""
+    """A disconnect as the first message ends the request without a trace."""
     communicator = start(application())
     await communicator.send_input(DISCONNECT)
     await communicator.wait()
@@ -147,7 +147,7 @@ async def test_in_an_async_view(log: SignalLog) -> None:
 
 
 async def test_in_the_nursery_of_an_async_view(log: SignalLog) -> None:
-    """All tasks of the view are cancelled, and no group reaches the server."""
+    """All tasks of the view are cancelled, and the server gets no exception group."""
     points = [Point(), Point()]
 
     async def view(request: HttpRequest) -> HttpResponse:
@@ -168,7 +168,7 @@ async def test_in_the_nursery_of_an_async_view(log: SignalLog) -> None:
 
 
 async def test_in_a_view_that_goes_on_without_a_checkpoint(log: SignalLog) -> None:
-    """A view that finishes although it was cancelled has its response closed."""
+    """If a view finishes although it was cancelled, its response is closed."""
     closed = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -191,7 +191,7 @@ async def test_in_a_view_that_goes_on_without_a_checkpoint(log: SignalLog) -> No
 
 
 async def test_in_a_sync_view(log: SignalLog) -> None:
-    """It runs to its end, can ask, can read the body, and its response is closed."""
+    """It runs to its end, can check, can read the body, and its response is closed."""
     reached, go_on = trio.Event(), threading.Event()
     seen: dict[str, Any] = {}
 
@@ -230,7 +230,7 @@ async def test_with_the_body_of_a_request_for_a_sync_view() -> None:
 
 
 async def test_in_a_coroutine_below_a_sync_view(log: SignalLog) -> None:
-    """What a sync view runs by async_to_sync is cancelled, and then the view."""
+    """A sync view's coroutine in async_to_sync is cancelled, then the view."""
     point = Point()
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -306,7 +306,7 @@ async def test_in_an_async_stream(log: SignalLog) -> None:
 
 
 class Server:
-    """The server's side of one request, whose sends can be held up."""
+    """The server's side of one request, whose sends can be delayed."""
 
     def __init__(self) -> None:
         self.inputs_send, self.inputs = trio.open_memory_channel[Any](10)
@@ -319,7 +319,7 @@ class Server:
         return await self.inputs.receive()
 
     async def hold_send(self, message: Message) -> None:
-        """Take a message; block at those that have a body."""
+        """Take a message; block if it has a body."""
         if message.get("body"):
             self.sending.set()
             await self.may_send.wait()
@@ -333,7 +333,7 @@ async def run_with(app: ASGIHandler, server: Server, send: Send) -> None:
 
 
 async def test_while_a_part_is_being_sent(log: SignalLog) -> None:
-    """The generator, waiting at its yield, is closed; its own awaits are finished."""
+    """The generator, waiting at its yield, is closed; its own awaits can finish."""
     server = Server()
     closed = []
 
@@ -358,7 +358,7 @@ async def test_while_a_part_is_being_sent(log: SignalLog) -> None:
 
 
 async def test_in_a_sync_stream(log: SignalLog) -> None:
-    """The thread finishes its part, no more is pulled, the iterator is closed there."""
+    """The thread finishes its part, no more is made, the iterator is closed there."""
     reached, go_on = trio.Event(), threading.Event()
     events: list[Any] = []
 
@@ -392,7 +392,7 @@ async def test_in_a_sync_stream(log: SignalLog) -> None:
 
 
 async def test_a_stream_that_was_never_started_is_closed(log: SignalLog) -> None:
-    """A response that is not sent at all has its async iterator closed."""
+    """If a response is not sent at all, its async iterator is closed."""
     closed = []
 
     class Parts:
@@ -447,7 +447,7 @@ async def test_at_the_moment_the_response_is_complete(log: SignalLog) -> None:
 
 
 async def test_between_the_chunks_of_a_large_response(log: SignalLog) -> None:
-    """The rest is handed over all the same, as it is there; the server waits for it."""
+    """The rest is passed on anyway, since it exists; the server waits for it."""
     server = Server()
 
     async def send(message: Message) -> None:
@@ -470,7 +470,7 @@ async def test_between_the_chunks_of_a_large_response(log: SignalLog) -> None:
 async def test_a_server_that_raises_when_the_client_has_left(
     log: SignalLog, error: Exception
 ) -> None:
-    """An error of send, as ASGI 2.4 has it, ends the request quietly."""
+    """An error of send, as in ASGI 2.4, ends the request quietly."""
     server = Server()
 
     async def send(message: Message) -> None:
@@ -495,7 +495,7 @@ async def test_another_message_after_the_body(log: SignalLog) -> None:
 
 @pytest.mark.parametrize("at", ["view", "stream", "sync view"])
 async def test_the_server_cancels(log: SignalLog, at: str) -> None:
-    """At the server's shutdown a request is cancelled and ends as it does elsewhere."""
+    """At the server's shutdown a request is cancelled, and ends as in other cases."""
     point = Point()
     go_on = threading.Event()
     server = Server()
@@ -618,7 +618,7 @@ async def test_the_end_cannot_be_cancelled_but_is_bounded(
 async def test_an_error_in_a_cancelled_view_is_logged(
     log: SignalLog, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """A view that fails while it is cancelled cannot be answered, but is not lost."""
+    """A view that fails while it is cancelled cannot be answered, but is logged."""
     point = Point()
 
     def sync_view(request: HttpRequest) -> HttpResponse:
@@ -648,7 +648,7 @@ async def test_an_error_in_a_cancelled_view_is_logged(
     await communicator.wait()
     records = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert len(records) == 1
-    # An error of sync code is answered in its thread, though nobody gets the answer.
+    # An error of sync code is answered in its thread, though the answer is not sent.
     name = "Internal Server Error" if kind == "sync" else "Error in a request that was"
     assert records[0].getMessage().startswith(name)
     assert "in clean-up" in caplog.text
@@ -682,7 +682,7 @@ async def cancel_at_every_checkpoint(
     """Cancel a request at its first checkpoint, its second, and so on to its end."""
 
     class Cancelling(trio.abc.Instrument):
-        """Cancels a scope when a task has been run for the nth time."""
+        """Cancels a scope when a task has run for the nth time."""
 
         def __init__(self, count: int) -> None:
             self.count = count
@@ -724,7 +724,7 @@ async def cancel_at_every_checkpoint(
 async def test_cancelled_at_every_checkpoint(
     log: SignalLog, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """Wherever the server cancels, what has started is ended, and nothing is left."""
+    """Wherever the server cancels, everything started is ended, and nothing is left."""
     open_streams = 0
 
     def sync_view(request: HttpRequest) -> HttpResponse:
@@ -778,7 +778,7 @@ async def test_nothing_keeps_a_request_alive(
     import weakref  # noqa: PLC0415
 
     # Not with Django's receivers: on Python 3.10 the Local of asgiref 3.9, which they
-    # look into, leaves a cycle of frames behind, and theirs is the request.
+    # use, leaves a cycle of frames that refer to the request.
     monkeypatch.setattr(request_finished, "receivers", [])
     refs: list[weakref.ref[Any]] = []
 
@@ -792,7 +792,7 @@ async def test_nothing_keeps_a_request_alive(
     gc.disable()
     try:
         await request(app)
-        # The thread may just be coming back from telling the result.
+        # The thread may just be returning from reporting the result.
         lease = Lease(current_pool())
         await lease.run_sync(int)
         lease.release()

@@ -1,4 +1,4 @@
-"""What goes with a call between loop and thread: the values of context variables."""
+"""Context variables go with a call between loop and thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ local = Local()
 
 
 class Untouchable:
-    """A value that fails whoever compares it, or asks what it is."""
+    """A value that fails when compared, or asked for its type."""
 
     __hash__ = object.__hash__
 
@@ -52,7 +52,7 @@ def never() -> Any:
     pytest.fail("a lazy object was evaluated", pytrace=False)
 
 
-#: Two objects for each way to be lazy: the second takes the place of the first.
+#: Two objects for each kind of laziness: the second replaces the first.
 VALUES: list[Callable[[], Any]] = [
     Untouchable,
     functools.partial(SimpleLazyObject, never),
@@ -60,7 +60,7 @@ VALUES: list[Callable[[], Any]] = [
 
 
 def keep_lazily(get_response: Any, make: Callable[[], Any]) -> Any:
-    """Be sync middleware that keeps something of the request in a variable."""
+    """Sync middleware that keeps something of the request in a variable."""
 
     def middleware(request: HttpRequest) -> Any:
         replace(make)
@@ -70,7 +70,7 @@ def keep_lazily(get_response: Any, make: Callable[[], Any]) -> Any:
 
 
 def keep_untouchable(get_response: Any) -> Any:
-    """Keep what must not be touched."""
+    """Keep an untouchable value."""
     return keep_lazily(get_response, VALUES[0])
 
 
@@ -80,13 +80,13 @@ def keep_lazy(get_response: Any) -> Any:
 
 
 def replace(make: Callable[[], Any]) -> None:
-    """Put other values in the place of those that are kept."""
+    """Replace the kept values by others."""
     kept.set(make())
     local.kept = make()
 
 
 async def async_view(request: HttpRequest) -> HttpResponse:
-    """Call sync code that changes the values, and code above that does."""
+    """Call sync code that changes the values, directly and through nested calls."""
     make = type(kept.get()) if type(kept.get()) is Untouchable else VALUES[1]
     await sync_to_async(replace)(make)
     await sync_to_async(replace, thread_sensitive=False)(make)
@@ -96,7 +96,7 @@ async def async_view(request: HttpRequest) -> HttpResponse:
 
 @asyncio_island
 async def island_view(request: HttpRequest) -> HttpResponse:
-    """Do the same in code of asyncio."""
+    """Do the same in asyncio code."""
     await asyncio.sleep(0)
     return await async_view(request)
 
@@ -109,7 +109,7 @@ def sync_view(request: HttpRequest) -> HttpResponse:
 
 
 async def nothing() -> None:
-    """Be run in a loop of asyncio's."""
+    """Run in an asyncio loop."""
 
 
 async def streaming_view(request: HttpRequest) -> HttpResponseBase:
@@ -122,7 +122,7 @@ async def streaming_view(request: HttpRequest) -> HttpResponseBase:
 
 
 async def event_view(request: HttpRequest) -> HttpResponseBase:
-    """Do the same in a task of events."""
+    """Do the same in a task that yields events."""
 
     async def events() -> AsyncIterator[str]:
         yield (await async_view(request)).content.decode()
@@ -156,7 +156,7 @@ def streaming_sync_view(request: HttpRequest) -> HttpResponseBase:
 async def test_no_value_of_a_context_variable_is_touched(
     view: Any, middleware: str
 ) -> None:
-    """A user that middleware has kept is not looked up: not on the loop, nor at all."""
+    """A user kept by middleware is not looked up, neither on the loop nor elsewhere."""
     app = application(path("", view), middleware=[f"{__name__}.{middleware}"])
     answer = await request(app)
     assert answer.status == 200
@@ -164,7 +164,7 @@ async def test_no_value_of_a_context_variable_is_touched(
 
 
 async def test_changed_values_come_back() -> None:
-    """What sync code has set is set afterwards, though it equals what was there."""
+    """Values set by sync code are set afterwards, even if they equal the old ones."""
     before, after = [1], [1]
     kept.set(before)
     local.kept = before

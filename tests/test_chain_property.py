@@ -1,4 +1,4 @@
-"""A chain of middleware is called as by Django's own handlers.
+"""A chain of middleware is called as Django's own handlers call it.
 
 Order of calls, threads, context variables, the conversion of errors between layers, log
 records, signals and the response: all are compared, for chains that hypothesis draws.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 CHAINS = int(os.environ.get("TRIO_ASGI_CHAINS", "300"))
 
-#: Hypothesis keeps what it has drawn in one test: more of them need less memory.
+#: Hypothesis keeps all that it has drawn in one test: more tests need less memory.
 TURNS = -(-CHAINS // 1000)
 
 
@@ -49,23 +49,23 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-# What is compared
+# The comparison
 
-#: Up to Django 6.0, the ASGI handler sends request_started in a task of its own, calls
-#: the chain in another, and ends the request outside both: context variables do not
-#: come from one to the next. They do under WSGI, in Django 6.1, and here.
+#: Up to Django 6.0, the ASGI handler sends request_started in one task, calls the chain
+#: in another, and ends the request outside both: context variables do not pass from one
+#: to the next. They do under WSGI, in Django 6.1, and here.
 ONE_CONTEXT = django.VERSION >= (6, 1)
 
 
 def story(
     outcome: Outcome, *, threads: bool = True, seen: bool = True, debug: bool = False
 ) -> list[str]:
-    """Tell what happened, one line for each event.
+    """Describe what happened, one line for each event.
 
     Args:
-        outcome: What came of a request.
-        threads: Whether to tell where each thing was called.
-        seen: Whether to tell what it saw of the context.
+        outcome: The result of a request.
+        threads: Whether to say where each thing was called.
+        seen: Whether to say what it saw of the context.
         debug: Whether errors are answered with the page for developers.
     """
     lines = []
@@ -79,13 +79,13 @@ def story(
             line += f" in {event.where}"
         lines.append(line)
         if threads and event.what == "send end":
-            # What follows is the end of the request.
+            # The rest is the end of the request.
             seen &= ONE_CONTEXT
     return lines
 
 
 def answer(outcome: Outcome, *, debug: bool) -> Any:
-    """Return the response, but of a debug page only what is always the same."""
+    """Return the response; of a debug page only the part that is always the same."""
     headers = comparable(outcome.headers)
     body = b"".join(outcome.parts)
     if debug and outcome.status >= 400:
@@ -106,7 +106,7 @@ def check(chain: Chain) -> None:
 
 
 def without_head_of_streams(chain: Chain) -> Chain:
-    """Return a chain in which no stream is asked for by HEAD.
+    """Return a chain in which HEAD never requests a stream.
 
     Django's handlers iterate it, and the server drops the parts. Here it is left alone:
     see test_file_stream.py.
@@ -121,7 +121,7 @@ def without_head_of_streams(chain: Chain) -> Chain:
 
 
 def check_as_asyncio(chain: Chain, ours: Run, theirs: Run) -> None:
-    """Check that a run is the one of Django's ASGI handler."""
+    """Check that a run is the same as under Django's ASGI handler."""
     assert ours.made == theirs.made
     debug = "debug" in chain.settings
     seen = ONE_CONTEXT or "set variables at start" not in chain.settings
@@ -134,16 +134,16 @@ def check_as_asyncio(chain: Chain, ours: Run, theirs: Run) -> None:
         assert story(our, seen=seen, debug=debug) == told
         assert answer(our, debug=debug) == answer(their, debug=debug)
         for event, as_django in zip(our.events, their.events, strict=True):
-            # Only what Django too has called on the loop may be there.
+            # Only code that Django has called on the loop, too, may be there.
             assert event.where == as_django.where or event.where != "loop"
 
 
 def check_escaped(our: Outcome, their: Outcome, *, seen: bool) -> None:
-    """Check what becomes of an error that Django's ASGI handler leaves to the server.
+    """Check the result of an error that Django's ASGI handler leaves to the server.
 
-    Here it is answered, if the response has not started, and the request ends in order.
+    Here it is answered, if the response has not started, and the request ends normally.
     """
-    # Django has started a response then whose content cannot be had.
+    # Then Django has started a response whose content is not available.
     unrendered = isinstance(their.error, ContentNotRenderedError)
     told = story(their, seen=seen)
     if unrendered:
@@ -165,29 +165,29 @@ def check_escaped(our: Outcome, their: Outcome, *, seen: bool) -> None:
 
 
 def wsgi_differs(chain: Chain) -> bool:
-    """Tell whether Django's own two handlers may differ, by what they are."""
+    """Return whether Django's own two handlers may differ, by their nature."""
     hooks = [named for layer in chain.layers for named in layer.hooks]
     effects = {effect for does in chain.acts for effect in does.does}
     return (
-        # An object whose __call__ is a coroutine function is taken for sync code.
+        # An object whose __call__ is a coroutine function is treated as sync code.
         # sync_to_async() refuses it, WSGI calls it and gets a coroutine.
         any(view.kind == "object" and view.act.is_async for view in chain.views)
-        # The same with these hooks, which the mixin takes for sync code.
+        # The same with these hooks, which the mixin treats as sync code.
         or any(does.is_async and name in SYNC_HOOKS for name, does in hooks)
-        # Nor does WSGI look whether this answers a failed render by a coroutine.
+        # Nor does WSGI check whether a coroutine answers a failed render.
         or (
             any(does.is_async and name == "process_exception" for name, does in hooks)
             and any("template" in does.end for does in chain.acts)
         )
         # WSGI does not await a ``render`` that is a coroutine function.
         or any(does.end == "async template" for does in chain.acts)
-        # The user of request.auser() is kept apart from that of request.user.
+        # The user of request.auser() is kept separately from that of request.user.
         or {"log in", "use user"} <= effects
-        # These are patched for async chains only.
+        # These are patched only for async chains.
         or not {"patch the mixin", "patch the handler"}.isdisjoint(chain.settings)
-        # What this overrides is for async chains only.
+        # Its override applies only to async chains.
         or any(layer.kind == "mixin with __acall__" for layer in chain.layers)
-        # A task has a context of its own.
+        # A task has its own context.
         or any(layer.in_task for layer in chain.layers)
         # A copy of an ASGI request cannot read the body again.
         or (
@@ -198,7 +198,7 @@ def wsgi_differs(chain: Chain) -> bool:
 
 
 def check_as_wsgi(chain: Chain, ours: Run, theirs: Run) -> None:
-    """Check that a run is the one of Django's WSGI handler, but for the threads."""
+    """Check that a run is as under Django's WSGI handler, except for the threads."""
     debug = "debug" in chain.settings
     for our, their in zip(ours.outcomes, theirs.outcomes, strict=True):
         if their.error is None:
@@ -215,7 +215,7 @@ def check_as_wsgi(chain: Chain, ours: Run, theirs: Run) -> None:
     max_examples=-(-CHAINS // TURNS),
     deadline=None,
     database=None,
-    # Other chains each time, also where hypothesis sees that it runs in CI.
+    # Different chains each time, even where hypothesis detects CI.
     derandomize=False,
     print_blob=True,
     phases=[Phase.generate, Phase.shrink],
@@ -254,7 +254,7 @@ def mixin(**hooks: Act) -> Layer:
 
 
 def ends(end: str, *, is_async: bool = False) -> View:
-    """Return a view that ends in this way."""
+    """Return a view that ends this way."""
     return View(act=Act(end, is_async=is_async))
 
 
@@ -372,12 +372,12 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("chain", EXAMPLES.values(), ids=EXAMPLES)
 def test_this_chain_is_called_as_by_django(chain: Chain) -> None:
-    """What the examples are about holds, whatever hypothesis draws."""
+    """The property holds for the examples, whatever hypothesis draws."""
     check(chain)
 
 
 def test_a_story_tells_it_all() -> None:
-    """What is compared has every call, in order, with its thread and its context."""
+    """The comparison has every call, in order, with its thread and its context."""
     chain = Chain(
         (
             mixin(process_request=Act(does=("set variable",)), process_response=Act()),

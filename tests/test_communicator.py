@@ -83,7 +83,7 @@ async def test_what_is_sent_to_a_client_known_to_have_left_comes_out() -> None:
 
 
 async def test_receiving_nothing(autojump_clock: trio.testing.MockClock) -> None:
-    """It tells whether something was sent, and takes nothing away."""
+    """It says whether something was sent, and takes nothing away."""
     async with ApplicationCommunicator(echo, http_scope()) as communicator:
         assert not await communicator.receive_nothing()
         await communicator.receive_output()
@@ -112,7 +112,7 @@ async def test_the_end_of_the_application_is_no_reason_to_wait() -> None:
 
 
 async def test_an_error_comes_out_once_after_the_outputs() -> None:
-    """What the application raises is raised by the next call that has nothing else."""
+    """The application's error is raised by the next call that has nothing else."""
     communicator = ApplicationCommunicator(fail, http_scope())
     assert await communicator.receive_output() == START
     with pytest.raises(ValueError, match="half"):
@@ -122,7 +122,7 @@ async def test_an_error_comes_out_once_after_the_outputs() -> None:
 
 @pytest.mark.parametrize("method", ["send_input", "receive_nothing", "wait", "stop"])
 async def test_every_method_raises_the_error(method: str) -> None:
-    """The error is not lost, whichever method is called after it."""
+    """The error is not lost, whichever method is called next."""
     communicator = ApplicationCommunicator(fail, http_scope())
     await communicator.receive_output()
     await trio.testing.wait_all_tasks_blocked()
@@ -143,7 +143,7 @@ async def test_leaving_the_block_raises_the_error() -> None:
 
 
 async def test_leaving_the_block_with_an_error_keeps_that_error() -> None:
-    """The test's own failure is not hidden by the application's."""
+    """The application's error does not hide the test's own failure."""
     with pytest.raises(KeyError):
         async with ApplicationCommunicator(fail, http_scope()):
             await trio.testing.wait_all_tasks_blocked()
@@ -195,7 +195,7 @@ async def test_a_wrong_order_is_an_error_with_its_rule() -> None:
 
 
 async def test_a_scope_of_another_type_is_not_checked() -> None:
-    """An application of a protocol of its own can be tested too."""
+    """An application of a custom protocol can be tested too."""
 
     async def other(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "other.message"})
@@ -223,7 +223,7 @@ async def test_sync_code_takes_no_time_on_a_mock_clock(
     """A view in a thread may take longer than the clock's jump to the deadline."""
 
     def slow(request: HttpRequest) -> HttpResponse:
-        time.sleep(0.05)  # real time, in which the mock clock would jump for ever
+        time.sleep(0.05)  # real time, in which the mock clock would jump endlessly
         return HttpResponse("slow")
 
     app = application(path("", slow))

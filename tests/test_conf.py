@@ -1,4 +1,4 @@
-"""The settings, and what is said of wrong ones."""
+"""The settings, and the reports about wrong ones."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ WRONG: list[tuple[Any, str, str]] = [
 
 @pytest.mark.parametrize(("value", "number", "message"), WRONG)
 def test_a_wrong_setting_is_reported(value: Any, number: str, message: str) -> None:
-    """The system check and the application both name the key and what is allowed."""
+    """The system check and the application both name the key and the allowed values."""
     with override_settings(TRIO_ASGI=value):
         (error,) = run_checks()
         assert (error.id, error.msg) == (f"trio_asgi.{number}", message)
@@ -113,7 +113,7 @@ def test_right_settings_are_not_reported() -> None:
 
 
 def test_the_worker_threads_have_the_settings() -> None:
-    """What is set reaches the pool of the next Trio run."""
+    """The settings reach the pool of the next Trio run."""
     import trio  # noqa: PLC0415
 
     async def main() -> tuple[float, float]:
@@ -170,7 +170,7 @@ trio_asgi.install_bridge()
 @pytest.mark.parametrize(
     "steps",
     [
-        # A program that uses the ORM alone.
+        # A program that uses only the ORM.
         """
         configure(THREADS=3, MAX_HELD_THREADS=2, THREAD_IDLE_SECONDS=9)
 
@@ -178,7 +178,7 @@ trio_asgi.install_bridge()
             used.append(await sync_to_async(query)())
             await show()
         """,
-        # And then makes the handler, in the same run.
+        # Then it makes the handler, in the same run.
         """
         configure(THREADS=3, MAX_HELD_THREADS=2, THREAD_IDLE_SECONDS=9)
 
@@ -208,7 +208,7 @@ def test_settings_count_whenever_the_first_call_comes(
 
 
 def test_wrong_settings_are_refused_at_the_first_call(tmp_path: Path) -> None:
-    """A program that makes no handler hears of them, too."""
+    """A program that makes no handler gets the error, too."""
     script = f"""{SETTINGS}
 configure(THREADS=0)
 
@@ -227,7 +227,7 @@ except Exception as error:
 
 
 async def test_a_new_handler_changes_the_options_of_the_run() -> None:
-    """The bound counts for the leases that come; those that hold a thread keep it."""
+    """The bound applies to new leases; those that hold a thread keep it."""
     pool = _worker.current_pool()
     before = pool.lease()
     await before.run_sync(int)

@@ -41,7 +41,7 @@ MakeView: TypeAlias = "Callable[[Server, str], View]"
 
 @pytest.fixture(scope="module", params=[PostgreSQL, MariaDB])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Provide a database on a server, one of each kind."""
+    """Provide a database on a server of each kind."""
     with open_server(request.param) as server:
         yield server
 
@@ -53,7 +53,7 @@ def postgresql() -> Iterator[Server]:
         yield server
 
 
-# Views that answer with the connection which they have used
+# Views that answer with the connection they have used
 
 
 def sync_view(server: Server, alias: str) -> View:
@@ -114,14 +114,14 @@ async def used_connection(app: ASGIHandler) -> int:
 async def test_connections_are_reused(
     server: Server, make_view: MakeView, checks: bool
 ) -> None:
-    """With ``CONN_MAX_AGE`` requests that come one by one use one connection."""
+    """With ``CONN_MAX_AGE``, sequential requests use one connection."""
     settings = server.settings(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=checks)
     async with open_database(settings) as alias:
         app = served(make_view(server, alias))
         used = [await used_connection(app) for _ in range(5)]
         assert len(set(used)) == 1
         assert server.connection_ids() == set(used)
-    # The thread has closed it, when it ended.
+    # The thread has closed it at its end.
     await server.wait_connections(0)
 
 
@@ -159,7 +159,7 @@ async def test_connections_that_are_too_old_are_closed(
 
 
 class OneThread:
-    """Django's own handler for WSGI, in the one thread of a server."""
+    """Django's own handler for WSGI, in a server's only thread."""
 
     def __init__(self, view: View) -> None:
         class Request(WSGIRequest):
@@ -190,7 +190,7 @@ class OneThread:
         )
 
     async def close(self) -> None:
-        """End the thread, and close what it has."""
+        """End the thread, and close its connections."""
         self._thread.submit(connections.close_all).result()
         self._thread.shutdown()
 
@@ -198,7 +198,7 @@ class OneThread:
 async def answers_to_a_kill(
     server: Server, make_request: Callable[[], Any]
 ) -> list[str]:
-    """Have the server cut a connection off after a request; say how it goes on."""
+    """Let the server cut a connection off after a request; return the next answers."""
     story = []
     used: list[int] = []
     for _ in range(4):
@@ -225,9 +225,9 @@ async def answers_to_a_kill(
 async def test_a_connection_that_the_server_has_cut_off(
     server: Server, make_view: MakeView, checks: bool, story: list[str]
 ) -> None:
-    """It is replaced as Django does it in a thread of WSGI.
+    """It is replaced as in a WSGI thread of Django.
 
-    With health checks nobody notices. Without, the next request fails, and the one
+    With health checks no request fails. Without, the next request fails, and the one
     after that has a new connection.
     """
     settings = server.settings(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=checks)
@@ -282,7 +282,7 @@ def after(barrier: threading.Barrier, view: View) -> View:
 
 @views
 async def test_psycopgs_pool(postgresql: Server, make_view: MakeView) -> None:
-    """Requests that come one by one find the pool's one connection back in it."""
+    """Sequential requests find the pool's only connection back in it."""
     settings = with_pool(postgresql, min_size=1, max_size=1)
     async with open_database(settings) as alias:
         app = served(make_view(postgresql, alias))
@@ -334,13 +334,13 @@ async def test_many_requests_at_once(
             app = served(make_view(postgresql, alias))
             used = await many_requests(app, requests=200, at_once=32)
             assert 1 <= len(used) <= most
-            # None was closed, and none opened that was not used.
+            # None was closed, and none was opened without being used.
             assert postgresql.connection_ids() == used
         await postgresql.wait_connections(0)
 
 
 async def test_many_sync_views_at_once(postgresql: Server) -> None:
-    """A sync view has its thread while it runs, so ``THREADS`` bounds these, too."""
+    """A sync view holds its thread while it runs, so ``THREADS`` bounds these, too."""
     with override_settings(TRIO_ASGI={"THREADS": 4}):
         async with open_database(postgresql.settings(CONN_MAX_AGE=None)) as alias:
             app = served(sync_view(postgresql, alias))
@@ -393,11 +393,11 @@ async def test_no_connection_outlives_the_lifespan(postgresql: Server) -> None:
             await lifespan.wait()
 
 
-# Given back before the end
+# Given back early
 
 
 class Waiting:
-    """Code of a request that queries, waits for long, and queries again."""
+    """Code of a request that queries, waits for a long time, and queries again."""
 
     def __init__(self, server: Server, alias: str) -> None:
         self.waits = trio.Event()
@@ -417,12 +417,12 @@ class Waiting:
         await self._query()
 
     async def view(self, request: HttpRequest) -> HttpResponse:
-        """Do it in a view."""
+        """Run it in a view."""
         await self()
         return HttpResponse("done")
 
     async def stream(self, request: HttpRequest) -> StreamingHttpResponse:
-        """Do it in a stream."""
+        """Run it in a stream."""
 
         async def parts() -> AsyncIterator[bytes]:
             await self()
@@ -438,7 +438,7 @@ async def test_who_waits_pins_no_connection(
 ) -> None:
     """After `release_thread`, others use the thread, and its connection if it is kept.
 
-    There may be but one lease at a time here.
+    Only one lease at a time is allowed here.
     """
     settings = postgresql.settings(CONN_MAX_AGE=max_age)
     with override_settings(TRIO_ASGI={"MAX_HELD_THREADS": 1}):
@@ -487,7 +487,7 @@ async def test_a_background_task_pins_no_connection(postgresql: Server) -> None:
 
 
 async def test_a_connection_that_was_cut_off_meanwhile(postgresql: Server) -> None:
-    """A view that has waited does not find what happened to connections meanwhile."""
+    """A view that has waited is not affected by connections lost meanwhile."""
     settings = postgresql.settings(CONN_MAX_AGE=60, CONN_HEALTH_CHECKS=True)
     async with open_database(settings) as alias, trio.open_nursery() as nursery:
         code = Waiting(postgresql, alias)

@@ -1,8 +1,8 @@
-"""The documentation's Python code runs, and does what the pages say.
+"""The documentation's Python code runs, and works as the pages say.
 
-A block's caption names the file that it belongs to: ``mysite/views.py`` is the module
-``mysite.views``, and blocks of the same caption continue it. A block without a caption
-belongs to the page itself. The examples meet the package as a project's own code does.
+A block's caption names its file: ``mysite/views.py`` is the module ``mysite.views``,
+and blocks of the same caption continue it. A block without a caption belongs to the
+page itself. The examples meet the package as a project's own code does.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _CAPTION = re.compile(r"^:caption: (?P<file>\S+)\.py$", re.MULTILINE)
 
 
 def code_of(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield each Python block: the module that it belongs to, and the code.
+    """Yield each Python block: its module, and the code.
 
     Empty lines before the code keep the line numbers of the page.
     """
@@ -135,7 +135,7 @@ async def running(app: trio_asgi.ASGIHandler) -> AsyncIterator[None]:
 
 
 def test_all_pages_with_code_are_run() -> None:
-    """A page gets Python code only together with a test in this file."""
+    """A page may have Python code only together with a test in this file."""
     with_code = {
         page.relative_to(ROOT).as_posix() for page in PAGES if any(code_of(page))
     }
@@ -143,7 +143,7 @@ def test_all_pages_with_code_are_run() -> None:
 
 
 async def test_readme(execute: Callable[[str], Site]) -> None:
-    """README: the view answers with what has come before its deadline."""
+    """README: the view answers with what has arrived before its deadline."""
     shops = {"corner": 3, "market": 2, "palace": None}
 
     async def ask(shop: str) -> int:
@@ -171,7 +171,7 @@ async def test_tutorial_views(
 async def test_tutorial_disconnect(
     execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
 ) -> None:
-    """Tutorial: a client that leaves cancels the view, whose clean-up ends."""
+    """Tutorial: a disconnect cancels the view, whose clean-up ends."""
     site = execute("docs/tutorial.md")
     scope = http_scope("/watch/")
     async with ApplicationCommunicator(site["application"], scope) as communicator:
@@ -186,7 +186,7 @@ async def test_tutorial_disconnect(
 async def test_tutorial_events(
     execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
 ) -> None:
-    """Tutorial: the stream sends an event each second, until the client leaves."""
+    """Tutorial: the stream sends an event each second, until the client disconnects."""
     app = execute("docs/tutorial.md")["application"]
     async with ApplicationCommunicator(app, http_scope("/events/")) as communicator:
         await communicator.send_input({"type": "http.request"})
@@ -207,14 +207,14 @@ async def test_tutorial_background(
     app = site["application"]
     async with running(app):
         assert (await request(app, "/order/", method="POST")).status == 202
-        # Its end is in time for the shutdown, which waits for it.
+        # It ends in time for the shutdown, which waits for it.
         assert site["sent"] == []
     assert site["sent"] == ["receipt"]
     assert site["rates"] == {"minutes": 1}
 
 
 async def test_deployment(execute: Callable[[str], Site]) -> None:
-    """Deployment: the settings that the page shows are allowed."""
+    """Deployment: the page's settings are valid."""
     site = execute("docs/howto/deployment.md")
     with override_settings(TRIO_ASGI=site["TRIO_ASGI"]):
         assert [*conf.problems()] == []
@@ -255,7 +255,7 @@ async def test_threads_declared_hooks(execute: Callable[[str], Site]) -> None:
 
 
 async def test_threads_settings(execute: Callable[[str], Site]) -> None:
-    """Threads: the settings that the page shows are allowed."""
+    """Threads: the page's settings are valid."""
     site = execute("docs/howto/threads-and-connections.md")
     with override_settings(TRIO_ASGI=site["TRIO_ASGI"]):
         assert [*conf.problems()] == []
@@ -264,13 +264,13 @@ async def test_threads_settings(execute: Callable[[str], Site]) -> None:
 async def test_threads_release(
     execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
 ) -> None:
-    """Threads: the view that waits holds no thread, and sees who has come."""
+    """Threads: the waiting view holds no thread, and sees the new arrival."""
     execute("docs/howto/threads-and-connections.md")
     app = trio_asgi.get_asgi_application()
     async with ApplicationCommunicator(app, http_scope("/newcomers/")) as communicator:
         await communicator.send_input({"type": "http.request"})
         assert await communicator.receive_nothing(7)
-        # The request's, and the one of this test's own calls.
+        # The request's thread, and that of this test's own calls.
         assert len(current_pool()._idle) == len(current_pool().workers) - 1
         await User.objects.acreate(username="new")
         assert (await communicator.receive_output(timeout=6))["status"] == 200
@@ -310,14 +310,14 @@ async def test_trio_program(execute: Callable[[str], Site]) -> None:
 
 @pytest.fixture
 def testing_project(tmp_path: Path) -> Path:
-    """Make the project that the page on testing shows, file by file."""
+    """Make the project from the page on testing, file by file."""
     captioned = re.compile(
         r"^```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)^```$",
         re.MULTILINE | re.DOTALL,
     )
     text = (ROOT / "docs/howto/testing.md").read_text(encoding="utf-8")
     files = dict(captioned.findall(text))
-    # What startproject and startapp make, and the page leaves out.
+    # The output of startproject and startapp, which the page leaves out.
     files["mysite/settings.py"] += """
 SECRET_KEY = "for the tests alone"
 ROOT_URLCONF = "mysite.urls"
@@ -341,14 +341,14 @@ class Book(models.Model):
 
 
 def test_testing_by_pytest(testing_project: Path) -> None:
-    """Testing: all tests of the page pass by pytest."""
+    """Testing: all tests of the page pass with pytest."""
     pytest.importorskip("hypercorn")
     done = run_pytest(testing_project, "-W", "error")
     assert counts(done) == {"passed": 10}, done.stdout + done.stderr
 
 
 def test_testing_by_django(testing_project: Path) -> None:
-    """Testing: the test case of the page passes by Django's runner."""
+    """Testing: the test case of the page passes with Django's runner."""
     options = ("--settings", "mysite.settings")
     done = run_python(
         testing_project, "-W", "error", "-m", "django", "test", "books", *options
@@ -414,7 +414,7 @@ async def events_of(
 async def test_server_sent_events(
     execute: Callable[[str], Site], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Server-sent events: what the listeners get, until the browser leaves."""
+    """Server-sent events: what the listeners get, until the browser disconnects."""
     execute("docs/howto/server-sent-events.md")
     assert await events_of("/seconds/", 2) == [
         Dispatched('{"second": 0}'),
@@ -433,7 +433,7 @@ async def test_server_sent_events(
 async def test_server_sent_events_go_on(
     execute: Callable[[str], Site], database: None, autojump_clock: trio.abc.Clock
 ) -> None:
-    """Server-sent events: a browser that comes again gets what is new since then."""
+    """Server-sent events: a browser that reconnects gets the events since then."""
     execute("docs/howto/server-sent-events.md")
     ids = [(await User.objects.acreate(username=name)).pk for name in ("a", "b", "c")]
     everybody = [
@@ -443,7 +443,7 @@ async def test_server_sent_events_go_on(
     assert await events_of("/newcomers/", 3) == everybody
     last = (b"last-event-id", str(ids[0]).encode())
     assert await events_of("/newcomers/", 2, last) == everybody[1:]
-    # What no browser would say is no error.
+    # A value that no browser would send is not an error.
     assert await events_of("/newcomers/", 3, (b"last-event-id", b"x")) == everybody
 
 
@@ -458,7 +458,7 @@ async def test_server_sent_events_hold_no_thread(
         assert (await communicator.receive_output())["status"] == 200
         assert (await communicator.receive_output())["body"] == b""
         assert await communicator.receive_nothing(7)
-        # The request's, and the one of this test's own calls.
+        # The request's thread, and that of this test's own calls.
         assert len(current_pool()._idle) == len(current_pool().workers) - 1
         await User.objects.acreate(username="new")
         event = await communicator.receive_output(timeout=6)
@@ -478,7 +478,7 @@ def uploads_page(execute: Callable[[str], Site], tmp_path: Path) -> Iterator[Sit
 
 
 async def test_uploads_settings(uploads_page: Site) -> None:
-    """Uploads: the page's settings are allowed, and lead to its handler."""
+    """Uploads: the page's settings are valid, and lead to its handler."""
     with override_settings(TRIO_ASGI=uploads_page["TRIO_ASGI"]):
         assert [*conf.problems()] == []
     names = uploads_page["FILE_UPLOAD_HANDLERS"]
@@ -510,7 +510,7 @@ async def test_uploads_bodies(uploads_page: Site, tmp_path: Path) -> None:
 async def test_uploads_files(
     uploads_page: Site, tmp_path: Path, form: bytes, status: int, kept: int
 ) -> None:
-    """Uploads: a photo is kept, and what else comes is not."""
+    """Uploads: a photo is kept, other files are not."""
     visit = RequestFactory().get("/")
     token = field_part(get_token(visit).encode(), name=b"csrfmiddlewaretoken")
     cookie = b"csrftoken=" + visit.META["CSRF_COOKIE"].encode()
@@ -528,7 +528,7 @@ async def test_uploads_files(
 
 
 async def test_uploads_progress(uploads_page: Site) -> None:
-    """Uploads: another request sees what has arrived, and nothing when all has."""
+    """Uploads: another request sees how much has arrived, and nothing at the end."""
     key, progress = uuid.uuid4(), uploads_page["progress"]
 
     @trio_asgi.stream_body

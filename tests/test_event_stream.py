@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest, StreamingHttpResponse
 
-#: When a test that waits has failed.
+#: A test that still waits after this time has failed.
 SECONDS = 10
 
 OPENING, COMMENT = b"", b":\n\n"
@@ -55,7 +55,7 @@ GZIP = "django.middleware.gzip.GZipMiddleware"
 
 # The format
 
-#: What UTF-8 can carry.
+#: The characters that UTF-8 can encode.
 TEXTS = st.text(
     st.characters(exclude_categories=["Cs"])
     | st.sampled_from(["\r", "\n", ":", " ", "\0", "\ufeff", "\u2028", "\x85"])
@@ -84,7 +84,7 @@ def normalized(text: str) -> str:
 
 @given(st.lists(EVENTS | WITHOUT_DATA))
 def test_a_browser_gets_what_was_sent(events: list[ServerSentEvent]) -> None:
-    """Whatever is sent, each event arrives: its data, its type, and the last id."""
+    """Each event arrives as sent: its data, its type, and the last id."""
     expected: list[Dispatched] = []
     last_id, retry = "", None
     for event in events:
@@ -101,7 +101,7 @@ def test_a_browser_gets_what_was_sent(events: list[ServerSentEvent]) -> None:
 
 @given(TEXTS)
 def test_comments_arrive_whole(comment: str) -> None:
-    """Each line of a comment is a comment, and no event is dispatched for it."""
+    """Each line of a comment arrives as a comment, and dispatches no event."""
     parser = parse(ServerSentEvent(comment=comment).encode())
     assert parser.events == []
     sent = [line.removeprefix(" ") for line in parser.comments]
@@ -115,7 +115,7 @@ def test_comments_arrive_whole(comment: str) -> None:
     ).filter(lambda value: not isinstance(value, str))
 )
 def test_other_data_arrives_as_json(data: Any) -> None:
-    """What is no str is one line of JSON."""
+    """Data other than str becomes one line of JSON."""
     (event,) = parse(encode_item(data)).events
     assert json.loads(event.data) == data
     assert "\n" not in event.data
@@ -144,7 +144,7 @@ def test_other_data_arrives_as_json(data: Any) -> None:
     ],
 )
 def test_the_lines_of_an_item(item: object, lines: str) -> None:
-    """A str is sent as it is, an event with its fields, all else as Django's JSON."""
+    """A str is sent unchanged, an event with its fields, all else as Django's JSON."""
     assert encode_item(item) == lines.encode()
 
 
@@ -160,7 +160,7 @@ def test_the_lines_of_an_item(item: object, lines: str) -> None:
     ],
 )
 def test_values_that_no_line_can_carry(values: dict[str, Any], message: str) -> None:
-    """What would become another field, or none, is an error that names it."""
+    """A value that would become another field, or none, is an error that names it."""
     with pytest.raises(ValueError, match=message):
         ServerSentEvent("data", **values)
 
@@ -181,13 +181,13 @@ def test_values_that_no_line_can_carry(values: dict[str, Any], message: str) -> 
     ],
 )
 def test_values_of_a_wrong_type(values: dict[str, Any], message: str) -> None:
-    """A value that is none is an error that names the field, and shows the value."""
+    """A value of a wrong type is an error that names the field, and shows the value."""
     with pytest.raises(TypeError, match=message):
         ServerSentEvent(**{"data": "data", **values})
 
 
 def test_events_that_are_none() -> None:
-    """What no browser would tell anybody about is an error."""
+    """An event that browsers would never dispatch is an error."""
     with pytest.raises(ValueError, match="needs data, an id, a retry or a comment"):
         ServerSentEvent()
     with pytest.raises(ValueError, match="An event of type 'tick' has no data"):
@@ -197,7 +197,7 @@ def test_events_that_are_none() -> None:
 
 
 def test_items_that_cannot_be_encoded() -> None:
-    """JSON says what it does not know, and UTF-8 what it cannot carry."""
+    """JSON names the type it cannot encode, UTF-8 the character."""
     with pytest.raises(TypeError, match="object is not JSON serializable"):
         encode_item(object())
     with pytest.raises(UnicodeEncodeError):
@@ -209,7 +209,7 @@ def test_items_that_cannot_be_encoded() -> None:
 
 @pytest.mark.parametrize("identity", ["", "7", "caf\xe9 \u2615", " "])
 def test_the_last_event_id_is_utf_8(identity: str) -> None:
-    """The header is what the browser has got, whatever characters are in it."""
+    """The header has the browser's last id, whatever characters are in it."""
     scope = http_scope(headers=[(b"last-event-id", identity.encode())])
     assert last_event_id(ASGIRequest(scope, None)) == identity  # type: ignore[arg-type]
 
@@ -221,7 +221,7 @@ def test_a_request_without_a_last_event_id() -> None:
 
 @pytest.mark.parametrize("identity", ["7", "\u2615", "caf\xe9"])
 def test_a_last_event_id_of_a_test(identity: str) -> None:
-    """A request of Django's `RequestFactory`, and bytes that are no UTF-8, do too."""
+    """Requests of `RequestFactory`, and bytes that are not UTF-8, work too."""
     made = RequestFactory().get("/", headers={"Last-Event-ID": identity})
     assert last_event_id(made) == identity
 
@@ -230,7 +230,7 @@ def test_a_last_event_id_of_a_test(identity: str) -> None:
 
 
 class Peer:
-    """Who takes the parts: at once, or one by one when told to."""
+    """Takes the parts: at once, or one by one when told to."""
 
     def __init__(self, *, reads: bool = True) -> None:
         self.parts: list[bytes] = []
@@ -246,7 +246,7 @@ class Peer:
             await self.read.acquire()
 
     async def wait_parts(self, count: int) -> None:
-        """Wait until that many parts have come, and nothing else happens."""
+        """Wait until that many parts have come, and nothing else is running."""
         await trio.testing.wait_all_tasks_blocked()
         assert len(self.parts) == count
 
@@ -267,7 +267,7 @@ async def numbers(count: int) -> AsyncIterator[int]:
 
 
 def test_headers() -> None:
-    """Nothing between view and browser shall keep, change or collect the events."""
+    """Nothing between view and browser may store, change or buffer the events."""
     assert dict(EventStream(numbers(1)).items()) == {
         "Content-Type": "text/event-stream",
         "Cache-Control": "no-cache",
@@ -277,7 +277,7 @@ def test_headers() -> None:
 
 
 def test_headers_of_the_views_own() -> None:
-    """What the view says counts, in whatever case."""
+    """A header that the view sets counts, in whatever case."""
     headers = {"cache-control": "no-store", "X-Other": "other"}
     stream = EventStream(numbers(1), status=203, reason="Why", headers=headers)
     assert (stream.status_code, stream.reason_phrase) == (203, "Why")
@@ -288,7 +288,7 @@ def test_headers_of_the_views_own() -> None:
 @pytest.mark.parametrize("name", ["Content-Type", "content-type", "CONTENT-TYPE"])
 @pytest.mark.parametrize("pack", [dict, CaseInsensitiveMapping, list])
 def test_a_content_type_of_the_views_own(name: str, pack: Any) -> None:
-    """It takes the place of the stream's, as any other header does."""
+    """It replaces the stream's, as with any other header."""
     headers = pack([(name, "text/event-stream; charset=utf-8")])
     stream = EventStream(numbers(1), headers=headers)
     assert stream["Content-Type"] == "text/event-stream; charset=utf-8"
@@ -297,7 +297,7 @@ def test_a_content_type_of_the_views_own(name: str, pack: Any) -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan])
 def test_a_keep_alive_that_is_none(seconds: float) -> None:
-    """An interval that would never or always be over is an error."""
+    """An interval that is over at once, or never, is an error."""
     with pytest.raises(ValueError, match="keep_alive is a positive number of seconds"):
         EventStream(numbers(1), keep_alive=seconds)
 
@@ -306,14 +306,14 @@ def test_a_keep_alive_that_is_none(seconds: float) -> None:
     "events", [["a", "b"], iter("ab"), "ab", {"a": 1}, numbers, None, 5]
 )
 def test_events_that_cannot_be_iterated(events: Any) -> None:
-    """Anything else says at once what it is, and what to give."""
+    """Other objects raise at once an error that says what to pass."""
     kind = type(events).__name__
     with pytest.raises(TypeError, match=f"gives one, not {kind}: .*async generator"):
         EventStream(events)
 
 
 async def test_events_are_sent_in_order() -> None:
-    """An empty part has the headers sent; then comes one part for each event."""
+    """An empty part sends the headers; then comes one part for each event."""
     peer = Peer()
     await send_all(EventStream(numbers(3)), peer.send)
     assert peer.parts == [OPENING, b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n"]
@@ -327,7 +327,7 @@ async def test_no_events() -> None:
 
 
 async def test_the_opening_does_not_wait_for_an_event() -> None:
-    """The browser knows that the stream is open before there is an event."""
+    """The browser learns that the stream is open before there is an event."""
     peer = Peer()
     never = trio.Event()
 
@@ -343,7 +343,7 @@ async def test_the_opening_does_not_wait_for_an_event() -> None:
 
 
 async def test_events_of_a_context_manager() -> None:
-    """The events may come out of a nursery: it is entered and left in their task."""
+    """The events may come from a nursery: it is entered and exited in their task."""
     tasks: set[trio.lowlevel.Task] = set()
 
     @trio.as_safe_channel
@@ -367,7 +367,7 @@ async def test_events_of_a_context_manager() -> None:
 
 
 async def test_events_of_a_channel_are_closed() -> None:
-    """Who sends into a memory channel is told that the stream has ended."""
+    """The sender to a memory channel learns that the stream has ended."""
     send, receive = trio.open_memory_channel[str](0)
     peer = Peer()
     async with trio.open_nursery() as nursery:
@@ -412,7 +412,7 @@ async def test_comments_keep_the_connection_alive(
 async def test_a_comment_comes_every_fifteen_seconds(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Nobody has to ask for it."""
+    """That is the default."""
     peer = Peer()
     with trio.move_on_after(50):
         await send_all(EventStream(waiting()), peer.send)
@@ -436,7 +436,7 @@ async def waiting() -> AsyncIterator[str]:
 async def test_an_event_that_comes_during_a_comment(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It is sent behind the comment; and its generator goes on when it was sent."""
+    """It is sent after the comment; and its generator goes on when it was sent."""
     times: dict[str, float] = {}
     began = trio.current_time()
 
@@ -480,7 +480,7 @@ async def test_no_event_is_made_before_the_last_was_sent() -> None:
 
 
 class Story:
-    """Events that tell what becomes of them."""
+    """Events that record what happens to them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -512,7 +512,7 @@ class Story:
 
 
 async def test_an_error_of_the_events() -> None:
-    """It comes after the events before it, as it is, in no group."""
+    """It comes after the earlier events, unchanged, in no group."""
     story, peer, error = Story(), Peer(), LookupError("events")
     with pytest.raises(LookupError) as caught:
         await send_all(EventStream(story.events(after=error)), peer.send)
@@ -523,7 +523,7 @@ async def test_an_error_of_the_events() -> None:
 
 
 async def test_an_error_of_the_events_is_seen_by_who_iterates() -> None:
-    """Middleware around the stream does not take it for a normal end."""
+    """Middleware around the stream does not mistake it for a normal end."""
     error = LookupError("events")
     stream = EventStream(Story().events(after=error))
     async with stream._iterator as parts:  # type: ignore[attr-defined]
@@ -536,7 +536,7 @@ async def test_an_error_of_the_events_is_seen_by_who_iterates() -> None:
 
 
 async def test_an_error_of_the_events_for_a_slow_client() -> None:
-    """It waits until the event before it was sent."""
+    """It waits until the previous event was sent."""
     story, peer, error = Story(), Peer(reads=False), LookupError("events")
     with pytest.raises(BaseException) as caught:
         async with trio.open_nursery() as nursery:
@@ -569,7 +569,7 @@ async def test_an_item_that_is_wrong() -> None:
 
 
 async def test_an_error_of_the_sending() -> None:
-    """It is raised as it is, and the events are closed in their own task."""
+    """It is raised unchanged, and the events are closed in their own task."""
     story, error = Story(), OSError("the peer is gone")
 
     async def send(part: bytes) -> None:
@@ -586,7 +586,7 @@ async def test_an_error_of_the_sending() -> None:
 
 
 async def test_an_error_of_the_closing() -> None:
-    """Nobody is there to be sent anything, but the error is not lost."""
+    """Nothing can be sent any more, but the error is not lost."""
     peer = Peer()
 
     async def events() -> AsyncIterator[str]:
@@ -609,7 +609,7 @@ async def test_an_error_of_the_closing() -> None:
 
 
 async def test_a_cancellation_reaches_the_events() -> None:
-    """A cancelled stream cancels what waits for an event; its clean-up runs."""
+    """A cancelled stream cancels the wait for an event; its clean-up runs."""
     story, peer = Story(), Peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_all, EventStream(story.events()), peer.send)
@@ -674,14 +674,14 @@ async def test_a_cancellation_at_any_step(reads: bool) -> None:
             assert story.lines[-1] == "cleaned up"
             assert len(story.tasks) == 1
         reached.add((len(peer.parts), " ".join(story.lines)))
-    # Before the first part, and at the wait for the client or the next event.
+    # Before the first part, and while waiting for the client or the next event.
     assert {parts for parts, _ in reached} == {0, 1, 2}
     end = "asked for more cancelled" if reads else "closed"
     assert (2, f"{end} cleaned up") in reached
 
 
 async def test_events_that_are_never_sent() -> None:
-    """What a view has begun to iterate is closed with a response that is not sent."""
+    """If a view has begun to iterate them, they are closed with the unsent response."""
     story = Story()
     events = story.events()
     assert await anext(events) == "one"
@@ -693,7 +693,7 @@ async def test_events_that_are_never_sent() -> None:
 
 
 async def test_events_that_never_began() -> None:
-    """A response that is thrown away leaves no generator for anybody to complain of."""
+    """A response that is thrown away leaves no generator to be warned about."""
     story = Story()
     stream = EventStream(story.events())
     await close_stream(stream)
@@ -706,7 +706,7 @@ async def test_a_stream_that_a_test_iterates() -> None:
     """Without the handler, as with Django's test client, a stream is the same."""
     story = Story()
     stream = EventStream(story.events())
-    # It is a generator, which its annotation does not tell.
+    # It is a generator, although its annotation does not say so.
     async with aclosing(stream.__aiter__()) as parts:  # type: ignore[type-var]
         assert [await anext(parts), await anext(parts)] == [OPENING, b"data: one\n\n"]
     await close_stream(stream)
@@ -718,7 +718,7 @@ async def test_a_stream_that_a_test_iterates() -> None:
 
 
 async def shown(request: HttpRequest) -> EventStream:
-    """Tell the event after the last one."""
+    """Yield the event after the last one."""
     return EventStream(numbers(int(last_event_id(request) or 0) + 1))
 
 
@@ -745,7 +745,7 @@ async def test_a_view_that_returns_a_stream(
 
 @pytest.mark.parametrize("middleware", [[], [GZIP]], ids=["plain", "wrapped"])
 async def test_a_client_that_leaves(middleware: list[str]) -> None:
-    """A disconnect closes the events in their task, whatever is around them."""
+    """A disconnect closes the events in their task, whatever wraps them."""
     story = Story()
 
     async def view(request: HttpRequest) -> EventStream:
@@ -766,7 +766,7 @@ async def test_a_client_that_leaves(middleware: list[str]) -> None:
 
 
 async def test_a_view_that_wants_events_compressed() -> None:
-    """Without our header, middleware compresses the stream as any other."""
+    """Without our header, middleware compresses the stream like any other."""
 
     async def view(request: HttpRequest) -> EventStream:
         response = EventStream(numbers(2))
@@ -780,7 +780,7 @@ async def test_a_view_that_wants_events_compressed() -> None:
 
 
 async def test_a_view_of_asyncio() -> None:
-    """The events of a view in an island are iterated by asyncio, in one task."""
+    """The events of an island view are iterated by asyncio, in one task."""
     tasks: set[object] = set()
 
     async def events() -> AsyncIterator[int]:
@@ -800,7 +800,7 @@ async def test_a_view_of_asyncio() -> None:
 
 
 async def test_a_server_that_cancels() -> None:
-    """The events are closed, and the response ends, so that the browser comes again."""
+    """The events are closed, and the response ends, so that the browser reconnects."""
     story = Story()
 
     async def view(request: HttpRequest) -> EventStream:
@@ -819,7 +819,7 @@ async def test_a_server_that_cancels() -> None:
 
 
 async def test_events_that_fail_in_the_handler() -> None:
-    """The body does not end, so that the browser knows; the server gets the error."""
+    """The body does not end, so the browser notices; the server gets the error."""
     story, error = Story(), LookupError("events")
 
     async def view(request: HttpRequest) -> EventStream:

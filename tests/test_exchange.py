@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
-#: When a test that waits has failed.
+#: A test that still waits after this time has failed.
 SECONDS = 10
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
@@ -42,12 +42,12 @@ class Client:
         self._error: BaseException | None = None
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Disconnect; or let the watching fail."""
+        """Disconnect; or make the watching fail."""
         self._error = error
         self._left.set()
 
     async def wait_disconnect(self) -> None:
-        """Wait for that."""
+        """Wait for the disconnect."""
         self.calls += 1
         self.watcher = trio.lowlevel.current_task()
         try:
@@ -118,7 +118,7 @@ def exchange(client: Client, lease: Lease, **options: Any) -> Exchange:
 
 
 async def wait_cancelled(then: Callable[[], object] = lambda: None) -> None:
-    """Wait to be cancelled, and do something about it."""
+    """Wait to be cancelled, and react to it."""
     try:
         await trio.sleep_forever()
     finally:
@@ -159,7 +159,7 @@ async def test_respond_runs_in_the_requests_task(client: Client, lease: Lease) -
 
 
 async def test_a_response_without_a_checkpoint(client: Client, lease: Lease) -> None:
-    """A response that is there at once ends the exchange as any other."""
+    """A response that is there at once ends the exchange like any other."""
 
     async def respond() -> None:
         pass
@@ -188,7 +188,7 @@ async def test_the_client_leaves(client: Client, lease: Lease) -> None:
 
 
 async def test_the_client_has_left_before(client: Client, lease: Lease) -> None:
-    """A disconnect that was there from the beginning cancels respond, too."""
+    """A disconnect before the exchange cancels respond, too."""
     started: list[bool] = []
 
     async def respond() -> None:
@@ -204,7 +204,7 @@ async def test_the_client_has_left_before(client: Client, lease: Lease) -> None:
 async def test_the_client_leaves_while_the_response_completes(
     client: Client, lease: Lease
 ) -> None:
-    """A disconnect is no abort once all of the response was handed over."""
+    """A disconnect is no abort once the whole response was passed on."""
     order: list[str] = []
 
     async def respond() -> None:
@@ -222,7 +222,7 @@ async def test_the_client_leaves_while_the_response_completes(
 
 
 async def test_the_client_leaves_twice(client: Client, lease: Lease) -> None:
-    """After the disconnect nobody asks for another one."""
+    """After the disconnect, no other one is waited for."""
 
     async def respond() -> None:
         with trio.CancelScope(shield=True):
@@ -240,7 +240,7 @@ async def test_the_server_cancels(client: Client, lease: Lease) -> None:
     order: list[str] = []
 
     async def respond() -> None:
-        # Let the watcher come, which a response that ends at once has none of.
+        # Let the watcher start: it is not waited for if the response ends at once.
         await wait_all_tasks_blocked()
         scope.cancel()
         await wait_cancelled(lambda: order.append("respond"))
@@ -278,7 +278,7 @@ async def test_the_server_cancels_as_the_client_leaves(
 async def test_the_server_cancels_a_response_that_ends(
     client: Client, lease: Lease
 ) -> None:
-    """A response that ends all the same may be told of the cancellation, or not."""
+    """A response that ends anyway may or may not see the cancellation."""
     order: list[str] = []
 
     async def respond() -> None:
@@ -296,13 +296,13 @@ async def test_the_server_cancels_a_response_that_ends(
 
 
 def run_on_a_stopped_clock(main: Callable[[MockClock], Awaitable[None]]) -> None:
-    """Run a test whose time passes only when it says so; threads take none."""
+    """Run a test whose clock advances only when told to; threads take no time."""
     clock = MockClock()
     trio.run(main, clock, clock=clock)
 
 
 def test_the_client_leaves_sync_code() -> None:
-    """Sync code whose client has left is waited for, however long it runs."""
+    """If the client of sync code disconnects, the code is waited for, however long."""
 
     async def main(clock: MockClock) -> None:
         client, code = Client(), SyncCode()
@@ -389,7 +389,7 @@ def test_sync_code_that_ends_in_time() -> None:
 
 
 def test_the_server_cancels_after_the_client_has_left() -> None:
-    """Sync code whose client has left is given up at the server's shutdown, too."""
+    """If its client has left, sync code is still abandoned at the server's shutdown."""
 
     async def main(clock: MockClock) -> None:
         client, code = Client(), SyncCode()
@@ -417,7 +417,7 @@ def test_the_server_cancels_after_the_client_has_left() -> None:
 
 
 def test_sync_code_that_starts_after_the_patience() -> None:
-    """In the clean-up that follows, cancelled sync code is not waited for either."""
+    """Cancelled sync code in the clean-up that follows is not waited for either."""
 
     async def main(clock: MockClock) -> None:
         client, code, clean_up = Client(), SyncCode(), SyncCode()
@@ -441,7 +441,7 @@ def test_sync_code_that_starts_after_the_patience() -> None:
                     await wait_all_tasks_blocked()
                     clock.jump(61)
                     await wait_all_tasks_blocked()
-                    # It has a shield, and nobody else has cancelled it.
+                    # It has a shield, and nothing else has cancelled it.
                     seen = [lease.impatient, lease.abandoned]
                     code.end()
                     await clean_up.entered.wait()
@@ -457,7 +457,7 @@ def test_sync_code_that_starts_after_the_patience() -> None:
 
 
 async def test_respond_fails(client: Client, lease: Lease) -> None:
-    """An error of respond comes out as it is: the same object, in no group."""
+    """An error of respond is raised unchanged: the same object, in no group."""
     error = LookupError("respond")
 
     async def respond() -> None:
@@ -473,7 +473,7 @@ async def test_respond_fails(client: Client, lease: Lease) -> None:
 
 
 async def test_respond_fails_with_a_group(client: Client, lease: Lease) -> None:
-    """A group that comes out of respond is left alone."""
+    """An exception group raised by respond is left alone."""
     group = ExceptionGroup("respond", [LookupError(), ValueError()])
 
     async def respond() -> None:
@@ -486,7 +486,7 @@ async def test_respond_fails_with_a_group(client: Client, lease: Lease) -> None:
 
 
 async def test_respond_fails_as_the_client_leaves(client: Client, lease: Lease) -> None:
-    """An error that respond answers a disconnect with is raised."""
+    """If respond answers a disconnect with an error, that is raised."""
 
     async def respond() -> None:
         client.leave()
@@ -503,7 +503,7 @@ async def test_respond_fails_as_the_client_leaves(client: Client, lease: Lease) 
 async def test_respond_fails_as_the_server_cancels(
     client: Client, lease: Lease
 ) -> None:
-    """An error that respond answers a cancellation with is not lost in it."""
+    """If respond answers a cancellation with an error, that is not lost."""
 
     async def respond() -> None:
         scope.cancel()
@@ -519,7 +519,7 @@ async def test_respond_fails_as_the_server_cancels(
 async def test_some_of_respond_fails_as_the_server_cancels(
     client: Client, lease: Lease
 ) -> None:
-    """Of a group of errors and cancellations, the errors are not lost."""
+    """In a group of errors and cancellations, the errors are not lost."""
 
     async def fail() -> None:
         try:
@@ -544,7 +544,7 @@ async def test_some_of_respond_fails_as_the_server_cancels(
 async def test_respond_exits(
     client: Client, lease: Lease, error: BaseException
 ) -> None:
-    """What is no ordinary error comes out of respond as it is, too."""
+    """Errors of respond that are not Exceptions are raised unchanged, too."""
 
     async def respond() -> None:
         raise error
@@ -584,7 +584,7 @@ async def test_the_watching_fails(client: Client, lease: Lease) -> None:
 
 
 async def test_both_fail(client: Client, lease: Lease) -> None:
-    """An error of respond goes before one of `wait_disconnect`."""
+    """An error of respond takes precedence over one of `wait_disconnect`."""
 
     async def respond() -> None:
         client.leave(AssertionError("an invalid message"))
@@ -602,7 +602,7 @@ async def test_both_fail(client: Client, lease: Lease) -> None:
 async def test_the_watching_is_interrupted(
     client: Client, lease: Lease, error: BaseException, tasks: int
 ) -> None:
-    """Control-C that hits the watcher comes out; no cancellation takes its place."""
+    """Control-C in the watcher is raised; no cancellation takes its place."""
 
     async def respond() -> None:
         client.leave(error)
@@ -619,14 +619,14 @@ async def test_the_watching_is_interrupted(
 
 
 class Thing:
-    """Something whose end can be observed."""
+    """An object whose end can be observed."""
 
 
 @pytest.mark.parametrize(
     "how", ["ends", "fails", "disconnect", "cancelled", "watching"]
 )
 async def test_an_exchange_leaves_nothing_in_memory(lease: Lease, how: str) -> None:
-    """What respond refers to is gone with the exchange; no cycle keeps it."""
+    """Objects held by respond are freed with the exchange; no cycle keeps them."""
 
     async def make() -> weakref.ref[Thing]:
         thing = Thing()

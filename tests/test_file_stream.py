@@ -1,4 +1,4 @@
-"""Files and sync iterators: what a thread makes while the client reads."""
+"""Files and sync iterators: made in a thread while the client reads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PATHSEND: dict[str, Any] = {"extensions": {"http.response.pathsend": {}}}
 
 @pytest.fixture(name="content", scope="module")
 def make_content() -> bytes:
-    """Provide more than any buffer holds, of which each block is another."""
+    """Provide more than any buffer holds, with a different content in each block."""
     return b"".join(number.to_bytes(4, "big") for number in range(2**20))
 
 
@@ -79,7 +79,7 @@ def _copied(file: Path, copy: Any) -> Any:
 
 
 class Strange:
-    """A file of somebody's own, which belongs to its thread."""
+    """A user-defined file, which belongs to its thread."""
 
     def __init__(self, file: Path) -> None:
         self._file = file.open("rb")
@@ -99,7 +99,7 @@ class Strange:
 
 
 class Endless:
-    """A file that cannot tell its size."""
+    """A file that does not know its size."""
 
     def __init__(self, file: Path) -> None:
         self._file = file.open("rb")
@@ -109,7 +109,7 @@ class Endless:
 
 @pytest.mark.parametrize("kind", opened(Path()))
 async def test_a_file_is_sent_whole(kind: str, file: Path, content: bytes) -> None:
-    """Whatever it is: in messages that are no larger than need be, and closed."""
+    """Whatever it is: in messages no larger than necessary, and closed."""
     files: list[Any] = []
 
     def make() -> FileResponse:
@@ -128,14 +128,14 @@ async def test_a_file_is_sent_whole(kind: str, file: Path, content: bytes) -> No
 
 @pytest.mark.parametrize("kind", opened(Path()))
 def test_which_files_are_plain(kind: str, file: Path) -> None:
-    """Those of Python and of Django; of others nothing is known."""
+    """Those of Python and of Django; other classes are unknown."""
     opened_file = opened(file)[kind]()
     assert is_plain(opened_file) == (kind not in ("of another class", "without a size"))
     opened_file.close()
 
 
 async def test_a_file_from_where_it_stands(file: Path, content: bytes) -> None:
-    """What was read of it before is not sent."""
+    """Bytes read from it before are not sent."""
 
     def make() -> FileResponse:
         opened_file = file.open("rb")
@@ -157,7 +157,7 @@ async def test_an_empty_file(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_grows(file: Path, content: bytes) -> None:
-    """Not more is sent than was announced."""
+    """No more is sent than was announced."""
 
     def make() -> FileResponse:
         response = FileResponse(file.open("rb"))
@@ -170,7 +170,7 @@ async def test_a_file_that_grows(file: Path, content: bytes) -> None:
 
 
 async def test_a_file_that_shrinks(file: Path) -> None:
-    """It ends in an error, for the server to end the connection; nothing stays open."""
+    """It raises an error, so the server ends the connection; nothing stays open."""
     responses: list[Any] = []
 
     def make() -> Any:
@@ -189,7 +189,7 @@ async def test_a_file_that_shrinks(file: Path) -> None:
 
 
 async def test_middleware_that_takes_the_content(file: Path, content: bytes) -> None:
-    """Then it is its iterator that is sent, and not the file."""
+    """Then its iterator is sent, and not the file."""
     app = serving(
         lambda: FileResponse(file.open("rb")),
         middleware=["test_file_stream.upper"],
@@ -199,7 +199,7 @@ async def test_middleware_that_takes_the_content(file: Path, content: bytes) -> 
 
 
 def upper(get_response: Any) -> Any:
-    """Put something before a file."""
+    """Wrap a file."""
 
     def middleware(request: HttpRequest) -> Any:
         response = get_response(request)
@@ -227,7 +227,7 @@ class Unread(io.BytesIO):
 
 
 async def parts_of_nothing() -> Any:
-    """Be an async generator that must not run."""
+    """An async generator that must not run."""
     yield never()
 
 
@@ -240,7 +240,7 @@ async def parts_of_nothing() -> Any:
     ],
 )
 async def test_nothing_is_read_for_head(make: Any) -> None:
-    """It has the headers of GET, and what would be its body is closed unread."""
+    """It has the headers of GET, and its body is closed unread."""
     responses: list[Any] = []
 
     def view(request: HttpRequest) -> Any:
@@ -257,11 +257,11 @@ async def test_nothing_is_read_for_head(make: Any) -> None:
 
 
 def never() -> bytes:
-    """Be what must not be called."""
+    """A function that must not be called."""
     raise AssertionError("the iterator was run")
 
 
-# The server sends by itself
+# The server sends the file itself
 
 
 async def ask(app: Any, **scope: Any) -> list[Any]:
@@ -277,7 +277,7 @@ async def ask(app: Any, **scope: Any) -> list[Any]:
 
 @pytest.mark.parametrize("kind", ["buffered", "raw", "Django's", "temporary"])
 async def test_a_whole_file_is_left_to_the_server(kind: str, file: Path) -> None:
-    """If it offers ``http.response.pathsend``; its path is absolute."""
+    """If it offers ``http.response.pathsend``; the path is absolute."""
     files: list[Any] = []
 
     def make() -> FileResponse:
@@ -292,7 +292,7 @@ async def test_a_whole_file_is_left_to_the_server(kind: str, file: Path) -> None
 
 
 async def test_a_relative_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server need not have the same working directory later."""
+    """The server may have another working directory later."""
     monkeypatch.chdir(file.parent)
     app = serving(lambda: FileResponse(Path(file.name).open("rb")))  # noqa: SIM115
     _, sent = await ask(app, **PATHSEND)
@@ -330,7 +330,7 @@ NOT_WHOLE: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("kind", NOT_WHOLE)
 async def test_other_files_are_read(kind: str, file: Path) -> None:
-    """The server has no path that leads to just these bytes."""
+    """The server has no path that leads to exactly these bytes."""
     app = serving(lambda: FileResponse(NOT_WHOLE[kind](file)))
     messages = await ask(app, **PATHSEND)
     assert {message["type"] for message in messages[1:]} == {"http.response.body"}
@@ -338,7 +338,7 @@ async def test_other_files_are_read(kind: str, file: Path) -> None:
 
 
 async def test_other_answers_are_not_left_to_the_server(file: Path) -> None:
-    """HEAD has no body, a part of a file no path, and a text neither."""
+    """HEAD has no body, a part of a file no path, nor does text."""
     app = serving(lambda: FileResponse(file.open("rb")))
     messages = await ask(app, method="HEAD", **PATHSEND)
     assert messages[1:] == [{"type": "http.response.body"}]
@@ -353,7 +353,7 @@ async def test_other_answers_are_not_left_to_the_server(file: Path) -> None:
 
 
 def test_a_path_that_cannot_be_asked_for(file: Path) -> None:
-    """A closed file, for example, is left to the reading to complain about."""
+    """A closed file, for example, raises its error when it is read."""
     opened_file = file.open("rb")
     opened_file.close()
     assert path_to_send(opened_file, "1") is None
@@ -434,7 +434,7 @@ async def test_many_small_parts_are_sent_in_few_messages() -> None:
 
 
 async def test_the_limit_follows_the_client() -> None:
-    """It grows as long as the client is quick, and shrinks for one that is slow."""
+    """It grows while the client is quick, and shrinks for a slow one."""
     stream = ThreadStream(iter([bytes(SMALLEST)] * 64), bytes)
     quick = Consumer()
     await stream.send_all(quick.send)
@@ -445,10 +445,10 @@ async def test_the_limit_follows_the_client() -> None:
 
 
 async def test_a_files_limit_goes_further(file: Path) -> None:
-    """Each call in a thread costs as much as the reading of a block.
+    """Each call in a thread costs as much as reading a block.
 
-    But only for a client that has taken much: what its side has only buffered is no
-    sign that it reads.
+    But only for a client that has taken much: data that its side has only buffered does
+    not show that it reads.
     """
     with file.open("wb") as large:
         large.truncate(LARGEST * 32 * 8)
@@ -465,7 +465,7 @@ async def test_a_files_limit_goes_further(file: Path) -> None:
 
 
 async def test_answers_of_all_kinds_are_complete(file: Path, content: bytes) -> None:
-    """Ten clients at once get what is theirs."""
+    """Ten concurrent clients each get their own answer."""
     app = serving(lambda: FileResponse(file.open("rb")))
     answers: list[Answer] = []
 
@@ -480,7 +480,7 @@ async def test_answers_of_all_kinds_are_complete(file: Path, content: bytes) -> 
     assert [answer.body == content for answer in answers] == [True] * 10
 
 
-# Files that the system has in memory
+# Files in the system's cache
 
 
 on_linux = pytest.mark.skipif(
@@ -490,7 +490,7 @@ on_linux = pytest.mark.skipif(
 
 @on_linux
 async def test_what_is_in_memory_takes_no_thread(file: Path, content: bytes) -> None:
-    """It is read at once: only the view and the closing have had a thread."""
+    """It is read at once: only the view and the closing used a thread."""
     pool = current_pool()
     calls: list[object] = []
     run_sync = pool.run_sync
@@ -536,7 +536,7 @@ async def test_from_the_first_block_that_is_not_a_thread_reads(
 
 @on_linux
 def test_a_file_system_that_cannot_tell(file: Path) -> None:
-    """Then nothing counts as in memory: a closed file has no number to ask by."""
+    """Then nothing counts as cached: a closed file has no descriptor to ask with."""
     opened_file = file.open("rb")
     disk_file = DiskFile(opened_file)
     assert disk_file.is_in_memory(2**16)
@@ -546,7 +546,7 @@ def test_a_file_system_that_cannot_tell(file: Path) -> None:
 
 @on_linux
 async def test_a_pipe_is_no_file_on_disk(content: bytes) -> None:
-    """It has a number, but no position: it is read in a thread as it comes."""
+    """It has a descriptor, but no position: it is read in a thread as it comes."""
     read_end, write_end = os.pipe()
 
     def make() -> FileResponse:
@@ -561,11 +561,11 @@ async def test_a_pipe_is_no_file_on_disk(content: bytes) -> None:
     assert answer.body == content[: 2**17]
 
 
-# What a response is made of
+# Content of other kinds
 
 
 async def test_an_iterator_that_begins_anew_is_asked_once() -> None:
-    """Python's tutorial writes them so: ``iter()`` starts from the beginning."""
+    """As in Python's tutorial, ``iter()`` starts from the beginning."""
 
     class Again:
         def __iter__(self) -> Again:
@@ -587,7 +587,7 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 async def test_the_closing_sees_what_the_iterator_has_left_in_its_context() -> None:
-    """Caches are kept there, which the end of the request closes."""
+    """Caches are kept there, and closed at the end of the request."""
     seen: list[str] = []
 
     class Parts:
@@ -610,7 +610,7 @@ async def test_the_closing_sees_what_the_iterator_has_left_in_its_context() -> N
 
 
 class Shout(io.RawIOBase):
-    """Somebody's own raw file: what it gives is not what is on disk."""
+    """A user-defined raw file whose bytes are not those on disk."""
 
     def __init__(self, file: Path) -> None:
         self._raw = io.FileIO(file)
@@ -666,7 +666,7 @@ def _shouting_pipe(file: Path) -> Any:
 
 
 class ShoutingProxy:
-    """Leads to all that a pipe has, but for `read`."""
+    """Passes on all attributes of a pipe, except `read`."""
 
     def __init__(self, file: Path) -> None:
         self._pipe: Any = _shouting_pipe(file)
@@ -680,7 +680,7 @@ class ShoutingProxy:
 
 
 class ShoutingResponse(FileResponse):
-    """A response that makes something of its file's bytes."""
+    """A response that changes its file's bytes."""
 
     def make_bytes(self, value: Any) -> bytes:
         return bytes(value).upper()
@@ -711,7 +711,7 @@ class IteratingResponse(FileResponse):
 async def test_bytes_that_are_not_those_on_disk(
     make: Any, scope: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Neither the server nor a short cut of ours reads behind somebody's back."""
+    """Neither the server nor our shortcuts bypass a user-defined `read`."""
     file = tmp_path / "file"
     file.write_bytes(b"quiet words")
     messages = await ask(serving(lambda: make(file)), **scope)
@@ -719,7 +719,7 @@ async def test_bytes_that_are_not_those_on_disk(
 
 
 async def test_a_closer_of_the_views_keeps_the_thread(file: Path) -> None:
-    """What a view wants to be done at the end is done where it has begun."""
+    """The view's clean-up runs in the thread where the view ran."""
     seen: dict[str, threading.Thread] = {}
     app: Any = None
 
@@ -746,7 +746,7 @@ async def test_a_closer_of_the_views_keeps_the_thread(file: Path) -> None:
 
 
 async def receive_rest(client: ApplicationCommunicator) -> None:
-    """Receive what is left of an answer."""
+    """Receive the rest of an answer."""
     while (await client.receive_output(timeout=SECONDS)).get("more_body"):
         pass
     await client.wait()
@@ -754,7 +754,7 @@ async def receive_rest(client: ApplicationCommunicator) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are no files there")
 async def test_a_pipes_bytes_leave_as_they_come() -> None:
-    """A block is not waited for."""
+    """They are sent before a block is full."""
     read_end, write_end = os.pipe()
     app = serving(lambda: FileResponse(os.fdopen(read_end, "rb")))
     with os.fdopen(write_end, "wb", buffering=0) as pipe:
@@ -770,7 +770,7 @@ async def test_a_pipes_bytes_leave_as_they_come() -> None:
 
 
 class Inherits(io.BufferedIOBase):
-    """A file that has `read`, and inherits a `read1` that nobody implements."""
+    """A file that has `read`, and inherits an unimplemented `read1`."""
 
     def __init__(self) -> None:
         self._rest = io.BytesIO(TEXT)
@@ -781,7 +781,7 @@ class Inherits(io.BufferedIOBase):
 
 
 class Bare:
-    """A file that has `read` alone."""
+    """A file that has only `read`."""
 
     def __init__(self) -> None:
         self._rest = io.BytesIO(TEXT)
@@ -792,7 +792,7 @@ class Bare:
 
 
 class Unsure(Bare):
-    """A file that fails for whatever else it is asked."""
+    """A file that fails when asked for anything else."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("close", "seek", "tell", "getbuffer"):
@@ -801,7 +801,7 @@ class Unsure(Bare):
 
 
 class View(Bare):
-    """A file that gives views of its bytes."""
+    """A file that returns memoryviews of its bytes."""
 
     def read(self, size: int = -1) -> Any:
         """Read."""
@@ -809,7 +809,7 @@ class View(Bare):
 
 
 class Text(Bare):
-    """A file that gives text."""
+    """A file that returns text."""
 
     def read(self, size: int = -1) -> Any:
         """Read."""
@@ -817,7 +817,7 @@ class Text(Bare):
 
 
 class Generous(Bare):
-    """A file that gives everything, whatever it is asked for."""
+    """A file that returns everything, however little is requested."""
 
     def __init__(self) -> None:
         self._rest = io.BytesIO(TEXT + b"and more than was announced")
@@ -828,14 +828,14 @@ class Generous(Bare):
 
 
 class Socket(Bare):
-    """A file with a `read1`, which cannot tell whether it can seek."""
+    """A file with a `read1`, which does not know whether it can seek."""
 
     def read1(self, size: int = -1) -> bytes:
         """Read."""
         return self._rest.read(size)
 
     def seekable(self) -> bool:
-        """Be no file on disk."""
+        """Say that it is not a file on disk."""
         return False
 
 
@@ -844,7 +844,7 @@ TEXT = bytes(range(32, 127)) * 1000
 
 @pytest.mark.parametrize("kind", [Inherits, Bare, Unsure, View, Text, Generous, Socket])
 async def test_a_file_of_somebodys_own_is_sent_whole(kind: Any) -> None:
-    """All that it needs is a `read`: whatever else it lacks, inherits or refuses."""
+    """It needs only a `read`: whatever else it lacks, inherits or refuses."""
 
     def make() -> Any:
         response = FileResponse(content_type="text/plain")
@@ -857,7 +857,7 @@ async def test_a_file_of_somebodys_own_is_sent_whole(kind: Any) -> None:
 
 
 async def test_a_files_attributes_are_asked_for_in_its_thread() -> None:
-    """Of a file of a model's field, for example, they open it."""
+    """For example, accessing those of a model's file field opens the file."""
     threads: list[threading.Thread] = []
 
     class Opens:
@@ -878,7 +878,7 @@ async def test_a_files_attributes_are_asked_for_in_its_thread() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are no files there")
 async def test_a_file_that_does_not_wait_for_its_bytes() -> None:
-    """It gives None, as long as there are none: that is no text to be sent."""
+    """It returns None while there are no bytes: that is not sent as text."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     raw = io.FileIO(read_end)
@@ -892,7 +892,7 @@ async def test_a_file_that_does_not_wait_for_its_bytes() -> None:
 
 
 async def test_a_file_that_was_closed_before_it_is_sent(file: Path) -> None:
-    """A thread is told so by the reading, as for any other error of a file."""
+    """The read in the thread raises that, like any other error of a file."""
     opened_file = file.open("rb")
     response = FileResponse(opened_file)
     opened_file.close()
@@ -901,7 +901,7 @@ async def test_a_file_that_was_closed_before_it_is_sent(file: Path) -> None:
         await stream.send_all(Consumer().send)
 
 
-# Files where the system cannot be asked
+# Files on systems that cannot be asked about their cache
 
 WITHOUT_ASKING = """
 import errno, io, os, sys, trio
@@ -933,7 +933,7 @@ trio.run(main)
 
 
 def refusing(error: str) -> str:
-    """Return code that has the system refuse to say what is in memory."""
+    """Return code that makes the system refuse to say what is cached."""
     return f"def refuse(*args): raise {error}\nos.preadv = refuse"
 
 
@@ -968,7 +968,7 @@ def test_a_system_that_cannot_be_asked(change: str, how: str, file: Path) -> Non
 
 @on_linux
 async def test_a_file_that_is_closed_while_it_is_sent(file: Path) -> None:
-    """Its number may be another file's by then: nothing is read."""
+    """Its descriptor may be another file's by then: nothing is read."""
     opened_file = file.open("rb")
     response = FileResponse(opened_file)
 
@@ -981,7 +981,7 @@ async def test_a_file_that_is_closed_while_it_is_sent(file: Path) -> None:
 
 
 async def test_a_server_that_cannot_open_the_file(file: Path) -> None:
-    """That is no disconnect: the error comes out, and is logged by the server."""
+    """That is not a disconnect: the error is raised, and the server logs it."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""Whether a function is as its module was written: its code says so, not its name."""
+"""Whether a function is unchanged since its module was written: its code tells."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
         (asgiref.sync.SyncToAsync.thread_handler, asgiref.sync),
     ],
 )
-def test_what_the_source_says_is_as_written(function: Any, module: Any) -> None:
-    """Functions and methods, sync and async, also those that have run often."""
+def test_what_the_source_says_is_original(function: Any, module: Any) -> None:
+    """Functions and methods, sync and async, even after many calls."""
     assert is_original(function, module)
     assert Original(function, module).is_code_of(function)
 
 
 def wrapped(function: Any) -> Any:
-    """Return a wrapper that has the names of what it wraps."""
+    """Return a wrapper that has the names of the wrapped function."""
 
     @functools.wraps(function)
     def wrapper(*args: Any) -> Any:
@@ -48,12 +48,12 @@ def wrapped(function: Any) -> Any:
 
 
 def with_globals(function: Any) -> Any:
-    """Return a copy of a function, in another module's name."""
+    """Return a copy of a function, under another module's name."""
     return FunctionType(function.__code__, {"__name__": function.__module__})
 
 
 class Proxy:
-    """Has all attributes of what it wraps, as wrapt's proxies have."""
+    """Has all attributes of the object it wraps, like wrapt's proxies."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -81,7 +81,7 @@ def test_what_pretends_to_be_it_is_not(make: Callable[[Any], Any]) -> None:
 
 @pytest.fixture
 def swapped() -> Iterator[Any]:
-    """Other code in one of Django's functions, under the names of the original."""
+    """Put other code into one of Django's functions, keeping its names."""
     function = BaseHandler.check_response
     code = function.__code__
 
@@ -98,13 +98,13 @@ def swapped() -> Iterator[Any]:
 
 
 def test_other_code_in_the_function_is_seen(swapped: Any) -> None:
-    """Some tools leave the function there, and replace what it does."""
+    """Some tools leave the function in place, and replace its code."""
     assert not is_original(swapped, base)
     assert not Original(swapped, base).is_code_of(swapped)
 
 
 def test_code_that_is_replaced_later_is_seen() -> None:
-    """And so is it when it is put back."""
+    """So is the moment when it is put back."""
     function = BaseHandler.check_response
     code, written = function.__code__, Original(BaseHandler.check_response, base)
     function.__code__ = code.replace(co_name="other")
@@ -117,13 +117,13 @@ def test_code_that_is_replaced_later_is_seen() -> None:
 
 @pytest.mark.parametrize("value", [None, len, BaseHandler, 1, property(len)])
 def test_what_is_no_function(value: Any) -> None:
-    """It was not written as one."""
+    """An object that is not a function was not written as one."""
     assert not is_original(value, base)
     assert not Original(value, base).is_code_of(value)
 
 
 class OtherLoader:
-    """Takes the place of a module's loader, as tools do that wait for its import."""
+    """Replaces a module's loader, as tools do that wait for its import."""
 
     def exec_module(self, module: Any) -> None:
         raise NotImplementedError
@@ -137,7 +137,7 @@ def test_a_loader_of_a_tools_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_module_without_source_has_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be compared counts as replaced: that is slower, and right."""
+    """Code that cannot be compared counts as replaced: that is slower, but correct."""
     module = types.ModuleType("made_at_run_time")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec("def function(): pass", vars(module))  # noqa: S102
