@@ -31,7 +31,7 @@ def release() -> Iterator[None]:
 
 
 async def in_thread(started: trio.Event) -> None:
-    """Wait in a thread of Trio's own."""
+    """Wait in one of Trio's own threads."""
 
     def wait() -> None:
         trio.from_thread.run_sync(started.set)
@@ -41,7 +41,7 @@ async def in_thread(started: trio.Event) -> None:
 
 
 async def in_island(started: trio.Event) -> None:
-    """Wait for code of asyncio that ignores its cancellation."""
+    """Wait for asyncio code that ignores its cancellation."""
 
     async def stubborn() -> None:
         started.set()
@@ -59,7 +59,7 @@ everywhere = pytest.mark.parametrize("wait", [in_thread, in_island])
 async def test_it_is_left_after_some_time(
     wait: Callable[[trio.Event], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A task waits for as long as was said since it was seen cancelled, and goes on."""
+    """A cancelled task waits for the given time, and goes on."""
     ended: list[type[BaseException]] = []
     started = trio.Event()
 
@@ -77,7 +77,7 @@ async def test_it_is_left_after_some_time(
         patient = Abandoner(trio.lowlevel.current_task(), 3600)
         impatient = Abandoner(trio.lowlevel.current_task(), 0)
         impatient.look()
-        assert not impatient.is_needed  # nobody has cancelled it
+        assert not impatient.is_needed  # not cancelled yet
         nursery.cancel_scope.cancel()
         patient.look()
         assert patient.is_needed
@@ -113,7 +113,7 @@ async def test_what_ends_just_then_is_not_left(
 
 
 async def test_what_was_left_can_end_later() -> None:
-    """The thread and the code of asyncio find nobody who waits, and end alone."""
+    """The thread and the asyncio code end alone; no task waits for them."""
     for wait in (in_thread, in_island):
         _go_on.clear()
         started = trio.Event()

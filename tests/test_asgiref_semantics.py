@@ -313,9 +313,9 @@ def test_a_context_that_fails(loops: Loops) -> None:
 
 @needs_executor
 def test_executors_in_contexts(loops: Loops) -> None:
-    """A context with an executor uses its thread, whatever is above.
+    """A context with an executor uses its thread, whatever encloses it.
 
-    Context variables go there and come back; thread-critical ones stay in it.
+    Context variables go there and come back; a thread-critical `Local` does not move.
     """
     critical, local = Local(thread_critical=True), Local()
 

@@ -56,7 +56,7 @@ async def async_hello(request: HttpRequest) -> HttpResponse:
 
 
 def echo(request: HttpRequest) -> HttpResponse:
-    """Return the body if asked to; else do not read it."""
+    """Return the body if asked to; otherwise leave it unread."""
     if request.GET.get("echo"):
         return HttpResponse(request.body)
     return HttpResponse(status=204)
@@ -75,7 +75,7 @@ def test_the_application_is_a_handler_of_django() -> None:
 
 
 async def test_the_default_application_serves_the_root_urlconf() -> None:
-    """get_asgi_application() serves what ROOT_URLCONF names."""
+    """get_asgi_application() serves the URLs of ROOT_URLCONF."""
     answer = await request(get_asgi_application())
     assert (answer.status, answer.body) == (200, b"Hello World!")
 
@@ -93,7 +93,7 @@ async def test_a_plain_view(view: Any) -> None:
 
 
 async def test_the_case_of_a_header_is_kept() -> None:
-    """A header leaves as the view wrote it."""
+    """A header is sent as the view wrote it."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse(headers={"x-MiXeD": "Case"})
@@ -145,7 +145,7 @@ async def test_a_file_is_sent_in_blocks_of_chunk_size() -> None:
 
 
 async def test_a_large_response_is_sent_in_chunks() -> None:
-    """It goes out in several messages, none of them empty, or over chunk_size."""
+    """It is sent in several messages, none of them empty, or larger than chunk_size."""
 
     class SmallChunks(ASGIHandler):
         chunk_size = 50_000
@@ -203,7 +203,7 @@ async def test_a_body_that_no_one_read_is_closed() -> None:
 
 
 async def test_a_large_body_is_written_to_disk_in_a_thread() -> None:
-    """What exceeds FILE_UPLOAD_MAX_MEMORY_SIZE is written off the loop's thread."""
+    """A body above FILE_UPLOAD_MAX_MEMORY_SIZE is written off the loop's thread."""
     threads = []
 
     class Handler(ASGIHandler):
@@ -237,7 +237,7 @@ async def test_a_large_body_is_written_to_disk_in_a_thread() -> None:
 async def test_when_a_body_goes_to_disk(
     limit: int | None, size: int, is_on_disk: bool
 ) -> None:
-    """When it is larger than the setting says, where 0 is no exception."""
+    """When it exceeds the setting; 0 is not a special value."""
     seen: list[bool] = []
 
     class Handler(ASGIHandler):
@@ -258,7 +258,7 @@ async def test_when_a_body_goes_to_disk(
 
 
 async def test_a_body_goes_to_the_directory_for_uploads(tmp_path: Path) -> None:
-    """Where FILE_UPLOAD_TEMP_DIR says; one that is not there shows that it is asked."""
+    """FILE_UPLOAD_TEMP_DIR is used; a missing directory shows that."""
     missing = str(tmp_path / "missing")
 
     async def receive() -> Any:
@@ -272,7 +272,7 @@ async def test_a_body_goes_to_the_directory_for_uploads(tmp_path: Path) -> None:
 
 
 async def test_a_query_string_that_is_not_utf8() -> None:
-    """It is answered 400 with an empty body, and the request ends as others do."""
+    """It is answered 400 with an empty body, and the request ends like others."""
     with signal_log() as log:
         answer = await request(application(path("", hello)), query_string=b"\xff")
     assert (answer.status, answer.parts) == (400, [b""])
@@ -290,7 +290,7 @@ class TooBigRequest(ASGIRequest):
 
 
 async def test_a_request_that_is_too_big_to_be_made() -> None:
-    """RequestDataTooBig is answered 413, and the request ends as others do."""
+    """RequestDataTooBig is answered 413, and the request ends like others."""
 
     class Handler(ASGIHandler):
         request_class = TooBigRequest
@@ -305,7 +305,7 @@ async def test_a_request_that_is_too_big_to_be_made() -> None:
 
 
 async def test_cookies_become_headers() -> None:
-    """Each cookie is a Set-Cookie header of its own."""
+    """Each cookie gets its own Set-Cookie header."""
 
     def view(request: HttpRequest) -> HttpResponse:
         response = HttpResponse()
@@ -319,7 +319,7 @@ async def test_cookies_become_headers() -> None:
 
 
 async def test_an_async_stream_is_sent_as_it_comes() -> None:
-    """Each part leaves before the next one is made; an empty body ends the response."""
+    """Each part is sent before the next is made; an empty body ends the response."""
     go_on = trio.Event()
 
     async def parts() -> AsyncIterator[bytes | str]:
@@ -372,7 +372,7 @@ async def test_a_sync_stream_is_sent_as_it_comes() -> None:
 
 
 async def test_a_stream_that_fails_ends_without_a_last_message() -> None:
-    """A stream's error reaches the server, alone, and the response is not ended."""
+    """A stream's error reaches the server, ungrouped, and the response is not ended."""
 
     async def parts() -> AsyncIterator[bytes]:
         async with trio.open_nursery():
@@ -429,7 +429,7 @@ ERRORS = [
 async def test_an_error_in_a_view_is_answered_by_django(
     error: Exception, status: int, debug: bool, kind: str
 ) -> None:
-    """Each error has Django's status, out of a nursery too; DEBUG shows the page."""
+    """Each error has Django's status, even out of a nursery; DEBUG shows the page."""
 
     async def fail() -> NoReturn:
         await trio.lowlevel.checkpoint()
@@ -459,7 +459,7 @@ async def test_an_error_in_a_view_is_answered_by_django(
 
 
 async def test_several_errors_in_a_view_are_a_500_that_shows_them_all() -> None:
-    """With DEBUG, the page has the traceback of each error out of a nursery."""
+    """With DEBUG, the page has the traceback of each error from a nursery."""
 
     async def fail(error: Exception) -> NoReturn:
         raise error
@@ -479,7 +479,7 @@ async def test_several_errors_in_a_view_are_a_500_that_shows_them_all() -> None:
 
 
 async def test_an_error_out_of_a_nursery_keeps_its_context_and_traceback() -> None:
-    """What the debug page shows of the error is what was there when it was raised."""
+    """The debug page shows the context and traceback that the error was raised with."""
     seen: list[BaseException] = []
 
     class Middleware:
@@ -536,7 +536,7 @@ async def test_a_view_that_returns_nothing_is_a_500() -> None:
 async def test_an_error_that_django_cannot_answer(
     debug: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With an URLconf that cannot be imported, there is a plain 500 and a log entry."""
+    """If the URLconf cannot be imported, there is a plain 500 and a log entry."""
 
     class Request(ASGIRequest):
         urlconf = "no.such.urlconf"

@@ -33,7 +33,7 @@ def insensitive(fn: Any) -> Any:
 
 
 def site(alias: str, fn: Any) -> ASGIHandler:
-    """Return views that call this, write a row, and count the rows."""
+    """Return views that make this call, write a row, and count the rows."""
 
     async def call(request: HttpRequest) -> HttpResponse:
         await insensitive(fn)()
@@ -87,7 +87,7 @@ def in_transaction(alias: str) -> None:
 
 
 def broken(alias: str) -> None:
-    """Leave a transaction open in which something has failed."""
+    """Leave a failed transaction open."""
     transaction.atomic(using=alias).__enter__()
     transaction.set_rollback(True, using=alias)
 
@@ -107,7 +107,7 @@ async def test_what_a_call_leaves_no_request_finds(tmp_path: Path, leave: Any) -
 
 @pytest.mark.parametrize("leave", [without_autocommit, in_transaction, broken])
 async def test_the_next_call_finds_nothing_either(tmp_path: Path, leave: Any) -> None:
-    """What another call writes after that is not lost."""
+    """Rows that another call writes after that are not lost."""
     async with open_database(sqlite_in(tmp_path, CONN_MAX_AGE=None)) as alias:
 
         def write() -> None:
@@ -127,7 +127,7 @@ async def test_the_next_call_finds_nothing_either(tmp_path: Path, leave: Any) ->
 async def test_a_connection_that_became_too_old_is_closed_before(
     tmp_path: Path,
 ) -> None:
-    """As at a request's beginning: the thread may have been idle for long."""
+    """As when a request begins: the thread may have been idle for a long time."""
     async with open_database(sqlite_in(tmp_path, CONN_MAX_AGE=60)) as alias:
 
         def use() -> Any:
@@ -136,7 +136,7 @@ async def test_a_connection_that_became_too_old_is_closed_before(
 
         first = await insensitive(use)()
         assert await insensitive(use)() is first
-        # From outside, since the thread itself would be tidied up after that.
+        # From outside, because the thread itself would be tidied up after that.
         connection = await insensitive(lambda: connections[alias])()
         connection.close_at = time.monotonic() - 1
         assert await insensitive(use)() is not first
@@ -145,7 +145,7 @@ async def test_a_connection_that_became_too_old_is_closed_before(
 async def test_a_call_within_a_call_leaves_its_transaction_alone(
     tmp_path: Path,
 ) -> None:
-    """Only the end of the outer call is the end of what it has begun."""
+    """Only the end of the outer call ends its transaction."""
     async with open_database(sqlite_in(tmp_path, CONN_MAX_AGE=None)) as alias:
 
         def inner() -> bool:
@@ -163,7 +163,7 @@ async def test_a_call_within_a_call_leaves_its_transaction_alone(
 
 
 async def test_an_executor_of_the_callers_is_left_alone(tmp_path: Path) -> None:
-    """Its threads serve no requests, and its owner may keep something there."""
+    """Its threads serve no requests, and its owner may keep connections there."""
     async with open_database(sqlite_in(tmp_path, CONN_MAX_AGE=None)) as alias:
         with ThreadPoolExecutor(1) as executor:
 
@@ -179,7 +179,7 @@ async def test_an_executor_of_the_callers_is_left_alone(tmp_path: Path) -> None:
 async def test_a_connection_that_cannot_be_closed_is_dropped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, in_atomic_block: bool
 ) -> None:
-    """Nobody finds it then, and the call has its result."""
+    """No later call finds it, and the call has its result."""
 
     def fail() -> None:
         raise OperationalError("the wire is cut")

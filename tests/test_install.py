@@ -48,24 +48,24 @@ dispatcher: Any = django.dispatch.dispatcher
 
 @pytest.fixture(autouse=True)
 def uninstalled() -> Iterator[None]:
-    """Begin without the bridge, and end with what the other tests have."""
+    """Start without the bridge; afterwards restore it for the other tests."""
     trio_asgi.uninstall_bridge()
     yield
     trio_asgi.uninstall_bridge()
     trio_asgi.install_bridge()
 
 
-# All that is asgiref's and Django's
+# All of asgiref and Django
 
 
 def load_everything() -> None:
-    """Import all of asgiref, and what of Django calls asgiref or asyncio."""
+    """Import all of asgiref, and the parts of Django that call asgiref or asyncio."""
     for package in (asgiref, django.core.handlers, django.test, django.db.models):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(found.name)
 
 
-#: Where the replaced attributes are, among many others.
+#: The packages that have the replaced attributes, and many others.
 NEAR = (
     "asgiref.",
     "django.utils.asyncio.",
@@ -75,19 +75,19 @@ NEAR = (
 
 
 def owners(prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield the modules that are loaded of these packages, and their classes."""
+    """Yield the loaded modules of these packages, and their classes."""
     for name, module in sorted(sys.modules.items()):
         if f"{name}.".startswith(prefixes) and module is not None:
             yield name, module
             for cls in list(vars(module).values()):
-                # Not by isinstance(), which would load what is lazy.
+                # Not by isinstance(), which would load lazy objects.
                 if issubclass(type(cls), type) and cls.__module__ == name:
                     yield f"{name}.{cls.__qualname__}", cls
 
 
 def inside(value: Any) -> object:
-    """Return what a function is made of; of other objects, only which one it is."""
-    # Not by isinstance() or getattr(), which would load what is lazy.
+    """Return the contents of a function; of other objects, only their identity."""
+    # Not by isinstance() or getattr(), which would load lazy objects.
     function = value.__func__ if type(value) in (classmethod, staticmethod) else value
     if type(function) is not FunctionType:
         return id(value)
@@ -110,7 +110,7 @@ def inside(value: Any) -> object:
 def snapshot(
     prefixes: tuple[str, ...] = NEAR,
 ) -> dict[str, tuple[object, object]]:
-    """Return every attribute there is, as it is now, with its inside."""
+    """Return the present value of every attribute, with its contents."""
     return {
         f"{path}:{name}": (value, inside(value))
         for path, owner in owners(prefixes)
@@ -123,7 +123,7 @@ def snapshot(
 def changes(
     one: dict[str, tuple[object, object]], other: dict[str, tuple[object, object]]
 ) -> set[str]:
-    """Return which attributes are not the same object, made of the same things."""
+    """Return which attributes are not the same object with the same contents."""
     missing = (object(), None)
     return {
         key
@@ -148,7 +148,7 @@ REPLACED = {
     "django.http.response.StreamingHttpResponse:streaming_content",
 }
 
-#: Each owner and name of these.
+#: The owners and names of the replaced attributes.
 PLACES: list[tuple[Any, str]] = [
     (SyncToAsync, "__call__"),
     (AsyncToSync, "__call__"),
@@ -166,7 +166,7 @@ PLACES: list[tuple[Any, str]] = [
 def test_nothing_but_a_few_attributes_is_replaced_and_all_come_back() -> None:
     """Of all loaded code only these attributes change, and `uninstall` undoes it.
 
-    It is the same objects, and the same code in them.
+    The objects are the same, and so is their code.
     """
     load_everything()
     everything = ("asgiref.", "django.")
@@ -179,7 +179,7 @@ def test_nothing_but_a_few_attributes_is_replaced_and_all_come_back() -> None:
 
 
 def test_use_leaves_nothing_in_asgiref() -> None:
-    """Whatever was called in between, asgiref and Django are as they were before."""
+    """Whatever was called meanwhile, asgiref and Django are unchanged afterwards."""
 
     async def coroutine() -> str:
         async with ThreadSensitiveContext():
@@ -229,7 +229,7 @@ def test_each_call_may_be_repeated() -> None:
 
 
 def test_many_threads_install_and_uninstall() -> None:
-    """Whoever comes first, every moment shows all replaced or all as before."""
+    """Whatever the order, at every moment either all is replaced or nothing."""
     pristine = {place: vars(place[0])[place[1]] for place in PLACES}
     barrier = threading.Barrier(4)
 
@@ -267,11 +267,11 @@ def test_threads_that_install_at_once_wrap_the_originals_once() -> None:
     assert vars(SyncToAsync)["__call__"].__wrapped__ is original
 
 
-# What new loops are
+# The kind of new loops
 
 
 def runs_on() -> str:
-    """Return what `async_to_sync` starts here."""
+    """Return which library `async_to_sync` starts here."""
 
     async def coroutine() -> str:
         return "trio" if trio.lowlevel.in_trio_task() else "asyncio"
@@ -306,7 +306,7 @@ def test_the_backend_of_async_to_sync() -> None:
         ({"ASYNC_TO_SYNC_BACKEND": "trio"}, "asyncio", "trio"),
         ({"ASYNC_TO_SYNC_BACKEND": "asyncio"}, "trio", "asyncio"),
         ({"ASYNC_TO_SYNC_BACKEND": None}, "trio", "trio"),
-        # Wrong settings are left to the system check, and the bridge is there.
+        # Wrong settings are left to the system check, and the bridge is installed.
         ({"ASYNC_TO_SYNC_BACKEND": "curio"}, "trio", "trio"),
     ],
 )
@@ -316,7 +316,7 @@ def test_the_setting(
     before: Any,
     after: str,
 ) -> None:
-    """``ASYNC_TO_SYNC_BACKEND`` chooses when the app is ready, if it says anything."""
+    """``ASYNC_TO_SYNC_BACKEND``, if set, chooses when the app is ready."""
     if before is not None:
         trio_asgi.install_bridge(async_to_sync_backend=before)
     settings_dict(configured)
@@ -341,7 +341,7 @@ def settings_dict() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def test_a_management_command_with_the_app_runs_trio() -> None:
-    """With the app and its setting, `django.setup()` is all that a program calls."""
+    """With the app and its setting, a program only has to call `django.setup()`."""
     output = run_script(
         """
         import trio
@@ -403,7 +403,7 @@ def test_unknown_loops(wrong: Any) -> None:
 
 
 def test_a_wrong_choice_leaves_the_earlier_one() -> None:
-    """After a refused call, everything is as installed before."""
+    """After a refused call, everything is installed as before."""
     trio_asgi.install_bridge(async_to_sync_backend="trio")
     installed = snapshot()
     with pytest.raises(ValueError, match="async_to_sync_backend='curio'"):
@@ -427,7 +427,7 @@ def test_a_wrong_choice_leaves_the_earlier_one() -> None:
 def test_versions_that_are_too_old(
     module: ModuleType, version: str, needed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An old asgiref or Trio is refused: the error names both versions and the cure."""
+    """An old asgiref or Trio is refused: the error names both versions and the fix."""
     pristine = snapshot()
     with monkeypatch.context() as patch:
         patch.setattr(module, "__version__", version)
@@ -464,7 +464,7 @@ def test_versions_that_are_new_enough(
     trio_asgi.install_bridge()
 
 
-# Other libraries that replace the same
+# Other libraries that replace the same attributes
 
 
 def plain(original: Any) -> Any:
@@ -477,17 +477,17 @@ def plain(original: Any) -> Any:
 
 
 def wrapping(original: Any) -> Any:
-    """Replace a function as the careful do, with `functools.wraps`."""
+    """Replace a function carefully, with `functools.wraps`."""
     return functools.wraps(original)(plain(original))
 
 
 def wrapping_twice(original: Any) -> Any:
-    """Be the second library that does so."""
+    """Do so like two libraries in a row."""
     return wrapping(wrapping(original))
 
 
 class Proxy:
-    """What wrapt makes: an object that looks in every respect like another one."""
+    """Like wrapt's proxies: an object that looks in every respect like another one."""
 
     def __init__(self, wrapped: Any) -> None:
         object.__setattr__(self, "__wrapped__", wrapped)
@@ -518,19 +518,19 @@ def partial(original: Any) -> Any:
 
 
 def module_copy(original: Any) -> Any:
-    """Replace a module by a copy, of which something is changed."""
+    """Replace a module by a copy with a change."""
     copy = ModuleType(original.__name__)
     vars(copy).update(vars(original))
     return copy
 
 
 def wrapping_property(original: Any) -> Any:
-    """Replace a property by another one that asks it."""
+    """Replace a property by another one that calls it."""
     return property(wrapping(original.fget), original.fset)
 
 
 def replacements() -> Iterator[Any]:
-    """Yield each place with each kind of replacement that it can have."""
+    """Yield each place with each kind of replacement that is possible there."""
     for owner, name in PLACES:
         makers: list[Any] = [plain, wrapping, wrapping_twice, Proxy, partial]
         if name == "asyncio":
@@ -546,7 +546,7 @@ def replacements() -> Iterator[Any]:
 def test_another_library_came_first(
     owner: Any, name: str, make: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another has replaced is not replaced again, nor is anything else."""
+    """If another library has replaced an attribute, the bridge replaces none."""
     other = make(vars(owner)[name])
     monkeypatch.setattr(owner, name, other)
     found = snapshot()
@@ -557,7 +557,7 @@ def test_another_library_came_first(
         "install_bridge() before that, or have that undone first."
     )
     assert changes(found, snapshot()) == set()
-    # That it stayed uninstalled is known, too.
+    # `uninstall_bridge` also knows that it is not installed.
     trio_asgi.uninstall_bridge()
     assert changes(found, snapshot()) == set()
     monkeypatch.undo()
@@ -582,7 +582,7 @@ def _is_pristine(key: str, before: dict[str, tuple[object, object]]) -> bool:
 def test_another_library_came_later(
     owner: Any, name: str, make: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another has put on top is not torn out: `uninstall` refuses, entirely."""
+    """`uninstall` does not remove another library's wrapper: it refuses entirely."""
     pristine = snapshot()
     trio_asgi.install_bridge(async_to_sync_backend="trio")
     ours = vars(owner)[name]
@@ -597,7 +597,7 @@ def test_another_library_came_later(
             f"{other!r}. Have that undone first."
         )
         assert changes(found, snapshot()) == set()
-        # It is still installed, and so there is nothing to find fault with.
+        # It is still installed, so there is nothing to complain about.
         trio_asgi.install_bridge()
         assert changes(found, snapshot()) == set()
         assert _async_to_sync.async_to_sync_backend == "trio"

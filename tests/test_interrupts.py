@@ -1,6 +1,6 @@
 """Ctrl-C while `async_to_sync` waits for a Trio run that it has started.
 
-Each test is a script in a Python of its own that sends itself the signal at one point.
+Each test is a script in a separate Python that sends itself the signal at one point.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ posix = pytest.mark.skipif(
 
 @posix
 def test_an_interrupt_in_the_coroutine() -> None:
-    """Ctrl-C cancels a coroutine that waits; clean-up runs, and then it is raised."""
+    """Ctrl-C cancels a waiting coroutine; its clean-up runs, then it is raised."""
     output = interrupted(
         """
     async def coroutine():
@@ -123,7 +123,7 @@ def test_an_interrupt_of_a_coroutine_that_ends_anyway() -> None:
 
 @posix
 def test_an_interrupt_of_a_coroutine_that_fails_then() -> None:
-    """What its clean-up raises is the cause of the KeyboardInterrupt, and not lost."""
+    """An error of its clean-up is the cause of the KeyboardInterrupt, and not lost."""
     output = interrupted(
         """
     async def coroutine():
@@ -203,7 +203,7 @@ def test_an_interrupt_in_sync_code() -> None:
 
 @posix
 def test_an_interrupt_that_sync_code_does_not_handle() -> None:
-    """Else it is raised in the coroutine that has called, and then by the bridge."""
+    """Otherwise it is raised in the calling coroutine, and then by the bridge."""
     output = interrupted(
         """
     def code():
@@ -235,7 +235,7 @@ def test_an_interrupt_that_sync_code_does_not_handle() -> None:
 
 @posix
 def test_an_interrupt_in_a_nested_call() -> None:
-    """Ctrl-C while sync code waits for a coroutine of its own cancels the run."""
+    """Ctrl-C while sync code waits for its own coroutine cancels the run."""
     output = interrupted(
         """
     async def inner():
@@ -257,7 +257,7 @@ def test_an_interrupt_in_a_nested_call() -> None:
     finish(async_to_sync(outer))
     """
     )
-    # Both want the main thread: the sibling before or after the sync code's end.
+    # Both need the main thread: the sibling before or after the sync code's end.
     sibling = "sibling cleaned up in the caller's thread\n"
     assert sibling in output
     assert output.replace(sibling, "") == (
@@ -418,7 +418,7 @@ def test_an_interrupt_of_trio_in_sync_code() -> None:
 
 @posix
 def test_an_interrupt_of_asyncio_in_sync_code() -> None:
-    """A loop of asyncio that sync code starts is interrupted as anywhere."""
+    """An asyncio loop that sync code starts is interrupted as usual."""
     script = """
     import asyncio
 
@@ -437,13 +437,13 @@ def test_an_interrupt_of_asyncio_in_sync_code() -> None:
     """
     output = interrupted(script % "async_to_sync(sync_to_async(program))")
     assert output == interrupted(script % "program")
-    if sys.version_info >= (3, 11):  # else asyncio just dies of it
+    if sys.version_info >= (3, 11):  # otherwise asyncio just dies of it
         assert output == "cancelled\nraised KeyboardInterrupt()\n" + AFTER
 
 
 @posix
 def test_handlers_of_the_program() -> None:
-    """A handler that the program has set itself is left where it is, and called."""
+    """A handler that the program has set itself is kept, and called."""
     output = interrupted(
         """
     def handler(*args):
@@ -484,9 +484,9 @@ def test_handlers_of_the_program() -> None:
 
 @posix
 def test_an_error_of_a_signal_handler() -> None:
-    """What another handler raises while the thread waits comes out at once.
+    """An error of another handler while the thread waits is raised at once.
 
-    The coroutine is cancelled, nothing hangs, and what comes after works.
+    The coroutine is cancelled, nothing hangs, and later calls work.
     """
     output = interrupted(
         """
@@ -545,7 +545,7 @@ def test_an_error_of_a_signal_handler() -> None:
 
 @posix
 def test_an_error_of_a_signal_handler_before_the_task_is_at_work() -> None:
-    """If the thread gives up what it has only asked for, that ends at once."""
+    """If the thread gives up a call that was only requested, that ends at once."""
     output = interrupted(
         """
     nudge()
@@ -602,7 +602,7 @@ def test_an_error_of_a_signal_handler_before_the_task_is_at_work() -> None:
 
 @posix
 def test_an_interrupt_in_another_thread_than_the_main() -> None:
-    """A run below another thread is not the one that Ctrl-C means."""
+    """Ctrl-C does not interrupt a run below another thread."""
     output = interrupted(
         """
     started, ended = threading.Event(), threading.Event()
@@ -633,7 +633,7 @@ def test_an_interrupt_in_another_thread_than_the_main() -> None:
 
 @posix
 def test_an_interrupt_at_any_line() -> None:
-    """Wherever Ctrl-C hits the making of a call, it is raised, and nothing hangs."""
+    """Wherever Ctrl-C hits the start of a call, it is raised, and nothing hangs."""
     output = interrupted(
         """
     import trio_asgi.bridge.async_to_sync, trio_asgi.threads.loop

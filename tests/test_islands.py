@@ -1,4 +1,4 @@
-"""Islands: code of asyncio in a Trio program, and of Trio in such code."""
+"""Islands: asyncio code in a Trio program, and Trio code inside that."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar(
 
 @pytest.fixture
 async def lease() -> AsyncIterator[Lease]:
-    """Have a thread for the sync code, as a request has."""
+    """Have a thread for the sync code, as in a request."""
     with open_lease(current_pool()) as lease:
         yield lease
 
 
 async def asyncio_only(value: object) -> object:
-    """Use much of what only asyncio can do, and return the value."""
+    """Use many asyncio-only features, and return the value."""
     loop = asyncio.get_running_loop()
     assert asyncio.current_task() in asyncio.all_tasks(loop)
     queue: asyncio.Queue[object] = asyncio.Queue()
@@ -72,7 +72,7 @@ async def test_code_of_asyncio_runs_in_a_trio_task() -> None:
 
     @asyncio_island
     async def decorated(one: int, *, two: int) -> tuple[object, int]:
-        """Be documented."""
+        """A docstring to keep."""
         return await asyncio_only(one), two
 
     assert await decorated(1, two=2) == (1, 2)
@@ -81,13 +81,13 @@ async def test_code_of_asyncio_runs_in_a_trio_task() -> None:
 
 
 async def test_a_function_that_returns_an_awaitable_can_be_an_island() -> None:
-    """It is called in the loop, where `asyncio.gather` for example finds it."""
+    """It is called in the loop, where `asyncio.gather`, for example, needs it."""
     gathered: Any = await asyncio_island(lambda: asyncio.gather(asyncio_only(1)))()
     assert gathered == [1]
 
 
 async def test_an_error_crosses() -> None:
-    """What the code raises is raised where it is awaited, with its traceback."""
+    """An error of the code is raised where it is awaited, with its traceback."""
     error = LookupError("in asyncio")
 
     async def fail() -> None:
@@ -102,7 +102,7 @@ async def test_an_error_crosses() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
 async def test_an_exit_does_not_end_the_loop(error: BaseException) -> None:
-    """What ends a loop of asyncio is an error of the one island here."""
+    """Errors that end an asyncio loop are only errors of the one island here."""
 
     async def leave() -> None:
         raise error
@@ -113,7 +113,7 @@ async def test_an_exit_does_not_end_the_loop(error: BaseException) -> None:
 
 
 async def test_trio_in_an_island() -> None:
-    """`trio_island` runs Trio's code for code of asyncio, to any depth."""
+    """`trio_island` runs Trio code for asyncio code, to any depth."""
 
     @trio_island
     async def with_deadline(value: object) -> object:
@@ -130,7 +130,7 @@ async def test_trio_in_an_island() -> None:
 
 
 async def test_an_error_of_trio_crosses() -> None:
-    """What Trio's code raises is raised in asyncio's."""
+    """An error of the Trio code is raised in the asyncio code."""
 
     @trio_island
     async def fail() -> None:
@@ -149,7 +149,7 @@ async def test_an_error_of_trio_crosses() -> None:
 
 
 async def test_a_function_on_its_own_side_is_called_as_it_is() -> None:
-    """Islands cost nothing where they are not needed."""
+    """Islands add nothing where they are not needed."""
 
     async def task() -> object:
         if asyncio._get_running_loop() is not None:
@@ -164,7 +164,7 @@ async def test_a_function_on_its_own_side_is_called_as_it_is() -> None:
 
 
 def test_an_island_under_asyncio_is_the_function() -> None:
-    """A decorated view works under asyncio too, so that it can be decorated first."""
+    """A decorated view works under asyncio too, so it can be decorated beforehand."""
 
     async def main() -> object:
         return await asyncio_island(asyncio_only)("asyncio")
@@ -173,7 +173,7 @@ def test_an_island_under_asyncio_is_the_function() -> None:
 
 
 def test_context_variables_cross() -> None:
-    """Values go in with the call, and changes come back, in both directions."""
+    """Values go into the call, and changes come back, in both directions."""
     local = Local()
 
     @trio_island
@@ -207,7 +207,7 @@ def test_context_variables_cross() -> None:
 
 
 async def test_sync_code_of_an_island_runs_in_the_requests_thread(lease: Lease) -> None:
-    """Whatever is in between, thread-sensitive code has one thread."""
+    """Thread-sensitive code has one thread, whatever is in between."""
     marker = current_loop.set(lease)
     own = await sync_to_async(threading.current_thread)()
 
@@ -220,7 +220,7 @@ async def test_sync_code_of_an_island_runs_in_the_requests_thread(lease: Lease) 
 
 
 async def test_sync_code_of_an_island_calls_asyncio_back(lease: Lease) -> None:
-    """`async_to_sync` runs a coroutine as the kind that has called the sync code."""
+    """`async_to_sync` runs a coroutine on the library that called the sync code."""
     marker = current_loop.set(lease)
     calls: list[tuple[str, threading.Thread]] = []
 
@@ -246,11 +246,11 @@ async def test_sync_code_of_an_island_calls_asyncio_back(lease: Lease) -> None:
 
     async def main() -> None:
         await sync_to_async(code)()
-        # Trio's code in an island calls Trio back.
+        # Trio code in an island calls Trio back.
         await trio_island(sync_to_async(async_to_sync(of_trio)))("below trio_island")
 
     await asyncio_island(main)()
-    # After the island, Trio is what sync code calls.
+    # After the island, sync code calls Trio.
     await sync_to_async(async_to_sync(of_trio))("after")
     assert [name for name, _ in calls] == [
         "code",
@@ -264,7 +264,7 @@ async def test_sync_code_of_an_island_calls_asyncio_back(lease: Lease) -> None:
 
 
 async def test_a_trio_task_that_an_island_has_started() -> None:
-    """Its sync code calls Trio back, though the task was started by asyncio's code."""
+    """Its sync code calls Trio back, though asyncio code started the task."""
     called: list[bool] = []
 
     async def task() -> None:
@@ -297,7 +297,7 @@ async def test_the_current_error_goes_into_the_thread() -> None:
 
 
 async def test_the_guard_of_the_orm_works_in_an_island() -> None:
-    """What would block the loop raises, and is called through sync_to_async."""
+    """Code that would block the loop raises, and is called through sync_to_async."""
 
     async def main() -> None:
         with pytest.raises(SynchronousOnlyOperation):
@@ -334,7 +334,7 @@ async def test_a_cancellation_of_trio_is_asyncios_inside() -> None:
 
 
 async def test_code_that_ignores_its_cancellation_returns() -> None:
-    """What the code returns instead is kept; Trio's next checkpoint is cancelled."""
+    """The code's result is kept; Trio's next checkpoint is cancelled."""
 
     @asyncio_island
     async def main() -> str:
@@ -352,7 +352,7 @@ async def test_code_that_ignores_its_cancellation_returns() -> None:
 
 
 async def test_a_cancelled_scope_starts_no_island() -> None:
-    """The first await of the code is cancelled at the latest."""
+    """At the latest, the first await of the code is cancelled."""
     reached: list[str] = []
 
     @asyncio_island
@@ -423,7 +423,7 @@ async def test_a_cancellation_passes_through_all() -> None:
 
 
 async def test_a_cancelled_island_waits_for_its_thread() -> None:
-    """Sync code that runs is waited for; its thread is not used meanwhile."""
+    """Running sync code is waited for; its thread is not used meanwhile."""
     gate = Gate(nothing)
 
     async def main() -> None:
@@ -440,7 +440,7 @@ async def test_a_cancelled_island_waits_for_its_thread() -> None:
 
 
 async def test_asyncio_cancels_itself() -> None:
-    """A CancelledError that no scope of Trio has caused is passed on."""
+    """A CancelledError that no Trio scope has caused is passed on."""
 
     async def main() -> None:
         task = asyncio.current_task()
@@ -456,7 +456,7 @@ async def test_asyncio_cancels_itself() -> None:
 
 
 async def running_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop that runs this."""
+    """Return the running loop."""
     return asyncio.get_running_loop()
 
 
@@ -481,7 +481,7 @@ def test_the_islands_of_a_run_share_a_loop() -> None:
 
 
 def test_what_is_left_at_the_end_is_cancelled() -> None:
-    """A task of asyncio that nobody waits for ends with the run, orderly."""
+    """An asyncio task that is never awaited ends with the run, in order."""
     order: list[str] = []
 
     async def forever() -> None:
@@ -518,7 +518,7 @@ async def test_a_loop_that_was_closed_is_replaced() -> None:
 async def test_a_task_that_nobody_awaits_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its error is logged, as asyncio logs it, and harms nobody."""
+    """Its error is logged, as in asyncio, and nothing else happens."""
 
     async def fail() -> None:
         raise LookupError("nobody awaits this")
@@ -543,7 +543,7 @@ async def test_a_task_that_nobody_awaits_fails(
 async def test_a_task_that_nobody_awaits_exits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What ends a loop of asyncio is logged here, and harms nobody."""
+    """Errors that end an asyncio loop are only logged here."""
 
     async def leave() -> None:
         raise SystemExit(3)
@@ -592,7 +592,7 @@ async def test_a_callback_of_a_file_runs_in_the_loop() -> None:
 
 
 async def test_a_callback_of_a_file_exits() -> None:
-    """It harms nobody, as in a task."""
+    """Nothing else fails, as with a task."""
 
     async def main() -> None:
         def leave() -> None:
@@ -613,7 +613,7 @@ async def test_a_callback_of_a_file_exits() -> None:
 
 
 async def test_no_island_while_the_loop_is_closed() -> None:
-    """When all tasks were cancelled, a new one is refused: nobody would end it."""
+    """When all tasks were cancelled, a new one is refused: it would never be ended."""
 
     async def linger() -> None:
         started.set()
@@ -643,7 +643,7 @@ async def test_no_island_while_the_loop_is_closed() -> None:
 
 
 def test_no_island_at_the_end_of_the_run() -> None:
-    """Where no loop can be opened any more, the error says so."""
+    """When no loop can be opened any more, the error says so."""
     errors: list[str] = []
 
     async def generator() -> AsyncIterator[int]:
@@ -666,7 +666,7 @@ def test_no_island_at_the_end_of_the_run() -> None:
 
 
 async def test_the_programs_own_loop_is_used() -> None:
-    """A program that has opened a loop of trio-asyncio keeps its islands there."""
+    """If a program has opened a trio-asyncio loop, its islands stay there."""
     await asyncio_island(asyncio_only)(1)  # imports trio-asyncio
     import trio_asyncio  # noqa: PLC0415 - replaces much of asyncio
 
@@ -679,7 +679,7 @@ async def test_a_call_leaves_nothing_in_memory() -> None:
     """Neither arguments nor results nor errors are kept by cycles."""
 
     class Big:
-        """Something that a cycle would keep."""
+        """An object that a cycle would keep."""
 
     async def echo(big: Big) -> Big:
         return await trio_island(echo_on_trio)(big)
@@ -708,7 +708,7 @@ async def test_a_call_leaves_nothing_in_memory() -> None:
     gc.disable()
     try:
         refs = [await call(), await failing_call()]
-        # The loop and Trio may have a hold of what they have run last.
+        # The loop and Trio may still refer to what they ran last.
         await trio.testing.wait_all_tasks_blocked()
         assert [ref() for ref in refs] == [None, None]
     finally:
@@ -727,7 +727,7 @@ def test_an_island_where_no_loop_runs() -> None:
 
 
 def test_a_trio_island_outside_trio() -> None:
-    """On asyncio alone there is no Trio to go to, and the error says so."""
+    """On asyncio alone there is no Trio to switch to, and the error says so."""
     with pytest.raises(RuntimeError, match="in_trio was called outside Trio"):
         asyncio.run(trio_island(in_trio)())
 
@@ -844,7 +844,7 @@ def test_asyncio_runs_beside_trio() -> None:
 
 
 def test_asyncio_is_as_before_outside_trio() -> None:
-    """Where asyncio runs, or nothing does, it says what it always says."""
+    """Where asyncio runs, or nothing does, its errors are its own."""
     with pytest.raises(RuntimeError, match=r"^no running event loop$"):
         asyncio.get_running_loop()
     assert asyncio.run(asyncio_only(1)) == 1
@@ -852,7 +852,7 @@ def test_asyncio_is_as_before_outside_trio() -> None:
 
 @pytest.mark.parametrize("first", ["trio_asyncio", "trio_asgi"])
 def test_trio_asyncio_in_any_order(first: str) -> None:
-    """Whoever loads trio-asyncio, and when: islands work, and everything is undone."""
+    """Whenever trio-asyncio is loaded, islands work, and everything is undone."""
     output = run_script(
         """
         import asyncio, sys, warnings
@@ -888,7 +888,7 @@ def test_trio_asyncio_in_any_order(first: str) -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="policies are deprecated")
 def test_a_policy_of_the_program_makes_the_loops() -> None:
-    """One that is set when trio-asyncio is loaded already is used, as ever."""
+    """A policy set when trio-asyncio is already loaded is used as before."""
     output = run_script(
         """
         import asyncio, trio, trio_asgi
@@ -907,7 +907,7 @@ def test_a_policy_of_the_program_makes_the_loops() -> None:
 
 
 def test_functions_that_were_imported_by_name() -> None:
-    """Who has asyncio's functions from before the first island can call them there."""
+    """Code that imported asyncio's functions before the first island can call them."""
     output = run_script(
         """
         import asyncio, threading, trio, trio_asgi
@@ -944,7 +944,7 @@ def test_functions_that_were_imported_by_name() -> None:
 
 
 def test_the_package_does_not_load_trio_asyncio() -> None:
-    """Who has no islands keeps asyncio as it was made."""
+    """A program without islands keeps asyncio unpatched."""
     output = run_script(
         """
         import sys, trio, trio_asgi
@@ -962,7 +962,7 @@ def test_the_package_does_not_load_trio_asyncio() -> None:
 
 
 async def test_a_stream_is_iterated_in_one_task() -> None:
-    """A timeout of asyncio may be open from one item to the next."""
+    """An asyncio timeout may be open from one item to the next."""
     tasks: set[object] = set()
 
     async def items() -> AsyncIterator[int]:
@@ -983,7 +983,7 @@ async def test_a_stream_is_iterated_in_one_task() -> None:
 
 
 async def test_a_stream_does_not_run_ahead() -> None:
-    """An item is made when it is asked for."""
+    """An item is made when requested."""
     made: list[int] = []
 
     async def items() -> AsyncIterator[int]:
@@ -999,7 +999,7 @@ async def test_a_stream_does_not_run_ahead() -> None:
 
 
 async def test_a_stream_that_was_not_begun_is_closed() -> None:
-    """Closing it runs in asyncio as well."""
+    """Closing it runs on asyncio as well."""
     closed: list[object] = []
 
     class Items:
@@ -1032,7 +1032,7 @@ async def test_a_stream_without_aclose() -> None:
 
 
 async def test_a_failing_stream() -> None:
-    """The error is raised where the item was asked for."""
+    """The error is raised where the item was requested."""
 
     async def items() -> AsyncIterator[int]:
         yield 1
@@ -1083,7 +1083,7 @@ async def test_a_cancelled_stream() -> None:
 
 
 async def test_a_stream_that_asyncio_cancels() -> None:
-    """Its end is an error, and one that servers know."""
+    """It ends with an error, of a class that servers know."""
 
     async def items() -> AsyncIterator[int]:
         yield 1
@@ -1099,7 +1099,7 @@ async def test_a_stream_that_asyncio_cancels() -> None:
 
 
 async def test_a_stream_that_exits() -> None:
-    """What is no Exception is raised where the item was asked for, too."""
+    """An error that is not an Exception is raised where the item was requested, too."""
 
     async def items() -> AsyncIterator[int]:
         yield 1
@@ -1112,7 +1112,7 @@ async def test_a_stream_that_exits() -> None:
 
 
 async def test_a_stream_whose_aclose_fails() -> None:
-    """After the last item, the error is raised where the next was asked for."""
+    """After the last item, the error is raised where the next was requested."""
 
     class Items:
         def __aiter__(self) -> Items:
@@ -1131,7 +1131,7 @@ async def test_a_stream_whose_aclose_fails() -> None:
 
 
 async def test_the_loop_ends_while_a_stream_makes_an_item() -> None:
-    """The one who waits for the item is told."""
+    """The code that waits for the item gets an error."""
 
     async def items() -> AsyncIterator[int]:
         started.set()
@@ -1175,7 +1175,7 @@ async def test_the_loop_ends_between_two_items() -> None:
 
 
 async def test_a_stream_at_its_end_stays_there() -> None:
-    """Asking again, and closing again, are as with a generator."""
+    """Further requests and closings work as with a generator."""
 
     async def items() -> AsyncIterator[int]:
         yield 1

@@ -1,4 +1,4 @@
-"""The judge of Django's tests on Trio: what it takes for a proof, and what not."""
+"""The judge of Django's tests on Trio: what counts as a proof, and what does not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_tests(path: Path, facts: Facts) -> dict[str, Test]:
     """Write a journal, as test processes do, and read it.
 
     Args:
-        path: Where the journal is to be.
+        path: Where to write the journal.
         facts: For each test its name, its outcome, and where its coroutine has run;
             None for a sync test.
     """
@@ -70,14 +70,14 @@ def test_all_is_well(tmp_path: Path) -> None:
 def test_one_test_spoils_the_proof(
     tmp_path: Path, fact: tuple[str, str, str | None], detail: str
 ) -> None:
-    """A failure, a subtest's too, or a coroutine anywhere but on Trio is told."""
+    """A failure, even of a subtest, or a coroutine not on Trio is reported."""
     verdict = Verdict(read_tests(tmp_path / "journal", [*GOOD, fact]))
     assert not verdict.good
     assert verdict.details() == [detail]
 
 
 def test_asyncio_beside_a_sync_test_spoils_the_proof(tmp_path: Path) -> None:
-    """A sync test that has started a loop of asyncio is told."""
+    """A sync test that has started an asyncio loop is reported."""
     tests = read_tests(tmp_path / "journal", GOOD)
     tests["s"].ran_on.add("asyncio")
     verdict = Verdict(tests)
@@ -91,7 +91,7 @@ def test_no_test_is_no_proof(tmp_path: Path) -> None:
 
 
 def test_what_was_lost(tmp_path: Path) -> None:
-    """What passed before and fails, is skipped, or is gone now is lost."""
+    """Tests that passed before, and now fail, are skipped, or are missing, are lost."""
     before: Facts = [(name, "passed", None) for name in "abcd"]
     before += [("e", "failed", None), ("f", "skipped", None)]
     after: Facts = [
@@ -129,7 +129,7 @@ def client_verdict(
 
 
 def test_client_is_well(tmp_path: Path) -> None:
-    """What fails by design is no objection."""
+    """Tests that fail by design are no objection."""
     verdict = client_verdict(tmp_path / "journal", {"b": "by design"})
     assert verdict.good
     assert verdict.failed == []
@@ -141,7 +141,7 @@ def test_client_is_well(tmp_path: Path) -> None:
 
 
 def test_failures_of_the_client_are_told(tmp_path: Path) -> None:
-    """What fails for no known reason is to be run with Django's handler."""
+    """Tests that fail for no known reason must be run with Django's handler."""
     verdict = client_verdict(tmp_path / "journal", {"c": "not run here"})
     assert verdict.failed == ["b"]
 
@@ -153,7 +153,7 @@ def test_no_request_is_no_proof(tmp_path: Path) -> None:
 
 
 def test_what_was_sent_counts(tmp_path: Path) -> None:
-    """A difference on the wire is told, even if the test has swallowed its error."""
+    """A difference on the wire is reported, even if the test swallowed its error."""
     verdict = client_verdict(
         tmp_path / "journal", {"b": "by design"}, differences=("the status is 200",)
     )
@@ -162,7 +162,7 @@ def test_what_was_sent_counts(tmp_path: Path) -> None:
 
 
 def test_nothing_is_accepted_needlessly(tmp_path: Path) -> None:
-    """A test that is said to differ, and passes, spoils the proof."""
+    """If a test that should differ passes, it spoils the proof."""
     verdict = client_verdict(tmp_path / "journal", {"a": "once", "b": "by design"})
     assert not verdict.good
     assert verdict.details() == ["NO LONGER    differs: a"]

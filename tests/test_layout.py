@@ -1,4 +1,4 @@
-"""Which module may import which, and what the package exports."""
+"""Which modules may import which, and what the package exports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names.split()
 
 FOLDERS = [name for name in RANK if (PACKAGE / name).is_dir()]
 
-#: What these import must not be, not even for type checkers.
+#: These modules must not be imported, not even for type checkers.
 TRIO_ONLY = ["errors", "threads", "asgi", "hosts"]
 
 #: The modules that are longer than `MAX_LINES`, with the reason.
@@ -58,7 +58,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, file: Path) -> set[str]:
-    """Return all that a module imports, also for type checkers, and late.
+    """Return all imports of a module, including those for type checkers and late ones.
 
     Its own package's modules have a leading dot before the name in `modules`.
     """
@@ -98,13 +98,13 @@ def top(name: str) -> str:
 
 
 def test_every_folder_has_its_rank() -> None:
-    """A new folder, or module of the top level, is given a place in the order."""
+    """A new folder or top-level module is given a place in the order."""
     assert {top(name) for name in modules()} == set(RANK)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_a_folder_imports_only_from_above(name: str) -> None:
-    """No module imports from a folder of its own rank or below, not even a type."""
+    """No module imports from a folder of equal or lower rank, not even a type."""
     if name == "__init__":
         return
     for imported in own(name):
@@ -113,7 +113,7 @@ def test_a_folder_imports_only_from_above(name: str) -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    """There are no circles, not even under ``TYPE_CHECKING``."""
+    """There are no import cycles, not even under ``TYPE_CHECKING``."""
     left = {name: own(name) for name in modules()}
     while free := [name for name, needed in left.items() if not needed & set(left)]:
         for name in free:
@@ -122,7 +122,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_every_folder_says_what_it_is() -> None:
-    """A folder's ``__init__`` is one sentence of purpose, and no code."""
+    """A folder's ``__init__`` has one sentence of purpose, and no code."""
     for folder in FOLDERS:
         tree = ast.parse((PACKAGE / folder / "__init__.py").read_text())
         assert ast.get_docstring(tree)
@@ -133,13 +133,13 @@ def test_every_folder_says_what_it_is() -> None:
     "name", sorted(name for name in modules() if top(name) in TRIO_ONLY)
 )
 def test_the_core_knows_nothing_of_django(name: str) -> None:
-    """Modules that are Trio only import neither Django nor asgiref."""
+    """Pure Trio modules import neither Django nor asgiref."""
     for imported in imports(name, modules()[name]):
         assert imported.split(".")[0] not in {"django", "asgiref"}
 
 
 def test_no_module_is_a_giant() -> None:
-    """A module can be read at one sitting, or there is a reason."""
+    """A module can be read in one sitting, or there is a reason."""
     longer = {
         name
         for name, file in modules().items()
@@ -196,7 +196,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_package_is_typed() -> None:
-    """Type checkers are told that the annotations are there."""
+    """Type checkers learn that there are annotations."""
     assert (PACKAGE / "py.typed").exists()
 
 

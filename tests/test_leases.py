@@ -1,4 +1,4 @@
-"""What is done when a lease takes a thread, how many may, and giving it back early."""
+"""What happens when a lease takes a thread, how many may, and giving it back early."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# What a lease does when it takes a thread
+# When a lease takes a thread
 
 
 async def test_on_take_comes_before_the_first_call(lease: Lease) -> None:
@@ -74,7 +74,7 @@ async def test_on_take_comes_before_the_first_call(lease: Lease) -> None:
 
 @pytest.mark.parametrize("caller", ["another task", "sync_to_async"])
 async def test_on_take_comes_whoever_calls(lease: Lease, caller: str) -> None:
-    """The first call may be anybody's: another task's, or one of user code."""
+    """The first call may come from anywhere: another task, or user code."""
     order: list[str] = []
     lease.on_take = lambda: order.append("taken")
     async with trio.open_nursery() as nursery:
@@ -82,7 +82,7 @@ async def test_on_take_comes_whoever_calls(lease: Lease, caller: str) -> None:
         if caller == "another task":
             nursery.start_soon(in_thread, lambda: order.append("call"))
         else:
-            # The pool of the run is where that goes.
+            # Such a call goes to the pool of the run.
             with request_lease() as own:
                 own.on_take = lease.on_take
                 await sync_to_async(order.append)("call")
@@ -109,7 +109,7 @@ async def test_on_take_may_call_sync_code(lease: Lease) -> None:
 
 
 async def test_on_take_fails(lease: Lease) -> None:
-    """The call does not run, and raises that; the next one goes on without it."""
+    """The call does not run, and raises the error; the next one works without it."""
 
     def on_take() -> None:
         raise LookupError("in on_take")
@@ -122,7 +122,7 @@ async def test_on_take_fails(lease: Lease) -> None:
 
 
 async def test_on_take_of_a_borrowed_lease(pool: WorkerPool, lease: Lease) -> None:
-    """A lease of somebody else's thread calls it before the lease's first call."""
+    """A lease of a borrowed thread calls it before the lease's first call."""
     order: list[str] = []
 
     async def coroutine() -> None:
@@ -139,7 +139,7 @@ async def test_on_take_of_a_borrowed_lease(pool: WorkerPool, lease: Lease) -> No
 
 
 async def test_on_take_comes_before_a_last_call(pool: WorkerPool) -> None:
-    """If a released lease takes a thread just for its end, that is a taking, too."""
+    """If a released lease takes a thread just for its end, that calls it, too."""
     order: list[str] = []
     done = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -158,7 +158,7 @@ async def test_on_take_comes_before_a_last_call(pool: WorkerPool) -> None:
 async def test_a_last_call_ends_no_thread(
     pool: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a last call raises is logged, and the thread takes the next lease."""
+    """An error of a last call is logged, and the thread takes the next lease."""
 
     def last() -> None:
         raise SystemExit
@@ -172,12 +172,12 @@ async def test_a_last_call_ends_no_thread(
 
 
 async def test_the_calls_of_a_lease_are_counted(pool: WorkerPool) -> None:
-    """All that began to run in the thread count, nested ones included."""
+    """All calls that began to run in the thread count, including nested ones."""
 
     async def coroutine() -> None:
         await in_thread(nothing)
         await in_thread(lambda: in_task(functools.partial(in_thread, nothing)))
-        # In another thread, and so not one of them.
+        # In another thread, and so not counted.
         await pool.run_sync(nothing)
 
     with open_lease(pool) as lease:
@@ -220,7 +220,7 @@ async def test_a_bound_on_leases() -> None:
 
 
 async def test_slots_are_first_come_first_served() -> None:
-    """Leases get their slot in the order of their first calls, and none holds two."""
+    """Leases get a slot in the order of their first calls, and none holds two."""
     order: list[int] = []
     async with open_pool(leases=1) as pool:
         first = pool.lease()
@@ -236,7 +236,7 @@ async def test_slots_are_first_come_first_served() -> None:
             for number in range(4):
                 nursery.start_soon(use, number)
                 await wait_all_tasks_blocked()
-            # Who has a slot is not held up by those that wait for one.
+            # A lease with a slot is not delayed by those that wait for one.
             await first.run_sync(nothing)
             assert order == []
             first.release()
@@ -261,7 +261,7 @@ async def test_two_first_calls_take_one_slot() -> None:
 
 @contextmanager
 def open_lease_of(pool: WorkerPool) -> Iterator[Lease]:
-    """Take out a lease as a request does."""
+    """Take out a lease like a request."""
     lease = pool.lease()
     try:
         yield lease
@@ -293,7 +293,7 @@ async def test_cancelled_while_waiting_for_a_slot() -> None:
 
 
 async def test_waiting_for_a_slot_holds_no_token() -> None:
-    """A call that has no slot yet keeps no other call from running."""
+    """A call without a slot keeps no other call from running."""
     async with open_pool(leases=1, threads=1) as pool:
         with open_lease_of(pool) as first, open_lease_of(pool) as second:
             await first.run_sync(nothing)
@@ -305,7 +305,7 @@ async def test_waiting_for_a_slot_holds_no_token() -> None:
 
 
 async def test_cancelled_with_a_slot_while_waiting_for_a_token() -> None:
-    """A slot that leads to no thread goes to the next lease."""
+    """If a slot leads to no thread, it goes to the next lease."""
     async with open_pool(leases=1, threads=1) as pool:
         assert pool.slots is not None
         gate = Gate(nothing)
@@ -323,7 +323,7 @@ async def test_cancelled_with_a_slot_while_waiting_for_a_token() -> None:
 
 
 async def test_a_lease_that_is_released_in_the_queue() -> None:
-    """A call that waits for a slot when its lease ends goes to the program's thread."""
+    """If its lease ends, a call that waits for a slot goes to the program's thread."""
     threads: list[threading.Thread] = []
     async with open_pool(leases=1) as pool:
         assert pool.slots is not None
@@ -346,7 +346,7 @@ async def test_a_lease_that_is_released_in_the_queue() -> None:
 async def test_a_slot_whose_thread_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the system has no thread left the slot is free again."""
+    """If the system can start no more threads, the slot is free again."""
 
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -377,7 +377,7 @@ async def test_an_error_in_on_take_costs_no_slot() -> None:
 
 
 async def test_a_thread_that_was_left_keeps_its_slot() -> None:
-    """Its connections are there until the thread has ended, and so is its slot."""
+    """Its connections, and so its slot, are held until the thread has ended."""
     async with open_pool(leases=1) as pool:
         assert pool.slots is not None
         gate = Gate(nothing)
@@ -415,7 +415,7 @@ async def test_a_thread_that_shall_end_keeps_its_slot() -> None:
 
 
 def test_a_slot_that_comes_back_after_the_run() -> None:
-    """A thread that ends when its run is over finds nobody to tell, and that is all."""
+    """If a thread ends after its run, its slot is simply dropped."""
     gate = Gate(nothing)
 
     async def main() -> None:
@@ -432,9 +432,9 @@ def test_a_slot_that_comes_back_after_the_run() -> None:
 
 
 async def test_leases_that_need_no_slot(lease: Lease) -> None:
-    """A call for one time, the program's, and a borrowed thread wait for no slot.
+    """Single calls, the program's calls, and borrowed threads wait for no slot.
 
-    They would wait for themselves: whoever waits for them may have it.
+    It would be a deadlock: the code that waits for them may hold the slot.
     """
 
     async def coroutine() -> None:
@@ -455,7 +455,7 @@ async def test_leases_that_need_no_slot(lease: Lease) -> None:
 
 
 async def test_a_last_call_waits_for_no_slot() -> None:
-    """What a lease has to do at its end is done, whether there is a slot or not."""
+    """A lease's clean-up at its end runs, with or without a slot."""
     done = trio.Event()
     token = trio.lowlevel.current_trio_token()
     async with open_pool(leases=1) as pool:
@@ -467,7 +467,7 @@ async def test_a_last_call_waits_for_no_slot() -> None:
 
 
 def test_the_setting_is_the_bound() -> None:
-    """``MAX_HELD_THREADS`` reaches the pool of the next run; None is no bound."""
+    """``MAX_HELD_THREADS`` reaches the pool of the next run; None means no bound."""
 
     async def main() -> float | None:
         slots = current_pool().slots
@@ -480,11 +480,11 @@ def test_the_setting_is_the_bound() -> None:
     assert trio.run(main) is None
 
 
-# Giving a thread back before the end
+# Giving a thread back early
 
 
 async def test_a_thread_is_given_back_for_now(pool: WorkerPool) -> None:
-    """After `release_thread` the thread is another's, and the next call takes one."""
+    """After `release_thread`, others may take the thread; the next call takes one."""
     order: list[tuple[str, threading.Thread]] = []
 
     def note(what: str) -> Callable[[], None]:
@@ -510,7 +510,7 @@ async def test_a_thread_is_given_back_for_now(pool: WorkerPool) -> None:
 
 
 async def test_release_thread_frees_a_slot() -> None:
-    """A lease that has laid down its thread queues up for the next one."""
+    """A lease that has released its thread queues up for the next one."""
     async with open_pool(leases=1) as pool:
         assert pool.slots is not None
         with open_lease_of(pool) as lease, open_lease_of(pool) as other:
@@ -570,7 +570,7 @@ async def test_a_thread_that_a_call_is_about_to_use_stays() -> None:
 
 
 async def test_last_fails_and_the_thread_stays(lease: Lease) -> None:
-    """If what comes before the release raises, nothing is released."""
+    """If the call before the release raises, nothing is released."""
 
     def last() -> None:
         raise LookupError("in last")
@@ -582,7 +582,7 @@ async def test_last_fails_and_the_thread_stays(lease: Lease) -> None:
 
 
 async def test_release_thread_waits_for_its_turn(lease: Lease) -> None:
-    """Sync code of another task is not torn off; what waits behind takes a new one."""
+    """Sync code of another task is waited for; calls behind it take a new thread."""
     order: list[str] = []
     gate = Gate(lambda: order.append("call"))
     async with trio.open_nursery() as nursery:
@@ -603,7 +603,7 @@ async def test_release_thread_waits_for_its_turn(lease: Lease) -> None:
 
 
 async def test_release_thread_waits_for_a_siblings_coroutine(lease: Lease) -> None:
-    """Where another task's sync code waits for a coroutine, its end is waited for."""
+    """If another task's sync code waits for a coroutine, its end is waited for."""
     go_on = trio.Event()
     started = trio.Event()
 
@@ -624,7 +624,7 @@ async def test_release_thread_waits_for_a_siblings_coroutine(lease: Lease) -> No
 
 
 async def test_two_tasks_release_a_thread(lease: Lease) -> None:
-    """The second one finds that there is nothing to release any more."""
+    """The second one finds nothing left to release."""
     calls: list[str] = []
     gate = Gate(nothing)
     release = functools.partial(
@@ -655,7 +655,7 @@ async def test_nothing_to_release(pool: WorkerPool) -> None:
 async def test_a_lease_that_ends_while_its_thread_is_released(
     pool: WorkerPool,
 ) -> None:
-    """If the lease is released first, that is all that happens."""
+    """If the lease is released first, nothing else happens."""
     gate = Gate(nothing)
     lease = Lease(pool)
     release = functools.partial(lease.release_thread, pytest.fail, on_take=pytest.fail)
@@ -671,7 +671,7 @@ async def test_a_lease_that_ends_while_its_thread_is_released(
 
 
 async def test_a_lease_that_ends_while_last_runs(pool: WorkerPool) -> None:
-    """A release that comes while the thread is being given back gives it back once."""
+    """If the lease ends while the thread is being given back, that happens once."""
     gate = Gate(nothing)
     lease = Lease(pool)
     await lease.run_sync(nothing)
@@ -692,7 +692,7 @@ async def test_a_lease_that_ends_while_last_runs(pool: WorkerPool) -> None:
 async def test_a_thread_that_waits_for_the_task_is_not_released(
     lease: Lease, how: str
 ) -> None:
-    """In the midst of sync code, which waits for this task, there is no giving away."""
+    """In the middle of sync code, which waits for this task, it is refused."""
     refused: list[str] = []
 
     async def release() -> None:
@@ -744,7 +744,7 @@ async def test_a_task_that_outlives_its_coroutine_may_release(lease: Lease) -> N
 async def cancelled_release(
     lease: Lease, last: Callable[[], object], scope: trio.CancelScope
 ) -> None:
-    """Release a thread in a scope that is cancelled before it comes to that."""
+    """Release a thread in a scope that is cancelled before the release."""
     with scope:
         await lease.release_thread(last, on_take=pytest.fail)
     assert scope.cancelled_caught
@@ -793,7 +793,7 @@ async def test_cancelled_while_the_release_waits_for_a_token() -> None:
 
 
 async def test_cancelled_while_last_runs(lease: Lease) -> None:
-    """What has begun is done: the thread goes back, then the task is cancelled."""
+    """The release is finished: the thread goes back, then the task is cancelled."""
     gate = Gate(nothing)
     await lease.run_sync(nothing)
     scope = trio.CancelScope()
@@ -816,7 +816,7 @@ async def test_cancelled_while_last_runs(lease: Lease) -> None:
 
 
 async def test_left_while_last_runs(pool: WorkerPool) -> None:
-    """If the task must not wait, the lease has a thread that was left, as ever."""
+    """If the task must not wait, the lease's thread is left, as usual."""
     gate = Gate(nothing)
     lease = Lease(pool)
     await lease.run_sync(nothing)
@@ -847,7 +847,7 @@ def test_an_interrupt_at_any_line() -> None:
 
 
 class Visitors:
-    """Many leases with few slots, which take and lay down threads at random."""
+    """Many leases with few slots, which take and release threads at random."""
 
     def __init__(self, pool: WorkerPool, seed: int) -> None:
         self.pool = pool
@@ -876,7 +876,7 @@ class Visitors:
                 await lease.release_thread(self._leave, on_take=nothing)
 
     async def run(self) -> None:
-        """Be one of them; be cancelled, perhaps."""
+        """Run one of the visitors, and perhaps cancel it."""
         lease = self.pool.lease()
         try:
             async with trio.open_nursery() as nursery:
@@ -906,7 +906,7 @@ async def test_many_leases_come_and_go_at_random(seed: int) -> None:
 
 @contextmanager
 def request_lease() -> Iterator[Lease]:
-    """Be in a request: have a lease that the running task's sync code belongs to."""
+    """Act as a request: have a lease for the running task's sync code."""
     lease = current_pool().lease()
     marker = current_loop.set(lease)
     try:
@@ -931,7 +931,7 @@ def query(alias: str) -> None:
 async def test_connections_of_a_released_thread(
     tmp_path: Path, max_age: float | None
 ) -> None:
-    """A connection is closed as at a request's end, or goes with its thread."""
+    """A connection is closed as at a request's end, or ends with its thread."""
     settings = sqlite_in(tmp_path, CONN_MAX_AGE=max_age)
     async with open_database(settings) as alias:
         with request_lease() as lease:
@@ -957,7 +957,7 @@ async def test_connections_are_looked_at_before_they_are_used_again(
             await release_thread()
             await current_pool().run_sync(grow_old)
             assert not await sync_to_async(is_open)(alias)
-            # But only there: what the request itself has opened stays.
+            # But only there: connections that the request itself has opened stay.
             await sync_to_async(query)(alias)
             await sync_to_async(grow_old)()
             assert await sync_to_async(is_open)(alias)
@@ -967,7 +967,7 @@ async def test_connections_are_looked_at_before_they_are_used_again(
 async def test_a_thread_in_a_transaction_is_not_released(
     tmp_path: Path, how: str
 ) -> None:
-    """Another request would find it there. It stays open, for who began it to end."""
+    """Another request would find it there. It stays open for its owner to end."""
     async with open_database(sqlite_in(tmp_path)) as alias:
 
         def begin() -> None:
@@ -996,7 +996,7 @@ async def test_a_thread_in_a_transaction_is_not_released(
 
 
 async def test_release_thread_below_sync_code() -> None:
-    """Below `async_to_sync` the thread cannot be given away, and the error says why."""
+    """Below `async_to_sync` the thread cannot be released, and the error says why."""
     refused: list[str] = []
 
     async def coroutine() -> None:
@@ -1030,7 +1030,7 @@ async def test_release_thread_in_another_run() -> None:
 
 
 async def test_release_thread_of_a_test(tmp_path: Path, lease: Lease) -> None:
-    """A test's thread, which has its transaction, stays the test's."""
+    """A test's thread, which has its transaction, stays with the test."""
 
     async def request(alias: str) -> None:
         loop = current_loop.get()
@@ -1054,7 +1054,7 @@ async def test_release_thread_of_a_test(tmp_path: Path, lease: Lease) -> None:
 
 
 async def test_release_thread_in_an_island() -> None:
-    """Code of asyncio in a request can give the request's thread back, too."""
+    """asyncio code in a request can give the request's thread back, too."""
 
     seen: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""Calls that their task has left: the thread runs on alone, and ends."""
+"""Calls whose task has left: the thread runs on alone, and ends."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_stop_waiting_waits_for_whom_nobody_cancelled(pool: WorkerPool) ->
 
 
 async def test_stop_waiting_for_code_in_a_shield(pool: WorkerPool) -> None:
-    """A call under a shield is not left, for it is not cancelled."""
+    """A call under a shield is not left, because it is not cancelled."""
     lease = Lease(pool)
     gate = Gate(nothing)
 
@@ -138,7 +138,7 @@ async def test_stop_waiting_for_code_in_a_shield(pool: WorkerPool) -> None:
 
 
 async def test_stop_waiting_for_a_task_that_was_just_woken(pool: WorkerPool) -> None:
-    """A task that has its result already is not woken a second time."""
+    """A task that already has its result is not woken a second time."""
     results: list[str] = []
     lease = Lease(pool)
     gate = Gate(lambda: "result")
@@ -153,8 +153,8 @@ async def test_stop_waiting_for_a_task_that_was_just_woken(pool: WorkerPool) -> 
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
             await wait_all_tasks_blocked()
-        # While Trio stands still, the result gets into its queue; and right behind
-        # it, what stops the waiting.
+        # While Trio stands still, the result gets into its queue; and right behind it,
+        # the end of the waiting.
         (worker,) = pool.workers
         gate.open()
         worker.inbox.put(Detached(contextvars.copy_context(), told.set, lease))
@@ -166,7 +166,7 @@ async def test_stop_waiting_for_a_task_that_was_just_woken(pool: WorkerPool) -> 
 
 
 async def test_a_nested_call_can_be_left(pool: WorkerPool) -> None:
-    """Leaving sync code below a coroutine leaves all that the thread runs."""
+    """Leaving sync code below a coroutine leaves everything that the thread runs."""
     order: list[str] = []
 
     async def coroutine() -> None:
@@ -201,7 +201,7 @@ async def test_a_nested_call_can_be_left(pool: WorkerPool) -> None:
 
 
 async def test_code_that_was_left_cannot_come_back(pool: WorkerPool) -> None:
-    """Code that nobody waits for gets an error from all that needs its task."""
+    """In code that no task waits for, every call that needs its task raises."""
     errors: list[type[BaseException] | None] = []
 
     async def coroutine() -> None:
@@ -238,7 +238,7 @@ async def test_code_that_was_left_cannot_come_back(pool: WorkerPool) -> None:
 async def test_a_message_that_was_sent_before_the_task_leaves(
     pool: WorkerPool, how: str, answer: type[BaseException] | None
 ) -> None:
-    """A task answers the message that is on its way to it, and leaves only then."""
+    """A task first answers a message on its way to it, and only then leaves."""
     answers: list[type[BaseException] | None] = []
     go_on = threading.Event()
 

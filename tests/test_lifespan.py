@@ -1,4 +1,4 @@
-"""The handshake with the server, and what outlives requests."""
+"""The handshake with the server, and tasks that outlive requests."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_the_handshake() -> None:
 
 
 class Recording(ASGIHandler):
-    """Records how its lifespan goes, and fails where told to."""
+    """Records the course of its lifespan, and fails where told to."""
 
     events: list[str]
     fail_at = ""
@@ -114,7 +114,7 @@ async def test_a_failure_is_reported_to_the_server(
     phase: str,
     message: str,
 ) -> None:
-    """What lifespan() raises is logged once, and told to the server as its failure."""
+    """An error of lifespan() is logged once, and sent to the server as its failure."""
     Recording.fail_at = point
     async with lifespan(recording) as communicator:
         await communicator.send_input(STARTUP)
@@ -131,7 +131,7 @@ async def test_a_failure_is_reported_to_the_server(
 async def test_the_servers_error_about_a_failure_has_no_context(
     recording: Recording,
 ) -> None:
-    """What a server raises when told of a failure is not mixed up with its cause."""
+    """The server's error about a failure is not chained to its cause."""
     Recording.fail_at = "enter"
 
     async def receive() -> Any:
@@ -146,7 +146,7 @@ async def test_the_servers_error_about_a_failure_has_no_context(
 
 
 async def test_a_task_of_a_view_outlives_its_request() -> None:
-    """A task started by a view runs on, with a thread of its own, after the answer."""
+    """A task started by a view runs on after the answer, with its own thread."""
     go_on = trio.Event()
     threads: list[str] = []
 
@@ -202,7 +202,7 @@ async def test_a_failing_task_is_logged_and_harms_no_other(
 async def test_shutdown_waits_for_tasks_but_not_for_ever(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A task may run on for SHUTDOWN_SECONDS, and is cancelled then."""
+    """A task may run on for SHUTDOWN_SECONDS, and is then cancelled."""
     ends: dict[str, float] = {}
 
     async def sleep(name: str, seconds: float) -> None:
@@ -261,7 +261,7 @@ async def test_an_ended_thread_closes_its_database_connections() -> None:
     def view(request: HttpRequest) -> HttpResponse:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
-        # One without Django's notion of when to close, as CONN_MAX_AGE=None is.
+        # One that Django never closes by age, as with CONN_MAX_AGE=None.
         connection.close_at = None
         open_connections.append(connection.connection)
         return HttpResponse()
@@ -294,7 +294,7 @@ async def test_an_ended_thread_closes_its_database_connections() -> None:
 async def test_the_thread_of_a_task_goes_back_without_old_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A task's connections are looked after as a request's are, in their thread."""
+    """A task's connections are checked in their thread, as a request's are."""
     closed: list[str] = []
 
     def tidy_up() -> None:
@@ -315,7 +315,7 @@ async def test_the_thread_of_a_task_goes_back_without_old_connections(
         app.start_soon(task)
         app.start_soon(without_thread)
         await shut_down(communicator)
-    # When the thread is taken, for they may have been idle, and when it goes back.
+    # When the thread is taken, because they may have been idle, and when it goes back.
     assert closed == names * 2
     assert len(names) == 1
 
@@ -375,7 +375,7 @@ async def test_an_applications_end_leaves_the_loop_to_others() -> None:
 
 
 def test_at_the_end_of_the_run_a_connection_is_closed_after_its_last_use() -> None:
-    """What code of asyncio cleans up with sync code is done before the threads end."""
+    """asyncio code's clean-up with sync code is done before the threads end."""
     order: list[str] = []
 
     async def linger() -> None:

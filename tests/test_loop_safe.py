@@ -58,7 +58,7 @@ CSRF_SECRET = "s" * 32
 
 
 def header(name: str, value: str) -> dict[str, Any]:
-    """Return what a scope has of a header."""
+    """Return a header of a scope."""
     return {"headers": [(name.encode(), value.encode())]}
 
 
@@ -88,7 +88,7 @@ def in_thread(places: dict[str, str]) -> set[str]:
 
 
 def test_the_list_names_hooks_that_there_are() -> None:
-    """Every entry is a middleware of the newest Django, and each hook is its own."""
+    """Every entry is a middleware of the newest Django, and each hook exists in it."""
     found = djangos()
     if django.VERSION >= (6, 0):
         assert found.keys() == DJANGOS.keys()
@@ -98,7 +98,7 @@ def test_the_list_names_hooks_that_there_are() -> None:
 
 
 def test_the_list_is_complete() -> None:
-    """No hook of a middleware in the list is without a condition."""
+    """Every hook of a listed middleware has a condition."""
     for name, cls in djangos().items():
         assert set(hooks_of(cls)) == DJANGOS[name].keys()
 
@@ -112,7 +112,7 @@ async def makes_token(request: HttpRequest) -> HttpResponse:
 
 
 async def asks_for_user(request: HttpRequest) -> HttpResponse:
-    """Ask who it is that has no session."""
+    """Ask for the user, without a session."""
     user = await request.auser()
     return HttpResponse(str(user.is_anonymous))
 
@@ -123,7 +123,7 @@ async def reads_session(request: HttpRequest) -> HttpResponse:
 
 
 async def reads_no_messages(request: HttpRequest) -> HttpResponse:
-    """Ask how many messages there are, which is not to read them."""
+    """Ask for the number of messages, without reading them."""
     return HttpResponse(str(len(messages.get_messages(request))))
 
 
@@ -167,7 +167,7 @@ async def test_an_async_view_takes_no_thread(
 async def test_what_a_view_asks_for_need_not_take_a_thread(
     view: Any, body: bytes | None
 ) -> None:
-    """A new CSRF token, an anonymous user, a session that is not there: no thread."""
+    """A new CSRF token, an anonymous user, a missing session: no thread."""
     answer, places = await run(*STARTPROJECT, view=view)
     assert answer.status == 200
     assert body is None or answer.body == body
@@ -176,7 +176,7 @@ async def test_what_a_view_asks_for_need_not_take_a_thread(
 
 
 async def test_the_cookie_of_a_token_is_set_without_a_thread() -> None:
-    """The token that the view has made is in the cookie, and it says so in Vary."""
+    """The token that the view has made is in the cookie, and Vary names it."""
     answer, _ = await run(*STARTPROJECT, view=makes_token)
     headers = dict(answer.headers)
     assert headers[b"Set-Cookie"].startswith(b"csrftoken=")
@@ -213,7 +213,7 @@ async def test_a_content_security_policy_takes_no_thread() -> None:
 
 
 async def test_a_view_may_do_without_session_and_messages() -> None:
-    """If the view takes them off the request, there is nothing to be saved."""
+    """If the view takes them off the request, nothing needs saving."""
 
     async def view(request: HttpRequest) -> HttpResponse:
         del request.session
@@ -225,7 +225,7 @@ async def test_a_view_may_do_without_session_and_messages() -> None:
     assert in_thread(places) == set()
 
 
-#: What is written down by Python's audit hooks, while it is a list.
+#: The records of Python's audit hook, while it is a list.
 _audited: list[str] | None = None
 
 
@@ -237,13 +237,13 @@ def _audit(event: str, arguments: Any) -> None:
 
 @pytest.fixture(scope="module")
 def _audit_hook() -> None:
-    """Have Python tell what is opened. It cannot be told to stop."""
+    """Have Python report opened objects. Audit hooks cannot be removed."""
     sys.addaudithook(_audit)
 
 
 @pytest.fixture
 def opened(_audit_hook: None) -> Iterator[list[str]]:
-    """Note what is done with files, sockets and databases on the loop."""
+    """Record what the loop does with files, sockets and databases."""
     global _audited  # noqa: PLW0603 - see there
     _audited = []
     try:
@@ -273,7 +273,7 @@ STORAGES = (
 async def test_nothing_is_opened_on_the_loop(
     engine: str, cache: str, storage: str, opened: list[str], tmp_path: Any
 ) -> None:
-    """Whatever keeps sessions and messages, hooks on the loop open nothing of it."""
+    """Wherever sessions and messages are kept, hooks on the loop open none of it."""
     kept_in_files = engine == "file" or (
         engine in {"cache", "cached_db"} and cache == "filebased.FileBasedCache"
     )
@@ -301,7 +301,7 @@ async def test_nothing_is_opened_on_the_loop(
     assert bool(in_thread(places)) == kept_in_files
 
 
-# On condition
+# Conditions
 
 
 class OwnStore(signed_cookies.SessionStore):
@@ -325,17 +325,17 @@ class OwnList(list[Any]):
 
 
 class OwnSession:
-    """What is enough of a session for Django's middleware."""
+    """Just enough of a session for Django's middleware."""
 
     accessed = modified = False
 
     def is_empty(self) -> bool:
-        """Say so."""
+        """Return that it is empty."""
         return True
 
 
 class OwnMessages(BaseStorage):
-    """What is enough of a storage for Django's middleware."""
+    """Just enough of a storage for Django's middleware."""
 
 
 own_engine = sys.modules["own_session_engine"] = types.ModuleType("own_session_engine")
@@ -395,7 +395,7 @@ class Case:
     """A request for which some hooks need a thread."""
 
     middleware: tuple[str, ...]
-    #: Which do.
+    #: The hooks that do.
     thread: set[str]
     settings: dict[str, Any] = field(default_factory=dict)
     view: Any = async_hello
@@ -541,7 +541,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 async def test_a_hook_that_may_do_more_takes_the_thread(case: Case) -> None:
-    """Just the hooks for which a condition does not hold run in a thread."""
+    """Exactly the hooks whose condition fails run in a thread."""
     answer, places = await run(
         *case.middleware,
         view=case.view,
@@ -554,7 +554,7 @@ async def test_a_hook_that_may_do_more_takes_the_thread(case: Case) -> None:
 
 
 async def test_an_error_of_a_hook_on_the_loop_is_answered_in_the_thread() -> None:
-    """That a host is not allowed is found on the loop; the 400 made in the thread."""
+    """The loop finds that a host is not allowed; the thread makes the 400."""
     settings = {"ALLOWED_HOSTS": ["example.com"]}
     with counted_hops() as hops:
         answer, places = await run(COMMON, settings=settings)
@@ -563,7 +563,7 @@ async def test_an_error_of_a_hook_on_the_loop_is_answered_in_the_thread() -> Non
     assert hops.count == 1
 
 
-# Django's as Django wrote them
+# Django's hooks, unchanged
 
 each_middleware = pytest.mark.parametrize("name", djangos())
 each_hook = pytest.mark.parametrize(
@@ -573,7 +573,7 @@ each_hook = pytest.mark.parametrize(
 
 
 def chain(name: str, middleware: str | None = None) -> list[str]:
-    """Return a middleware in the place of one of Django's, and what that needs."""
+    """Return a middleware that replaces one of Django's, and its dependencies."""
     before = [SESSIONS] if name in {AUTH, MESSAGES} else []
     return [*before, middleware or name]
 
@@ -598,7 +598,7 @@ async def test_a_subclass_takes_the_thread(name: str) -> None:
 
 @each_middleware
 async def test_a_subclass_by_the_same_name_takes_the_thread(name: str) -> None:
-    """A class is not taken for Django's because it says so."""
+    """A class is not taken for Django's because of its name."""
     parent = djangos()[name]
     names = {"__module__": parent.__module__, "__qualname__": parent.__qualname__}
     cls = type(parent.__name__, (parent,), names)
@@ -610,7 +610,7 @@ async def test_a_subclass_by_the_same_name_takes_the_thread(name: str) -> None:
 async def test_a_class_in_the_place_of_djangos_takes_the_thread(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor because it is found where Django's was."""
+    """Nor because it is found in the place of Django's."""
     parent = djangos()[name]
     names = {"__module__": parent.__module__, "__qualname__": parent.__qualname__}
     cls = type(parent.__name__, (parent,), {**names, "process_response": keep_response})
@@ -625,13 +625,13 @@ where: list[str] = []
 
 
 def keep_response(self: Any, request: HttpRequest, response: Any) -> Any:
-    """Be a process_response."""
+    """A process_response."""
     where.append(here())
     return response
 
 
 def noting(method: Any) -> Any:
-    """Wrap a method as libraries do that measure it."""
+    """Wrap a method like libraries that measure it."""
 
     @functools.wraps(method)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -645,7 +645,7 @@ def noting(method: Any) -> Any:
 async def test_a_hook_replaced_before_takes_the_thread(
     name: str, hook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hook that was replaced before the handler was made, and those beside it."""
+    """A hook replaced before the handler is made takes the thread, as do others."""
     cls = djangos()[name]
     monkeypatch.setattr(cls, hook, noting(vars(cls)[hook]))
     where.clear()
@@ -666,7 +666,7 @@ HELPERS = [
 async def test_a_method_that_hooks_call_is_replaced(
     name: str, helper: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If any code of the class was, before the start, all its hooks take the thread."""
+    """If any method of the class was replaced, all its hooks take the thread."""
     cls = djangos()[name]
     value = vars(cls)[helper]
     if hasattr(value, "func"):
@@ -681,24 +681,24 @@ async def test_a_method_that_hooks_call_is_replaced(
 
 
 def set_frames(self: Any, request: HttpRequest, response: Any) -> Any:
-    """Be another process_response."""
+    """Another process_response."""
     return keep_response(self, request, response)
 
 
 class Replacement:
-    """An object in the place of a method, which gets no middleware."""
+    """An object in place of a method, which does not get the middleware."""
 
     def __call__(self, request: HttpRequest, response: Any) -> Any:
         return set_frames(self, request, response)
 
 
 class Proxy:
-    """A wrapper that pretends to be what it wraps, as libraries have them."""
+    """A wrapper that pretends to be the wrapped object, like those of libraries."""
 
     def __init__(self, wrapped: Any) -> None:
         self.wrapped = wrapped
 
-    @property  # type: ignore[misc] # as such libraries do
+    @property  # type: ignore[misc] # like such libraries
     def __class__(self) -> Any:
         return type(self.wrapped)
 
@@ -770,7 +770,7 @@ async def test_a_method_in_the_instance_that_a_hook_calls() -> None:
 
 
 async def test_a_store_in_the_instance_is_the_one_that_counts() -> None:
-    """A factory may give Django's session middleware a store of its own."""
+    """A factory may give Django's session middleware a custom store."""
 
     def make(get_response: Any) -> Any:
         instance = djangos()[SESSIONS](get_response)
@@ -783,7 +783,7 @@ async def test_a_store_in_the_instance_is_the_one_that_counts() -> None:
 
 
 async def test_a_factory_that_changes_nothing_takes_no_thread() -> None:
-    """What counts is the class of what it makes."""
+    """The class of the object that it makes counts."""
 
     def make(get_response: Any) -> Any:
         return djangos()[SESSIONS](get_response)
@@ -796,7 +796,7 @@ async def test_a_factory_that_changes_nothing_takes_no_thread() -> None:
 
 @pytest.fixture
 def _nothing_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no class of Django's been looked at."""
+    """Start as if no Django class had been checked."""
     for classes in (_loop_safe._SESSION_STORES, _loop_safe._MESSAGE_STORAGES):
         monkeypatch.setattr(classes, "_met", set())
 
@@ -819,7 +819,7 @@ async def test_a_store_with_a_replaced_method_takes_the_thread(
 async def test_a_fallback_to_storages_of_ones_own_takes_the_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The storage of messages is Django's, but what it keeps them in is not."""
+    """The storage of messages is Django's, but the storages it uses are not."""
 
     class OwnCookieStorage(CookieStorage):
         def __init__(self, *args: Any) -> None:
@@ -890,7 +890,7 @@ async def test_other_hooks_take_the_thread(hooks: Any) -> None:
 
 
 async def test_only_declared_hooks_run_on_the_loop() -> None:
-    """Each hook is declared by itself."""
+    """Each hook is declared separately."""
     app = app_with(declaring(("process_request",)))
     assert await visited(app) == ["request loop", "view thread", "response thread"]
     app = app_with(declaring(("process_view", "process_response")))
@@ -898,7 +898,7 @@ async def test_only_declared_hooks_run_on_the_loop() -> None:
 
 
 async def test_a_subclass_has_to_declare_its_hooks_anew() -> None:
-    """It may override what they call."""
+    """It may override methods that they call."""
     parent = declaring(ALL)
     sub = type("Sub", (parent,), {})
     assert set(await visited(app_with(sub))) == {
@@ -953,7 +953,7 @@ async def test_a_view_hook_of_middleware_that_is_called_as_a_whole() -> None:
     ids=repr,
 )
 def test_a_wrong_declaration_is_an_error_at_start_up(hooks: Any) -> None:
-    """It names the class, what is allowed, and what was found."""
+    """It names the class, the allowed values, and the wrong one."""
     with pytest.raises(ImproperlyConfigured) as raised:
         app_with(declaring(hooks))
     assert str(raised.value) == (
@@ -964,7 +964,7 @@ def test_a_wrong_declaration_is_an_error_at_start_up(hooks: Any) -> None:
 
 
 async def test_data_of_a_class_may_change() -> None:
-    """A class that counts its requests goes on to run on the loop."""
+    """A class that counts its requests still runs on the loop."""
 
     def process_request(self: Any, request: HttpRequest) -> None:
         type(self).requests += 1

@@ -55,7 +55,7 @@ def _no_steps() -> None:
 
 
 def step(name: str) -> None:
-    """Note that something is called here."""
+    """Note that this is called here."""
     steps.append(f"{name} {here()}")
 
 
@@ -80,7 +80,7 @@ class Hooks(MiddlewareMixin):
 
 
 class Async:
-    """An async middleware; a test says what it does with its get_response."""
+    """An async middleware; a test defines what it does with its get_response."""
 
     async_capable = True
     sync_capable = False
@@ -123,13 +123,13 @@ HOOKS, ASYNC, FUNCTION = map(path_of, (Hooks, Async, function))
 
 
 def view(request: HttpRequest) -> HttpResponse:
-    """Be a sync view that says so."""
+    """A sync view that notes itself."""
     step("view")
     return HttpResponse("hello")
 
 
 async def async_view(request: HttpRequest) -> HttpResponse:
-    """Be an async view that says so."""
+    """An async view that notes itself."""
     await trio.lowlevel.checkpoint()
     step("view")
     return HttpResponse("hello")
@@ -150,7 +150,7 @@ async def visit(*middleware: Any, view: Any = async_view, **scope: Any) -> Any:
 @both_views
 @pytest.mark.parametrize("below", [[], [HOOKS], [FUNCTION], [ASYNC, HOOKS]])
 async def test_async_middleware_may_call_it_twice(below: list[str], view: Any) -> None:
-    """Each call goes all the way, and the second's response is another one."""
+    """Each call runs everything below, and the second's response is a different one."""
 
     class Twice(Async):
         async def use(self, request: HttpRequest) -> Any:
@@ -193,7 +193,7 @@ async def test_sync_middleware_may_call_it_twice(below: list[str], view: Any) ->
 async def test_async_middleware_may_call_it_in_tasks_at_once(
     below: list[str], above: list[str], view: Any
 ) -> None:
-    """The ways share the request's thread, in which one runs at a time."""
+    """The calls share the request's thread, in which one runs at a time."""
 
     class AtOnce(Async):
         async def use(self, request: HttpRequest) -> Any:
@@ -219,7 +219,7 @@ async def test_async_middleware_may_call_it_in_tasks_at_once(
 
 @pytest.mark.parametrize("above", [[], [FUNCTION]])
 async def test_middleware_may_cancel_what_is_below(above: list[str]) -> None:
-    """The cancelled way ends where it is; the middleware answers itself."""
+    """The cancelled call ends where it is; the middleware answers itself."""
 
     class Impatient(Async):
         async def use(self, request: HttpRequest) -> Any:
@@ -254,7 +254,7 @@ async def test_middleware_may_cancel_what_is_below(above: list[str]) -> None:
 
 
 async def test_of_two_ways_one_may_be_cancelled_while_it_waits_for_the_other() -> None:
-    """A way that waits for the thread can be cancelled; the other one goes on."""
+    """A call that waits for the thread can be cancelled; the other one goes on."""
     entered, go_on = trio.Event(), threading.Event()
 
     def wait_in_thread(request: HttpRequest) -> HttpResponse:
@@ -291,7 +291,7 @@ async def test_of_two_ways_one_may_be_cancelled_while_it_waits_for_the_other() -
 
 @both_views
 async def test_middleware_need_not_call_it(view: Any) -> None:
-    """What answers itself keeps the request from everything below."""
+    """A middleware that answers itself keeps the request from everything below."""
 
     class Answers(Async):
         async def use(self, request: HttpRequest) -> Any:
@@ -310,7 +310,7 @@ async def test_middleware_need_not_call_it(view: Any) -> None:
 
 @both_views
 async def test_middleware_may_call_it_with_another_request(view: Any) -> None:
-    """As some do, which copy the request or wrap it."""
+    """Some middleware does, to copy the request or wrap it."""
     import copy  # noqa: PLC0415
 
     class Copies(Async):
@@ -332,9 +332,9 @@ async def test_middleware_may_call_it_with_another_request(view: Any) -> None:
 async def test_sync_middleware_may_call_it_in_a_thread_of_its_own(
     below: list[str], view: Any
 ) -> None:
-    """As one does that wants to give up after a time. An async view is asyncio's there.
+    """For example to give up after a time. An async view runs on asyncio there.
 
-    It is so under Django's handler too, for no loop runs in that thread.
+    The same is true under Django's handler, because no loop runs in that thread.
     """
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
@@ -362,7 +362,7 @@ async def test_sync_middleware_may_call_it_in_a_thread_of_its_own(
 
 @both_views
 async def test_middleware_may_wrap_its_get_response(view: Any) -> None:
-    """What it has put in its place is called, on the side where it belongs."""
+    """Its replacement is called, on the side where it belongs."""
 
     class Wraps(Hooks):
         def __init__(self, get_response: Any) -> None:
@@ -416,7 +416,7 @@ async def test_middleware_may_override_acall(view: Any) -> None:
 
 @both_views
 async def test_middleware_may_override_call(view: Any) -> None:
-    """It is called on the loop, and what it returns is awaited."""
+    """It is called on the loop, and its result is awaited."""
 
     class Overrides(Hooks):
         def __call__(self, request: HttpRequest) -> Any:
@@ -430,7 +430,7 @@ async def test_middleware_may_override_call(view: Any) -> None:
 
 @both_views
 async def test_middleware_may_be_for_sync_code_only(view: Any) -> None:
-    """A class of hooks that says so is called in the thread, as a whole."""
+    """A sync-only class of hooks is called in the thread, as a whole."""
 
     class SyncOnly(Hooks):
         async_capable = False
@@ -442,7 +442,7 @@ async def test_middleware_may_be_for_sync_code_only(view: Any) -> None:
 
 @both_views
 async def test_middleware_may_be_of_both_kinds(view: Any) -> None:
-    """A factory is asked for the one that fits what is below: under ASGI the async."""
+    """A factory is asked for the kind that fits the rest: under ASGI the async one."""
 
     @sync_and_async_middleware
     def either(get_response: Any) -> Any:
@@ -463,7 +463,7 @@ async def test_middleware_may_be_of_both_kinds(view: Any) -> None:
 async def test_what_replaces_a_method_of_the_mixin_is_called(
     method: str, view: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As tools do that measure, and with them every middleware of hooks."""
+    """As with tools that measure, and with them every middleware of hooks."""
     real = getattr(MiddlewareMixin, method)
 
     def measured(self: Any, request: HttpRequest) -> Any:
@@ -483,7 +483,7 @@ async def test_what_replaces_a_method_of_the_mixin_is_called(
 async def test_what_replaces_a_method_of_djangos_handler_is_called(
     method: str, receivers: bool, late: bool, view: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same for what Django's handler does around the middleware, and inside it."""
+    """The same for what Django's handler does around the middleware and inside it."""
     real = getattr(BaseHandler, method)
 
     async def measured(self: Any, request: HttpRequest) -> Any:
@@ -562,7 +562,7 @@ PAGES = [
 ]
 
 
-# What hooks leave for others
+# State that hooks leave for others
 
 
 @both_views
@@ -570,7 +570,7 @@ PAGES = [
 async def test_what_hooks_leave_in_their_thread_stays_there(
     middle: list[str], view: Any
 ) -> None:
-    """A threading.local of theirs is the same in every hook, and nowhere else."""
+    """A threading.local set by hooks is the same in every hook, and nowhere else."""
     local = threading.local()
 
     class Leaves(MiddlewareMixin):
@@ -592,7 +592,7 @@ async def test_what_hooks_leave_in_their_thread_stays_there(
 
 @both_views
 async def test_the_language_of_a_hook_is_that_of_the_view(view: Any) -> None:
-    """LocaleMiddleware sets it in the thread; the view, and what follows, have it."""
+    """LocaleMiddleware sets it in the thread; the view and everything later have it."""
     languages = []
 
     class After(MiddlewareMixin):
@@ -649,7 +649,7 @@ async def test_a_hook_may_choose_the_urlconf(safe: Any, view: Any) -> None:
 
 
 async def test_the_user_of_a_session_is_not_read_on_the_loop() -> None:
-    """An async view that asks in the wrong way is told so, as under Django."""
+    """An async view that accesses it the wrong way gets an error, as under Django."""
     errors = []
 
     async def wrong(request: HttpRequest) -> HttpResponse:
@@ -679,7 +679,7 @@ class Request:
         await self._communicator.send_input({"type": "http.request"})
 
     async def cancel(self, by: str) -> None:
-        """Have the client leave, or the server shut down; go on when all wait."""
+        """Let the client leave, or the server shut down; return when all tasks wait."""
         if by == "client":
             await self._communicator.send_input(DISCONNECT)
         else:
@@ -699,7 +699,7 @@ with_or_without_receivers = pytest.mark.parametrize("receivers", [False, True])
 
 @contextmanager
 def maybe_signals(receivers: bool) -> Iterator[list[str]]:
-    """Have somebody listen to both signals, or nobody but Django."""
+    """Connect receivers to both signals, or only Django's own."""
     if not receivers:
         yield []
         return
@@ -709,14 +709,14 @@ def maybe_signals(receivers: bool) -> Iterator[list[str]]:
 
 
 class BusyThreads:
-    """Keeps sync code from being started, as if other requests had all the threads."""
+    """Keeps sync code from starting, as if other requests had all the threads."""
 
     def __init__(self) -> None:
         self.begun = trio.Event()
         self._borrowers: list[object] = []
 
     def begin(self) -> None:
-        """Take all tokens that are left."""
+        """Take all remaining tokens."""
         limiter = current_pool().limiter
         self._borrowers = [object() for _ in range(int(limiter.available_tokens))]
         for borrower in self._borrowers:
@@ -735,7 +735,7 @@ class BusyThreads:
 async def test_cancelled_while_it_waits_for_the_first_hop(
     middleware: list[str], receivers: bool, by: str
 ) -> None:
-    """Nothing of it has run, so nothing has to end, and no thread was taken."""
+    """None of it has run, so nothing has to end, and no thread was taken."""
     with maybe_signals(receivers) as names:
         ongoing = Request(application(path("", view), middleware=middleware))
         busy = BusyThreads()
@@ -755,7 +755,7 @@ async def test_cancelled_while_it_waits_for_the_first_hop(
 async def test_cancelled_while_it_waits_for_the_hop_behind_the_view(
     receivers: bool, by: str
 ) -> None:
-    """The hooks behind the view do not run; what the view has returned is closed."""
+    """The hooks after the view do not run; the view's response is closed."""
     responses = []
 
     async def view(request: HttpRequest) -> HttpResponse:
@@ -819,7 +819,7 @@ async def test_cancelled_while_an_error_waits_to_be_answered(
 async def test_cancelled_in_an_async_view(
     middleware: list[str], receivers: bool, by: str
 ) -> None:
-    """What is around the view is left, and called no more."""
+    """Everything around the view is left, and not called again."""
     in_view = trio.Event()
 
     async def view(request: HttpRequest) -> HttpResponse:
@@ -852,7 +852,7 @@ async def test_cancelled_in_an_async_view(
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("view", [view, async_view])
 async def test_cancelled_in_async_middleware(view: Any, when: str, by: str) -> None:
-    """Before or after it has called what is below: what is around it is left."""
+    """Before or after it has called the rest: everything around it is left."""
     waiting = trio.Event()
 
     class Waits(Async):
@@ -932,7 +932,7 @@ async def test_cancelled_in_a_hook_before_a_view_without_a_checkpoint(by: str) -
 
 @both_sides
 async def test_cancelled_in_a_sync_view(by: str) -> None:
-    """The hop goes on to its end, with the hooks behind the view, for no answer."""
+    """The hop goes on to its end, with the hooks after the view, without an answer."""
     gate = Gate(lambda: step("view"))
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -959,7 +959,7 @@ async def test_cancelled_in_a_sync_view(by: str) -> None:
 async def test_a_way_that_its_task_has_left_is_the_threads_alone(
     view: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It goes on as far as it is sync; what would be the loop's is not done."""
+    """Its sync part goes on; anything for the loop is not done."""
     requests: list[weakref.ref[HttpRequest]] = []
 
     class Waits(MiddlewareMixin):
@@ -998,7 +998,7 @@ async def test_a_way_that_its_task_has_left_is_the_threads_alone(
 
 
 class Cancelling(trio.abc.Instrument):
-    """Cancels a scope when its task has been run for the nth time."""
+    """Cancels a scope when its task has run for the nth time."""
 
     def __init__(self, steps: int) -> None:
         self.steps_left = steps
@@ -1054,7 +1054,7 @@ async def test_cancelled_at_every_checkpoint(
     raises: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Wherever it is cancelled, all that was begun is left, and nothing is lost."""
+    """Wherever it is cancelled, everything begun is left, and nothing is lost."""
     caplog.set_level(logging.ERROR)
     responses: list[HttpResponse] = []
 

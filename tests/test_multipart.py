@@ -1,4 +1,4 @@
-"""Forms that are malformed: Django's answer, nothing left behind, and on it goes.
+"""Malformed forms: Django's answer, nothing left behind, and the next request works.
 
 Each is given to a sync and to an async view, whether or not the body is read before the
 view starts, and to Django's upload handlers as well as to ours.
@@ -47,12 +47,12 @@ NAMED = b'Content-Disposition: form-data; name="file"; filename="leaves.bin"'
 
 @dataclass(frozen=True)
 class Case:
-    """A request that is not as it should be."""
+    """A malformed request."""
 
     body: bytes
     content_type: bytes = CONTENT_TYPE
     status: int = 200
-    #: What the view finds; if it is called.
+    #: What the view finds, if it is called.
     fields: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
@@ -71,7 +71,7 @@ CASES = {
     "boundary-not-ascii": Case(
         WHOLE + END, b"multipart/form-data; boundary=\xe9", status=400
     ),
-    # All of it is one part, and the file part of a field.
+    # All of it is one part, and the file is part of a field.
     "other-boundary": Case(
         WHOLE + END, b"multipart/form-data; boundary=other", fields=("field",)
     ),
@@ -117,7 +117,7 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def report(request: HttpRequest) -> JsonResponse:
-    """Say what there is in the form; parse it in the request's thread."""
+    """Return what is in the form; parse it in the request's thread."""
     return JsonResponse(
         {"fields": sorted(request.POST), "files": sorted(request.FILES)}
     )
@@ -130,7 +130,7 @@ async def areport(request: ASGIRequest) -> JsonResponse:
 
 
 def store(request: HttpRequest) -> JsonResponse:
-    """Say what there is in the form, with files going straight to the storage."""
+    """Return what is in the form, with files going straight to the storage."""
     request.upload_handlers = [StorageUploadHandler(request)]
     return report(request)
 
@@ -162,7 +162,7 @@ def app() -> ASGIHandler:
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """Provide the one directory for all files; they are on disk from a KiB on."""
+    """Provide the only directory for all files; they are on disk from a KiB on."""
     with override_settings(
         FILE_UPLOAD_MAX_MEMORY_SIZE=1024,
         FILE_UPLOAD_TEMP_DIR=tmp_path,
@@ -173,7 +173,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def spooled_in(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what Python itself writes to disk in the same directory."""
+    """Let Python's own temporary files go to the same directory."""
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
 
 
@@ -181,7 +181,7 @@ def open_files(directory: Path) -> list[str]:
     """Return the files in a directory: the visible ones, and those without a name."""
     found = [str(file) for file in directory.iterdir()]
     for link in Path("/proc/self/fd").glob("*"):
-        with suppress(FileNotFoundError):  # it was the one that listed these
+        with suppress(FileNotFoundError):  # it was the one opened to list these
             found.append(str(link.readlink()))
     return [name for name in found if name.startswith(str(directory))]
 
@@ -208,7 +208,7 @@ async def send_form(app: ASGIHandler, view: str, case: Case) -> Answer:
 
 
 async def assert_healthy(app: ASGIHandler, view: str, directory: Path) -> None:
-    """Nothing is left of the requests so far, and the next one is answered."""
+    """Check that nothing is left of earlier requests, and the next one is answered."""
     assert open_files(directory) == []
     assert_at_rest(current_pool())
     case = Case(WHOLE + END)
@@ -222,7 +222,7 @@ async def assert_healthy(app: ASGIHandler, view: str, directory: Path) -> None:
 async def test_a_malformed_form(
     app: ASGIHandler, directory: Path, view: str, case: Case
 ) -> None:
-    """It is refused, or the view finds what could be made of it; nothing is left."""
+    """It is refused, or the view finds the valid part of it; nothing is left."""
     answer = await send_form(app, view, case)
     assert answer.status == case.status
     if case.status == OK:
@@ -232,7 +232,7 @@ async def test_a_malformed_form(
 
 @cases
 def test_the_answer_is_djangos(case: Case) -> None:
-    """Django's own handler answers so."""
+    """Django's own handler gives the same answer."""
     content_type = case.content_type.decode("latin-1")
     # It would leave a file on disk open for some time if the parsing failed.
     in_memory = override_settings(FILE_UPLOAD_MAX_MEMORY_SIZE=2**30)
@@ -249,7 +249,7 @@ def test_the_answer_is_djangos(case: Case) -> None:
 async def test_a_client_that_leaves_midway(
     app: ASGIHandler, directory: Path, view: str
 ) -> None:
-    """Nothing is left of what it has sent."""
+    """Nothing is left of the data it sent."""
     body = WHOLE + file_part(b"x" * 200_000, name=b"second")
     scope = http_scope(f"/{view}/", method="POST", headers=form_headers(2 * len(body)))
     async with ApplicationCommunicator(app, scope) as communicator:
@@ -265,7 +265,7 @@ async def test_a_client_that_leaves_midway(
 async def test_header_names_with_control_characters(
     app: ASGIHandler, directory: Path, view: str
 ) -> None:
-    """No server lets them through; if one did, the form would be read all the same."""
+    """No server lets them through; if one did, the form would be read anyway."""
     body = WHOLE + END
     answer = await request(
         app,

@@ -42,14 +42,14 @@ if sys.version_info < (3, 11):
 
 @pytest.fixture(autouse=True)
 def async_to_sync_backend() -> Iterator[None]:
-    """Have `async_to_sync` start Trio, as a test does not say otherwise."""
+    """Let `async_to_sync` start Trio, unless a test says otherwise."""
     trio_asgi.install_bridge(async_to_sync_backend="trio")
     yield
     trio_asgi.install_bridge(async_to_sync_backend="asyncio")
 
 
 def nothing() -> None:
-    """Be sync code that does nothing."""
+    """Sync code that does nothing."""
 
 
 async def checkpoint() -> None:
@@ -71,19 +71,19 @@ async def at_once(*afns: Callable[[], Awaitable[None]]) -> None:
 
 
 def in_other_thread(fn: Callable[[], object]) -> object:
-    """Run sync code in a thread that belongs to nobody."""
+    """Run sync code in a thread of no program or pool."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(fn).result()
 
 
-# The same on Trio as on asyncio: what async_to_sync means in sync code
+# The same on Trio as on asyncio: async_to_sync in sync code
 
 Scenario = Any
 scenarios: list[tuple[Scenario, object]] = []
 
 
 def means(expected: object) -> Callable[[Scenario], Scenario]:
-    """Say what a scenario returns, on Trio as on asyncio."""
+    """Mark a scenario with what it returns, on Trio as on asyncio."""
 
     def register(scenario: Scenario) -> Scenario:
         scenarios.append((scenario, expected))
@@ -93,7 +93,7 @@ def means(expected: object) -> Callable[[Scenario], Scenario]:
 
 
 def exchange(new: str) -> str:
-    """Set the variable, and return what it was before."""
+    """Set the variable, and return its previous value."""
     old = variable.get()
     variable.set(new)
     return old
@@ -125,7 +125,7 @@ def context_variables() -> object:
 
 @means(("coroutine", "thread"))
 def context_after_errors() -> object:
-    """Changes come back from a coroutine that fails, too."""
+    """Changes come back even from a coroutine that fails."""
 
     async def failing() -> None:
         variable.set("coroutine")
@@ -160,7 +160,7 @@ def context_of_tasks() -> object:
 
 @means((["program", "coroutine", "thread"], "inner", "inner"))
 def asgiref_local() -> object:
-    """A `Local` is moved into the coroutine, into the sync code below, and back."""
+    """A `Local` moves into the coroutine, into the sync code below, and back."""
     local = Local()
     seen: list[str] = []
 
@@ -182,7 +182,7 @@ def asgiref_local() -> object:
         return await sync_to_async(code)()
 
     local.value = "program"
-    # The same for the one that has a value only later.
+    # The same for a Local that has a value only later.
     return seen, async_to_sync(coroutine)(), local.value
 
 
@@ -212,7 +212,7 @@ def asgiref_local_appears_and_vanishes() -> object:
 
 @means(("program", "no value", "program"))
 def thread_critical_local() -> object:
-    """A `Local` that is critical is not moved: it stays in the calling thread."""
+    """A thread-critical `Local` is not moved: it stays in the calling thread."""
     local = Local(thread_critical=True)
 
     async def coroutine() -> tuple[str, str]:
@@ -304,7 +304,7 @@ def errors_cross() -> object:
 
 @means([True] * 8)
 def any_exception() -> object:
-    """Whatever a coroutine or the sync code below raises arrives as the same object."""
+    """Any error of a coroutine or the sync code below arrives as the same object."""
     same: list[bool] = []
 
     def raiser(error: BaseException) -> None:
@@ -326,7 +326,7 @@ def any_exception() -> object:
 
 @means(("ExceptionGroup('group', [LookupError(1), ValueError(2)])", True))
 def exception_groups() -> object:
-    """A group arrives as it is, and so does one that ends a program."""
+    """A group arrives unchanged, and so does one that ends a program."""
 
     async def coroutine(group: BaseExceptionGroup[BaseException]) -> None:
         await checkpoint()
@@ -348,7 +348,7 @@ def exception_groups() -> object:
 
 @means((True, True, False, True))
 def threads() -> object:
-    """Sensitive code runs in the calling thread, also that of tasks; other does not."""
+    """Sensitive code runs in the calling thread, even in tasks; other code does not."""
     here = threading.current_thread()
     seen: set[threading.Thread] = set()
 
@@ -438,7 +438,7 @@ def guard_of_the_orm() -> object:
 
 @means(("called", ("object", 1, 2), "called"))
 def callables() -> object:
-    """Bridged functions, methods and objects can be called so."""
+    """Bridged functions, methods and objects can be called this way."""
 
     class Callable_:  # noqa: N801
         name = "object"
@@ -460,7 +460,7 @@ def callables() -> object:
 
 @means(([("inside", 1), ("outside", 0)], 1, ["a row", "another row"]))
 def transactions() -> object:
-    """What the caller has in an open transaction is there for the coroutine."""
+    """The coroutine sees the caller's open transaction."""
     seen: list[tuple[str, int]] = []
 
     async def create() -> int:
@@ -495,7 +495,7 @@ def transactions() -> object:
 
 @means(["inner", "sync code", "outer"])
 def order_of_clean_up() -> object:
-    """An error unwinds all sides in their order."""
+    """An error unwinds all sides in order."""
     order: list[str] = []
 
     async def inner() -> None:
@@ -539,7 +539,7 @@ def in_thread_of_trios(fn: Callable[[], object]) -> object:
 
 
 def in_coroutine_of_asyncios(fn: Callable[[], object]) -> object:
-    """Run it in sync code that a task of asyncio waits for."""
+    """Run it in sync code that an asyncio task waits for."""
     return asyncio.run(sync_to_async(fn)())
 
 
@@ -550,7 +550,7 @@ def below_async_to_sync(fn: Callable[[], object]) -> object:
 
 @pytest.fixture(autouse=True)
 def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use a database in memory, which each connection has for itself."""
+    """Use a database in memory, which is separate for each connection."""
     monkeypatch.setitem(connections.databases["default"], "NAME", ":memory:")
     # The wrapper of this thread has read the name already.
     outer, connections["default"] = (
@@ -562,7 +562,7 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def close() -> None:
-    """Close the connection of this thread: Django leaves the ones in memory open."""
+    """Close the connection of this thread: Django leaves in-memory ones open."""
     if connection.connection is not None:
         connection.connection.close()
         connection.connection = None
@@ -588,13 +588,13 @@ def close() -> None:
 def test_scenario(
     scenario: Callable[[], object], expected: object, loops: Any, place: Any
 ) -> None:
-    """Sync code sees the same of its coroutine, whatever loop runs it and where."""
+    """Sync code and its coroutine see the same, whatever loop runs it and where."""
     trio_asgi.install_bridge(async_to_sync_backend=loops)
     context = contextvars.copy_context()
     assert place(lambda: context.run(scenario)) == expected
 
 
-# Which loop it is
+# Which loop runs it
 
 
 async def library() -> str:
@@ -615,7 +615,7 @@ def call_new() -> str:
 
 @pytest.mark.parametrize("loops", ["trio", "asyncio"])
 def test_which_loop(loops: Any) -> None:
-    """New loops are what was chosen; a loop that waits for the thread is used."""
+    """New loops are of the chosen kind; a loop that waits for the thread is used."""
     trio_asgi.install_bridge(async_to_sync_backend=loops)
     for place in (lambda fn: fn(), in_other_thread, below_async_to_sync):
         assert place(call) == loops
@@ -623,7 +623,7 @@ def test_which_loop(loops: Any) -> None:
     for place in (in_worker_thread, in_thread_of_trios):
         assert place(call) == "trio"
         assert place(call_new) == loops
-        # Of the new loop nothing is left that would hide the task.
+        # The new loop leaves nothing that would hide the task.
         assert place(lambda: [call_new(), call(), call_new(), call()]) == [
             loops,
             "trio",
@@ -655,7 +655,7 @@ def test_asyncios_own_loop_is_used_while_it_runs() -> None:
 
 
 def test_a_loop_that_has_ended_is_no_loop() -> None:
-    """What asgiref has noted of an earlier loop hides neither choice nor task."""
+    """asgiref's note of an earlier loop hides neither choice nor task."""
     notes = vars(SyncToAsync.threadlocal)
     notes.clear()
     trio_asgi.install_bridge(async_to_sync_backend="asyncio")
@@ -695,7 +695,7 @@ def test_a_leftover_loop_in_a_worker_thread() -> None:
 
 @pytest.mark.parametrize("loops", ["trio", "asyncio"])
 def test_a_new_loop_hides_the_waiting_task_only_while_it_runs(loops: Any) -> None:
-    """Sync code below a new loop belongs to that; afterwards all is as before."""
+    """Sync code below a new loop belongs to it; afterwards all is as before."""
     trio_asgi.install_bridge(async_to_sync_backend=loops)
     task: Any = None
 
@@ -726,7 +726,7 @@ def test_a_new_loop_hides_the_waiting_task_only_while_it_runs(loops: Any) -> Non
 
 
 async def agen(order: list[str]) -> AsyncIterator[None]:
-    """Be an async generator whose end calls sync code."""
+    """An async generator whose end calls sync code."""
     try:
         yield
     finally:
@@ -773,7 +773,7 @@ def test_system_tasks_call_sync_code_at_the_end_of_the_run() -> None:
 
 
 def test_a_run_that_crashes() -> None:
-    """An error of Trio's own run comes out, and the next run works."""
+    """An error of Trio's own run is raised, and the next run works."""
 
     async def crash() -> None:
         raise LookupError("in a system task")
@@ -789,7 +789,7 @@ def test_a_run_that_crashes() -> None:
 
 
 def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the system has no thread left the call raises that; no coroutine is left."""
+    """If the system can start no more threads the call raises; no coroutine is left."""
     awaited: list[Any] = []
 
     def start(*args: object) -> None:
@@ -817,7 +817,7 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_arguments_that_do_not_fit() -> None:
-    """The error of a call is the function's own, and starts nothing."""
+    """The error of a call is the function's own, and nothing is started."""
     before = threading.active_count()
     with pytest.raises(TypeError, match="unexpected keyword"):
         async_to_sync(library)(key=1)  # type: ignore[call-arg] # that is the point
@@ -825,7 +825,7 @@ def test_arguments_that_do_not_fit() -> None:
 
 
 def test_many_threads_at_once() -> None:
-    """Each thread has a run, and its sync code, for itself."""
+    """Each thread has its own run, with its own sync code."""
     barrier = threading.Barrier(8)
 
     async def coroutine(number: int) -> tuple[int, Any, Any, str]:
@@ -858,7 +858,7 @@ def test_it_leaves_no_thread_but_trios() -> None:
 
 
 def test_where_sync_code_stands_does_not_travel() -> None:
-    """The calling thread's context does not come to belong to the run."""
+    """The calling thread's context does not belong to the run."""
 
     def look() -> bool:
         return current_loop.get() is None
@@ -906,7 +906,7 @@ def test_trio_options() -> None:
 
 
 async def waits(order: list[str], name: str) -> None:
-    """Wait for ever, and say when that has ended."""
+    """Wait for ever, and report when that has ended."""
     try:
         await trio.sleep_forever()
     finally:
@@ -981,11 +981,11 @@ def test_cancelled_comes_to_the_caller_of_nobody() -> None:
         async_to_sync(coroutine)()
 
 
-# Threads of Trio's that nobody waits for
+# Trio's threads that no task waits for
 
 
 async def abandon(fn: Callable[[], object]) -> None:
-    """Start sync code in a thread of Trio's, and leave it when it has begun."""
+    """Start sync code in a Trio thread, and abandon it when it has begun."""
     entered = trio.Event()
 
     def code() -> None:
@@ -1001,7 +1001,7 @@ async def abandon(fn: Callable[[], object]) -> None:
 
 
 def test_code_that_was_abandoned_runs_coroutines() -> None:
-    """They run in a task of their own; sensitive code in the thread that waits."""
+    """They run in a new task; sensitive code in the thread that waits."""
     go_on, done = threading.Event(), threading.Event()
     found: list[object] = []
     main_task: Any = None
@@ -1035,7 +1035,7 @@ def test_code_that_was_abandoned_runs_coroutines() -> None:
 
 
 def test_code_that_outlives_its_run() -> None:
-    """`async_to_sync` fails there as `trio.from_thread` does; no coroutine is left."""
+    """`async_to_sync` fails there like `trio.from_thread`; no coroutine is left."""
     go_on, done = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
@@ -1055,7 +1055,7 @@ def test_code_that_outlives_its_run() -> None:
 
 
 def test_a_coroutine_of_abandoned_code_at_the_end_of_the_run() -> None:
-    """It is cancelled, as system tasks are, and the thread goes on with `Cancelled`."""
+    """It is cancelled, like system tasks, and the thread goes on with `Cancelled`."""
     done = threading.Event()
     errors: list[BaseException] = []
     order: list[str] = []
@@ -1085,11 +1085,11 @@ def test_a_coroutine_of_abandoned_code_at_the_end_of_the_run() -> None:
     assert [type(error) for error in errors] == [trio.Cancelled]
 
 
-# What is left behind in memory
+# Memory
 
 
 class Thing:
-    """Something whose end can be observed."""
+    """An object whose end can be observed."""
 
 
 class ThingError(Exception):
@@ -1135,7 +1135,7 @@ def test_a_call_leaves_nothing_in_memory(
     handles_error: bool,
     place: Callable[[Callable[[], object]], object],
 ) -> None:
-    """A call's arguments, results and errors are gone with it; no cycle keeps them."""
+    """A call's arguments, results and errors are freed with it; no cycle keeps them."""
 
     def make_call() -> list[weakref.ref[Any]]:
         thing = Thing()
@@ -1155,7 +1155,7 @@ def test_a_call_leaves_nothing_in_memory(
 
     def program() -> list[object]:
         refs = make_call()
-        # Trio's thread lets go of a run when it waits for the next one.
+        # Trio's thread releases a run when it waits for the next one.
         call()
         call()
         return [ref() for ref in refs]
@@ -1170,7 +1170,7 @@ def test_a_call_leaves_nothing_in_memory(
 
 
 def test_context_variables_are_gone_with_their_contexts() -> None:
-    """Neither the caller's context nor the coroutine's lives on with the run."""
+    """Neither the caller's context nor the coroutine's outlives the run."""
     held: contextvars.ContextVar[Thing] = contextvars.ContextVar("held")
     refs: list[weakref.ref[Thing]] = []
 
@@ -1201,7 +1201,7 @@ def test_context_variables_are_gone_with_their_contexts() -> None:
 
 
 def test_arguments_are_gone_when_the_call_returns() -> None:
-    """The thread of the run holds on to nothing when the caller goes on."""
+    """The thread of the run keeps nothing when the caller goes on."""
 
     def make_call() -> weakref.ref[Thing]:
         thing = Thing()
@@ -1230,7 +1230,7 @@ def test_arguments_are_gone_when_the_call_returns() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("loops", ["trio", "asyncio"])
 def test_a_fork_in_a_thread_that_serves_a_run(loops: str) -> None:
-    """A child that sync code below a run forks has runs, and Ctrl-C, of its own."""
+    """A child that sync code below a run forks has its own runs and Ctrl-C."""
     output = run_script(
         """
         import os, signal, sys, time, trio, trio_asgi, warnings

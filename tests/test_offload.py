@@ -1,4 +1,4 @@
-"""What may block, and so is left to a thread: handlers of logging, closing of files."""
+"""Blocking work is left to a thread: handlers of logging, closing of files."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ logger = logging.getLogger("trio_asgi.tests")
 
 
 class Handler(logging.Handler):
-    """A handler of logging that can be slow; it notes its threads."""
+    """A logging handler that can be slow; it notes its threads."""
 
     def __init__(self) -> None:
-        """Be quick, for now."""
+        """Start as a fast handler."""
         super().__init__()
         self.messages: list[str] = []
         self.threads: set[threading.Thread] = set()
         self.may_end = threading.Event()
         self.may_end.set()
         self._token = trio.lowlevel.current_trio_token()
-        #: Set when a record has come.
+        #: Set when a record has arrived.
         self.begun = trio.Event()
         #: Set when one was handled.
         self.done = trio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record, and the time that the test gives."""
+        """Handle a record, for as long as the test says."""
         self.threads.add(threading.current_thread())
         self._token.run_sync_soon(self.begun.set)
         if threading.current_thread() is not threading.main_thread():
@@ -63,7 +63,7 @@ class Handler(logging.Handler):
 
 @pytest.fixture(name="handler")
 async def make_handler() -> AsyncIterator[Handler]:
-    """Have all loggers call one."""
+    """Add a handler to all loggers."""
     handler = Handler()
     logging.getLogger().addHandler(handler)
     try:
@@ -75,13 +75,13 @@ async def make_handler() -> AsyncIterator[Handler]:
 
 
 def assert_off_the_loop(handler: Handler, *beginnings: str) -> None:
-    """Check which records were handled, in what order, and none on the loop."""
+    """Check that these records were handled in order, and none on the loop."""
     found = [message.split(":")[0] for message in handler.messages]
     assert found == list(beginnings)
     assert threading.current_thread() not in handler.threads
 
 
-# Which records there are
+# The kinds of records
 
 
 async def fail(*_: object, **__: object) -> NoReturn:
@@ -99,7 +99,7 @@ class FailingRequest(ASGIRequest):
 
 
 async def test_server_errors(handler: Handler) -> None:
-    """What Django itself cannot answer."""
+    """Errors that Django itself cannot answer."""
 
     class Failing(ASGIHandler):
         request_class = FailingRequest
@@ -109,7 +109,7 @@ async def test_server_errors(handler: Handler) -> None:
 
 
 async def test_errors_of_views(handler: Handler) -> None:
-    """What Django answers."""
+    """Errors that Django answers."""
     assert (await request(application(path("", fail)))).status == 500
     assert_off_the_loop(handler, "Internal Server Error")
 
@@ -126,13 +126,13 @@ async def test_refused_bodies(handler: Handler) -> None:
 
 
 async def test_a_query_string_that_is_not_utf8(handler: Handler) -> None:
-    """Django logs it where it makes the request."""
+    """Django logs it while it makes the request."""
     assert (await request(application(), query_string=b"\xff")).status == 400
     assert_off_the_loop(handler, "Bad Request (UnicodeDecodeError)")
 
 
 async def leave_while_it_runs(app: ASGIHandler) -> None:
-    """Begin a request, and leave when nothing goes on any more."""
+    """Start a request, and disconnect when nothing runs any more."""
     async with ApplicationCommunicator(app, http_scope()) as client:
         await client.send_input({"type": "http.request"})
         await trio.testing.wait_all_tasks_blocked()
@@ -221,7 +221,7 @@ async def test_background_tasks_and_the_lifespan(handler: Handler) -> None:
 
 
 async def test_tasks_of_asyncio_that_nobody_awaits(handler: Handler) -> None:
-    """What asyncio logs itself, of a task whose error nobody has asked for."""
+    """asyncio's own log of a task whose error was never retrieved."""
 
     async def main() -> None:
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
@@ -238,7 +238,7 @@ async def test_tasks_of_asyncio_that_nobody_awaits(handler: Handler) -> None:
 
 
 async def test_a_slow_handler_stops_no_other_request(handler: Handler) -> None:
-    """While mail is being sent about an error, the site goes on, and so it answers."""
+    """While an error mail is sent, the site goes on, and the error is answered."""
 
     class Failing(ASGIHandler):
         request_class = FailingRequest
@@ -287,7 +287,7 @@ async def test_a_handler_that_does_not_end_is_left(handler: Handler) -> None:
 
 
 async def test_records_need_no_free_thread(handler: Handler) -> None:
-    """If all THREADS are busy for too long, they are handled all the same."""
+    """If all THREADS are busy for too long, they are handled anyway."""
     pool, go_on = current_pool(), threading.Event()
     pool.limiter.total_tokens, tokens = 1, pool.limiter.total_tokens
     began = trio.Event()
@@ -310,7 +310,7 @@ async def test_records_need_no_free_thread(handler: Handler) -> None:
 
 
 async def test_records_keep_their_order_and_their_context(handler: Handler) -> None:
-    """Each knows the context, the place and the error in which it was made."""
+    """Each has the context, the place and the error from its making."""
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
     seen: list[tuple[int, str, Any]] = []
 
@@ -331,7 +331,7 @@ async def test_records_keep_their_order_and_their_context(handler: Handler) -> N
 
 
 async def test_a_record_that_comes_late(handler: Handler) -> None:
-    """What code of a request logs after its end is not lost."""
+    """A record that a request's code logs after its end is not lost."""
     async with HeldLog(lambda: SECONDS):
         context = contextvars.copy_context()
     context.run(log, logger, logging.ERROR, "late")
@@ -340,14 +340,14 @@ async def test_a_record_that_comes_late(handler: Handler) -> None:
 
 
 async def test_a_thread_logs_by_itself(handler: Handler) -> None:
-    """In a thread there is nothing to wait for; nor a record that nobody wants."""
+    """A thread does not wait for a handler; disabled records cause no work."""
     await current_pool().run_sync(lambda: log(logger, logging.ERROR, "there"))
     log(logger, logging.DEBUG, "nobody wants this")
     assert_off_the_loop(handler, "there")
 
 
 def test_the_end_of_the_run_loses_no_record() -> None:
-    """A system task handles what no request does; and without one it is done here."""
+    """A system task handles records outside requests; without one, the caller does."""
     messages: list[str] = []
 
     class Late:
@@ -394,7 +394,7 @@ async def test_a_handler_that_fails_harms_nobody(
 
 
 async def test_the_error_of_a_call_is_raised() -> None:
-    """As far as it is waited for."""
+    """If the call is waited for."""
 
     def fail() -> NoReturn:
         raise OSError("cannot be closed")
@@ -427,7 +427,7 @@ BODY = b"more than ten bytes"
 
 @pytest.mark.parametrize("size", [10, 100])
 async def test_the_file_of_a_body(size: int) -> None:
-    """It is closed in a thread if it is on disk, and else where it costs nothing."""
+    """It is closed in a thread if it is on disk, otherwise where that is cheap."""
     with (
         noted_closing(tempfile.SpooledTemporaryFile) as threads,
         override_settings(FILE_UPLOAD_MAX_MEMORY_SIZE=size),
@@ -470,7 +470,7 @@ async def test_the_file_of_half_a_body(how: str) -> None:
 @pytest.mark.parametrize("leaves", [False, True])
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_uploaded_files(is_async: bool, leaves: bool) -> None:
-    """They are closed, and deleted, in a thread, however the request ends."""
+    """They are closed and deleted in a thread, however the request ends."""
     form = (
         b"--line\r\nContent-Disposition: form-data; name=f; filename=a\r\n\r\n"
         + bytes(100)
@@ -523,10 +523,10 @@ async def test_uploaded_files(is_async: bool, leaves: bool) -> None:
 
 
 class OwnFile:
-    """A file of somebody's own class, which may ask anybody anything."""
+    """A file of a user-defined class, whose methods may do anything."""
 
     def __init__(self) -> None:
-        """Be at the beginning."""
+        """Start at the beginning."""
         self.asked: set[tuple[str, bool]] = set()
         self._bytes = iter([b"some", b" bytes"])
 
@@ -535,7 +535,7 @@ class OwnFile:
         self.asked.add((what, on_loop))
 
     def seekable(self) -> bool:
-        """Say no."""
+        """Return False."""
         self._note("seekable")
         return False
 
@@ -544,7 +544,7 @@ class OwnFile:
         raise OSError
 
     def tell(self) -> int:
-        """Say where it stands."""
+        """Return its position."""
         self._note("tell")
         return 0
 
@@ -562,7 +562,7 @@ class OwnFile:
 
 @pytest.mark.parametrize("with_ranges", [False, True])
 async def test_a_file_of_somebodys_own_class(with_ranges: bool) -> None:
-    """Nothing is asked of it on the loop, not even whether it can seek."""
+    """The loop calls nothing on it, not even seekable()."""
     file: Any = OwnFile()
 
     def make() -> FileResponse:

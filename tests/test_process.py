@@ -11,7 +11,7 @@ from thread_support import interrupt_each_line, run_script
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_belongs_to_no_call() -> None:
-    """In a child that sync code forks, the thread is no worker's, and not Trio's."""
+    """In a child that sync code forks, the thread is neither a worker's nor Trio's."""
     output = run_script(
         """
         import os, sys, trio, warnings
@@ -92,7 +92,7 @@ def test_an_interrupt_waits_for_the_call() -> None:
 
 
 def test_an_interrupt_reaches_a_coroutine() -> None:
-    """Control-C interrupts what `run_async` runs, and comes out of it in the thread."""
+    """Control-C interrupts the code in `run_async`, and is raised in the thread."""
     output = run_script(
         """
         import signal, trio
@@ -126,7 +126,7 @@ def test_an_interrupt_reaches_a_coroutine() -> None:
 
 
 def test_an_interrupt_at_any_line_leaves_the_lease_usable() -> None:
-    """Wherever Control-C hits the making of a call, no turn and no token is lost."""
+    """Wherever Control-C hits the start of a call, no turn and no token is lost."""
     lines = interrupt_each_line(
         setup="lease = leases.Lease(pool)",
         steps=["lease.run_sync(int)"],

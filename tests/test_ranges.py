@@ -1,4 +1,4 @@
-"""Range requests for files: one call in a view, or the middleware."""
+"""Range requests for files: by a call in a view, or by the middleware."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def body_of(response: HttpResponseBase) -> bytes:
     return response.getvalue()
 
 
-# What becomes of a response
+# The resulting responses
 
 
 @given(
@@ -78,7 +78,7 @@ def body_of(response: HttpResponseBase) -> bytes:
 def test_a_section_is_what_slicing_gives(
     content: bytes, skipped: int, first: int, more: int
 ) -> None:
-    """Of the file from where it stands: all three forms, and 416 beyond the end."""
+    """From the file's position: all three forms, and 416 beyond the end."""
     size = len(content)
     for header, where in (
         (f"bytes={first}-{first + more}", slice(first, first + more + 1)),
@@ -120,7 +120,7 @@ def test_several_sections_are_parts(tmp_path: Path) -> None:
 
 
 def test_other_headers_stay() -> None:
-    """What the view has set is not guessed anew."""
+    """Headers set by the view are not guessed again."""
     response = FileResponse(
         io.BytesIO(CONTENT), as_attachment=True, filename="a film.mp4"
     )
@@ -139,7 +139,7 @@ def test_other_headers_stay() -> None:
 
 
 def test_an_unsatisfiable_range_is_416() -> None:
-    """The answer tells the size, is of no type, and is not to be kept."""
+    """The answer has the size, no content type, and must not be stored."""
     file = Counted(CONTENT)
     response = FileResponse(file, filename="film.mp4", as_attachment=True)
     response["Cache-Control"] = "max-age=1000000"
@@ -168,7 +168,7 @@ def test_an_unsatisfiable_range_is_416() -> None:
 def test_without_a_range_a_file_says_that_it_has_parts(
     header: str | None, method: str
 ) -> None:
-    """The whole file is the answer, also to nonsense, and to HEAD."""
+    """The whole file is the answer, even to an invalid range, and to HEAD."""
     response = apply_range(get(header, method), FileResponse(io.BytesIO(CONTENT)))
     assert response.status_code == 200
     assert response["Accept-Ranges"] == "bytes"
@@ -180,11 +180,11 @@ class Pipe(io.RawIOBase):
     """A file that cannot seek."""
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Be at the end."""
+        """Return the end of the file."""
         return 0
 
 
@@ -224,7 +224,7 @@ def test_what_has_no_parts_stays_as_it_is(
 
 
 def test_a_post_has_no_parts() -> None:
-    """Ranges are of GET; an answer to anything else is no file to be resumed."""
+    """Ranges apply to GET; other answers are not files to be resumed."""
     response = apply_range(get("bytes=0-1", "post"), FileResponse(io.BytesIO(CONTENT)))
     assert response.status_code == 200
     assert "Accept-Ranges" not in response
@@ -250,7 +250,7 @@ def test_ranges_are_applied_once() -> None:
 
 
 def compressed(name: Path) -> IO[bytes]:
-    """Return a file that gives other bytes than lie on the disk."""
+    """Return a file whose bytes differ from those on disk."""
     name.write_bytes(gzip.compress(CONTENT))
     return cast("IO[bytes]", gzip.GzipFile(name))
 
@@ -267,7 +267,7 @@ def compressed(name: Path) -> IO[bytes]:
 def test_files_of_any_class_have_parts(
     open_file: Callable[[Path], IO[bytes]], tmp_path: Path
 ) -> None:
-    """Python's files, Django's, and such as are made while they are read."""
+    """Python's files, Django's, and ones made while they are read."""
     name = tmp_path / "file"
     name.write_bytes(CONTENT)
     file = open_file(name)
@@ -296,7 +296,7 @@ def test_files_of_any_class_have_parts(
     ],
 )
 def test_if_range(condition: str, validators: dict[str, str], status: int) -> None:
-    """Parts are of the file that the client knows, or else it gets the whole one."""
+    """Parts are of the file that the client knows; otherwise it gets the whole file."""
     headers = {"If-Range": condition}
     response = FileResponse(io.BytesIO(CONTENT), headers=validators)
     apply_range(get("bytes=0-0", **headers), response)
@@ -323,7 +323,7 @@ def through(
         response = handler.get_response(http_request)
     body = body_of(response)
     response.close()
-    # A response that was replaced is not closed by Django.
+    # Django does not close a response that was replaced.
     file.close()
     return response, body
 
@@ -360,14 +360,14 @@ def test_a_file_that_has_changed_is_sent_in_parts(order: tuple[str, str]) -> Non
 
 @both_orders
 def test_a_failed_precondition_is_412(order: tuple[str, str]) -> None:
-    """If-Match comes before Range too."""
+    """If-Match takes precedence over Range too."""
     headers = {"If-Match": '"other"'}
     response, _ = through(get("bytes=0-1", **headers), *order, ETag='"one"')
     assert response.status_code == 412
 
 
 def test_what_was_compressed_has_no_parts() -> None:
-    """Compressing below the ranges: the whole file, compressed."""
+    """Compression below the ranges: the whole file, compressed."""
     headers = {"Accept-Encoding": "gzip"}
     response, body = through(get("bytes=0-1", **headers), RANGES, GZIP)
     assert response.status_code == 200
@@ -376,7 +376,7 @@ def test_what_was_compressed_has_no_parts() -> None:
 
 
 def test_what_has_parts_is_not_compressed() -> None:
-    """Compressing above the ranges: neither the parts nor the whole file."""
+    """Compression above the ranges: neither the parts nor the whole file."""
     headers = {"Accept-Encoding": "gzip"}
     for ranges, status, content in (
         ("bytes=0-999", 206, CONTENT[:1000]),
@@ -406,7 +406,7 @@ both_ways = pytest.mark.parametrize(
 
 
 def assert_is_section(answer: Answer) -> None:
-    """Check that an answer is the section that was asked for."""
+    """Check that an answer is the section that was requested."""
     headers = {name.decode(): value.decode() for name, value in answer.headers}
     assert answer.status == 206
     assert headers["Content-Range"] == "bytes 100-199/2048"
@@ -447,7 +447,7 @@ def test_on_asyncio(
         override_settings(MIDDLEWARE=middleware, ROOT_URLCONF=urls),
         warnings.catch_warnings(),
     ):
-        # Of a sync iterator, which Django reads whole.
+        # From a sync iterator, which Django reads whole.
         warnings.simplefilter("ignore", Warning)
         asyncio.run(serve())
     assert_is_section(answer)
@@ -460,7 +460,7 @@ def test_on_wsgi(
     middleware: list[str],
     wrapper: type[FileWrapper] | None,
 ) -> None:
-    """Django's WSGI handler does, also where the server reads the file itself."""
+    """Django's WSGI handler does, even where the server reads the file itself."""
     environ = RequestFactory().get("/", headers={"Range": "bytes=100-199"}).environ
     if wrapper is not None:
         environ["wsgi.file_wrapper"] = wrapper
@@ -481,7 +481,7 @@ def test_on_wsgi(
 
 
 async def test_the_middleware_needs_no_thread() -> None:
-    """An async view takes no hop with it, and its file in parts no more than whole."""
+    """An async view takes no hop with it; its file in parts no more than whole."""
 
     async def hello(_: HttpRequest) -> HttpResponse:
         return HttpResponse("hello")

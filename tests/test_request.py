@@ -1,4 +1,4 @@
-"""Scope and body to a request, as in Django 6.1, on every supported Django."""
+"""From scope and body to a request, as in Django 6.1, on every supported Django."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trio_asgi import ASGIRequest
 
 
 def make_request(body: bytes = b"", **scope: Any) -> ASGIRequest:
-    """Return a request of a scope with these peculiarities."""
+    """Return a request of a scope with these values."""
     return ASGIRequest(http_scope(**scope), BytesIO(body))
 
 
@@ -43,7 +43,7 @@ def test_the_scope_of_a_request_is_the_servers() -> None:
 
 
 def test_names_with_an_underscore_are_dropped() -> None:
-    """A header that only looks like another after the change to META is not taken."""
+    """A header that matches another only after conversion for META is dropped."""
     request = make_request(headers=[(b"some_header", b"1"), (b"x_forwarded_for", b"2")])
     assert "HTTP_SOME_HEADER" not in request.META
     assert "HTTP_X_FORWARDED_FOR" not in request.META
@@ -63,7 +63,7 @@ def test_names_with_an_underscore_are_dropped() -> None:
 def test_a_malformed_content_length_does_not_crash(
     values: list[bytes], joined: str
 ) -> None:
-    """Body and POST can be read, and META shows what was sent."""
+    """Body and POST can be read, and META shows the header as sent."""
     headers = [(b"content-type", b"text/plain")]
     headers += [(b"content-length", value) for value in values]
     request = make_request(b"hello world body", method="POST", headers=headers)
@@ -73,7 +73,7 @@ def test_a_malformed_content_length_does_not_crash(
 
 
 def test_a_malformed_content_length_is_no_way_around_the_limit() -> None:
-    """DATA_UPLOAD_MAX_MEMORY_SIZE counts the bytes that are there."""
+    """DATA_UPLOAD_MAX_MEMORY_SIZE counts the actual bytes."""
     headers = [(b"content-length", b"1"), (b"content-length", b"2")]
     request = make_request(b"x" * 10, method="POST", headers=headers)
     limit = override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=5)
@@ -123,7 +123,7 @@ PREFIXES = [
 def test_root_path_is_taken_off_at_a_path_boundary(
     prefix: str, path: str, rest: str
 ) -> None:
-    """The server's root_path is the script name, off the path only before a slash."""
+    """The server's root_path is the script name, removed only at a slash."""
     request = make_request(path=path, root_path=prefix)
     assert request.script_name == request.META["SCRIPT_NAME"] == prefix
     assert request.path == path
@@ -134,7 +134,7 @@ def test_root_path_is_taken_off_at_a_path_boundary(
 def test_force_script_name_goes_before_root_path(
     prefix: str, path: str, rest: str
 ) -> None:
-    """FORCE_SCRIPT_NAME has the same effect, and hides root_path."""
+    """FORCE_SCRIPT_NAME has the same effect, and overrides root_path."""
     with override_settings(FORCE_SCRIPT_NAME=prefix):
         request = make_request(path=path, root_path="/ignored")
     assert request.script_name == prefix

@@ -1,4 +1,4 @@
-"""The parts of a streamed body: in time, in bounds, and closed in the end."""
+"""The parts of a streamed body: in time, bounded, and closed in the end."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-#: When a test that waits has failed.
+#: A test that still waits after this time has failed.
 SECONDS = 10
 
 PULL_BYTES = LARGEST
 
 
 class Peer:
-    """Who takes the parts: at once, or one by one when told to."""
+    """Takes the parts: at once, or one by one when told to."""
 
     def __init__(self, *, reads: bool = True) -> None:
         self.parts: list[bytes] = []
-        #: When set, the part with this number has come, and may not have been read.
+        #: If set, the part with this number has arrived, but may not have been read.
         self.come = [trio.Event() for _ in range(100)]
         self._reads = reads
         self._read = trio.Semaphore(0)
@@ -64,7 +64,7 @@ class Peer:
 
     @property
     def body(self) -> bytes:
-        """All that has come."""
+        """All that has arrived."""
         return b"".join(self.parts)
 
     def read(self) -> None:
@@ -87,7 +87,7 @@ async def send_all(
     lease: Lease | None = None,
     cleanup_seconds: float = SECONDS,
 ) -> None:
-    """Send the parts of an iterator, sync or async, as the request of a lease does."""
+    """Send the parts of an iterator, sync or async, as in the request of a lease."""
     current_loop.set(lease)
     response = StreamingHttpResponse(parts)  # type: ignore[arg-type]
     with trio.fail_after(SECONDS):
@@ -96,7 +96,7 @@ async def send_all(
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Let objects end by their last reference alone."""
+    """Free objects only by reference counting."""
     gc.collect()
     gc.disable()
     try:
@@ -106,7 +106,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 class Thing:
-    """Something whose end can be observed."""
+    """An object whose end can be observed."""
 
 
 # Sync iterators
@@ -140,7 +140,7 @@ async def test_a_sync_iterator_without_a_request() -> None:
 
 
 async def test_parts_are_sent_in_the_requests_task(lease: Lease) -> None:
-    """The peer is served by the task that has asked for it."""
+    """The peer is served by the task that called for it."""
     tasks: set[trio.lowlevel.Task] = set()
 
     async def send(part: bytes) -> None:
@@ -153,7 +153,7 @@ async def test_parts_are_sent_in_the_requests_task(lease: Lease) -> None:
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_parts_are_encoded(lease: Lease, is_async: bool) -> None:
-    """Parts may be bytes, text or anything with a text, as in Django."""
+    """Parts may be bytes, text or anything that converts to text, as in Django."""
     peer = Peer()
     items: list[Any] = [b"bytes", "t\xe9xt", memoryview(b"view"), 42]
 
@@ -231,7 +231,7 @@ async def test_a_slow_client_holds_back_the_iterator(
             await wait_idle(lease)
             waiting = (made - len(peer.parts)) * size
             assert waiting <= PULL_BYTES + size
-            # But enough waits for a client that reads on.
+            # But enough is ready for a client that reads on.
             assert waiting >= min(size, PULL_BYTES // 2)
             peer.read()
         nursery.cancel_scope.cancel()
@@ -240,7 +240,7 @@ async def test_a_slow_client_holds_back_the_iterator(
 async def run_with(
     lease: Lease, parts: object, send: Callable[[bytes], Awaitable[None]]
 ) -> None:
-    """Do as `send_all`, for `start_soon`."""
+    """Call `send_all`, in a form for `start_soon`."""
     await send_all(parts, send, lease=lease)
 
 
@@ -260,7 +260,7 @@ async def test_a_slow_client_leaves_the_thread_free(lease: Lease) -> None:
 
 
 class Slow:
-    """Parts, or a file, that take a while for each byte, until they are told to end."""
+    """Parts, or a file, that take a while for each byte, until told to end."""
 
     def __init__(self) -> None:
         self.end = threading.Event()
@@ -272,7 +272,7 @@ class Slow:
         return b"" if self.end.wait(TURN) else b"x"
 
     def parts(self) -> Iterator[bytes]:
-        """Give bytes."""
+        """Yield bytes."""
         while part := self.read():
             yield part
 
@@ -307,7 +307,7 @@ async def test_slow_parts_let_others_have_their_turn(lease: Lease, kind: str) ->
 
 
 async def test_an_iterator_can_call_coroutines(lease: Lease) -> None:
-    """`async_to_sync` works in an iterator, below which sync code has its thread."""
+    """`async_to_sync` works in an iterator; sync code below it uses its thread."""
     threads: set[threading.Thread] = set()
     peer = Peer()
 
@@ -326,7 +326,7 @@ async def test_an_iterator_can_call_coroutines(lease: Lease) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 5])
 async def test_a_sync_iterator_fails(lease: Lease, number: int) -> None:
-    """An error comes after the parts before it, as it is, in no group."""
+    """An error comes after the earlier parts, unchanged, in no group."""
     peer = Peer()
     error = LookupError("iterator")
 
@@ -343,7 +343,7 @@ async def test_a_sync_iterator_fails(lease: Lease, number: int) -> None:
 
 
 async def test_a_sync_iterator_fails_for_a_slow_client(lease: Lease) -> None:
-    """Parts that wait are not thrown away because of an error behind them."""
+    """Waiting parts are not thrown away because of a later error."""
     first_sent = threading.Event()
     peer = Peer(reads=False)
 
@@ -368,7 +368,7 @@ async def test_a_sync_iterator_fails_for_a_slow_client(lease: Lease) -> None:
 
 
 async def test_a_sync_iterator_exits(lease: Lease) -> None:
-    """What is no ordinary error comes out of the thread, too."""
+    """Errors that are not Exceptions come out of the thread, too."""
     peer = Peer()
 
     def parts() -> Iterator[bytes]:
@@ -382,7 +382,7 @@ async def test_a_sync_iterator_exits(lease: Lease) -> None:
 
 
 async def test_sending_fails(lease: Lease) -> None:
-    """If a part cannot be sent that is raised, in no group, and no more are made."""
+    """If a part cannot be sent, the error is raised ungrouped, and no more are made."""
     made: list[int] = []
     failed = threading.Event()
     error = OSError("the peer is gone")
@@ -453,7 +453,7 @@ async def test_a_cancellation_waits_for_the_part_being_made(lease: Lease) -> Non
 
 
 async def test_a_part_that_does_not_end_can_be_left(lease: Lease) -> None:
-    """A stream whose lease stops waiting ends, and its thread makes no other part."""
+    """If its lease stops waiting, the stream ends; its thread makes no other part."""
     maker, peer = Maker(), Peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_with, lease, maker.parts(), peer.send)
@@ -493,7 +493,7 @@ async def test_a_cancellation_while_the_client_reads(lease: Lease) -> None:
 
 
 async def test_an_iterator_that_asks_for_the_cancellation(lease: Lease) -> None:
-    """`check_cancelled` in an iterator ends it, and is no error of the stream."""
+    """`check_cancelled` in an iterator ends it, and is not an error of the stream."""
     peer = Peer()
     order: list[str] = []
     maker = Maker()
@@ -520,7 +520,7 @@ async def test_an_iterator_that_asks_for_the_cancellation(lease: Lease) -> None:
 
 
 async def test_sending_fails_as_the_server_cancels(lease: Lease) -> None:
-    """An error that a cancellation is answered with is not lost in it."""
+    """If a cancellation is answered with an error, that is not lost."""
     maker = Maker()
 
     async def send(part: bytes) -> None:
@@ -538,7 +538,7 @@ async def test_sending_fails_as_the_server_cancels(lease: Lease) -> None:
 
 @pytest.mark.parametrize("how", ["ends", "iterator", "send", "cancelled"])
 async def test_a_thread_stream_leaves_nothing_in_memory(lease: Lease, how: str) -> None:
-    """The iterator is gone with the stream; no cycle keeps it."""
+    """The iterator is freed with the stream; no cycle keeps it."""
 
     async def make() -> weakref.ref[Thing]:
         thing = Thing()
@@ -566,7 +566,7 @@ async def test_a_thread_stream_leaves_nothing_in_memory(lease: Lease, how: str) 
 
     with no_garbage_collection():
         ref = await make()
-        # The thread lets go of a call when it waits for the next one.
+        # The thread releases a call when it waits for the next one.
         for _ in range(2):
             await lease.run_sync(int)
         assert ref() is None
@@ -576,7 +576,7 @@ async def test_a_thread_stream_leaves_nothing_in_memory(lease: Lease, how: str) 
 
 
 class Log:
-    """What an async generator does, and whether all that was in its own task."""
+    """What an async generator does, and whether all of it was in its own task."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -588,7 +588,7 @@ class Log:
         self.events.append(event)
 
     async def clean_up(self) -> None:
-        """Do what takes some time, and note that it has come to its end."""
+        """Run a clean-up that takes some time, and note its end."""
         self.note("clean-up begins")
         await wait_all_tasks_blocked()
         self.note("clean-up ends")
@@ -665,7 +665,7 @@ async def test_an_async_generator_ends(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [plain, in_scope, in_deadline])
 async def test_an_async_generator_is_closed_when_sending_fails(kind: Any) -> None:
-    """If a part cannot be sent, the generator is closed before that is raised."""
+    """If a part cannot be sent, the generator is closed before the error is raised."""
     log = Log()
     error = OSError("the peer is gone")
 
@@ -682,7 +682,7 @@ async def test_an_async_generator_is_closed_when_sending_fails(kind: Any) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_async_generator_is_closed_at_a_cancellation(kind: Any) -> None:
-    """It is closed at once, what it awaits then is shielded, and the scope is told."""
+    """It is closed at once, its awaits are shielded then, and the scope is told."""
     log = Log()
 
     async def send(part: bytes) -> None:
@@ -698,7 +698,7 @@ async def test_an_async_generator_is_closed_at_a_cancellation(kind: Any) -> None
 
 
 async def test_a_generator_that_is_cancelled_itself() -> None:
-    """A cancellation that hits the generator is its own to shield against."""
+    """If a cancellation hits the generator, it must shield itself against that."""
     log, peer = Log(), Peer()
 
     async def parts() -> AsyncIterator[bytes]:
@@ -718,7 +718,7 @@ async def test_a_generator_that_is_cancelled_itself() -> None:
 
 
 async def test_an_async_generator_fails() -> None:
-    """An error comes after the parts before it, as it is, in no group."""
+    """An error comes after the earlier parts, unchanged, in no group."""
     log, peer = Log(), Peer()
     error = LookupError("generator")
 
@@ -739,7 +739,7 @@ async def test_an_async_generator_fails() -> None:
 
 
 async def test_a_nursery_in_a_generator_when_sending_fails() -> None:
-    """The tasks of a generator end when a part cannot be sent; that is raised."""
+    """If a part cannot be sent, the generator's tasks end; the error is raised."""
     log = Log()
 
     async def send(part: bytes) -> None:
@@ -757,7 +757,7 @@ async def test_a_nursery_in_a_generator_when_sending_fails() -> None:
 
 
 async def test_a_task_of_a_generator_fails_while_the_client_reads() -> None:
-    """The error of a task in the generator's nursery is what the stream raises."""
+    """The stream raises the error of a task in the generator's nursery."""
     peer = Peer(reads=False)
 
     async def fail() -> None:
@@ -804,7 +804,7 @@ def test_the_deadline_of_a_generator_passes_while_the_client_reads() -> None:
 
 
 class Parts:
-    """An async iterator that is no generator."""
+    """An async iterator that is not a generator."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.closed = 0
@@ -841,7 +841,7 @@ class EndlessParts:
 
 
 async def test_an_iterator_that_is_no_generator() -> None:
-    """Any async iterator is closed, once, if it can be."""
+    """Any async iterator is closed, once, if possible."""
     parts, peer = Parts(), Peer()
     await send_all(parts, peer.send)
     assert peer.parts == [b"one", b"two"]
@@ -869,7 +869,7 @@ async def test_the_closing_fails() -> None:
 async def test_sending_fails_and_then_the_closing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If sending has failed before, that is raised, and the closing's error logged."""
+    """If sending has failed before, its error is raised, and the closing's logged."""
 
     async def send(part: bytes) -> None:
         raise OSError("the peer is gone")
@@ -885,7 +885,7 @@ async def test_sending_fails_and_then_the_closing(
 async def test_a_cancellation_and_then_the_closing_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A cancellation is not lost in an error of the closing, nor that error in it."""
+    """Neither a cancellation is lost in an error of the closing, nor vice versa."""
 
     async def send(part: bytes) -> None:
         scope.cancel()
@@ -931,12 +931,12 @@ def run_a_slow_closing(
 
 
 async def fail_to_send(part: bytes) -> None:
-    """Be a peer that is gone."""
+    """A peer that is gone."""
     raise OSError("the peer is gone")
 
 
 def test_the_closing_may_take_some_time() -> None:
-    """Within `cleanup_seconds` the closing comes to its end."""
+    """Within `cleanup_seconds` the closing runs to its end."""
     assert run_a_slow_closing(fail_to_send, cleanup_seconds=61) == [
         "closed",
         "the peer is gone",
@@ -944,7 +944,7 @@ def test_the_closing_may_take_some_time() -> None:
 
 
 def test_the_closing_takes_too_long() -> None:
-    """After `cleanup_seconds` the closing is cancelled; the error stays what it was."""
+    """After `cleanup_seconds` the closing is cancelled; the error stays the same."""
     assert run_a_slow_closing(fail_to_send, cleanup_seconds=10) == [
         "cancelled after 10.0 s",
         "the peer is gone",
@@ -991,7 +991,7 @@ async def test_closing_again() -> None:
 
 @pytest.mark.parametrize("how", ["ends", "generator", "send", "cancelled", "closing"])
 async def test_an_async_stream_leaves_nothing_in_memory(how: str) -> None:
-    """The generator is gone with the stream; no cycle keeps it."""
+    """The generator is freed with the stream; no cycle keeps it."""
 
     async def make() -> weakref.ref[Thing]:
         thing = Thing()
@@ -1027,7 +1027,7 @@ async def test_an_async_stream_leaves_nothing_in_memory(how: str) -> None:
         assert ref() is None
 
 
-# Context managers, and what middleware puts around a stream
+# Context managers, and middleware's wrappers around a stream
 
 
 @trio.as_safe_channel
@@ -1051,7 +1051,7 @@ async def manager(
     cleanup: float = 0.0,
     shield: bool = True,
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Give an async iterable inside a nursery, and note what it is left with."""
+    """Yield an async iterable inside a nursery, and note how the block ends."""
 
     async def iterate() -> AsyncGenerator[bytes, None]:
         for part in parts:
@@ -1074,7 +1074,7 @@ async def manager(
 
 
 async def test_a_context_manager_is_content() -> None:
-    """It is entered and left in the task that sends, and gives the parts."""
+    """It is entered and exited in the sending task, and gives the parts."""
     log: list[Any] = []
     peer = Peer()
     await send_all(manager(log), peer.send)
@@ -1084,7 +1084,7 @@ async def test_a_context_manager_is_content() -> None:
 
 
 async def test_a_safe_channel_is_content() -> None:
-    """What `trio.as_safe_channel` makes of a generator with a nursery."""
+    """The result of `trio.as_safe_channel` for a generator with a nursery."""
     log: list[str] = []
     peer = Peer()
     await send_all(safe_channel(log), peer.send)
@@ -1103,7 +1103,7 @@ async def test_a_context_manager_that_is_never_sent() -> None:
 
 @pytest.mark.parametrize("make", [manager, safe_channel])
 async def test_a_cancelled_context_manager(make: Any) -> None:
-    """A disconnect leaves it, with its clean-up; the cancellation goes on."""
+    """A disconnect exits it, with its clean-up; the cancellation goes on."""
     log: list[Any] = []
     peer = Peer(reads=False)
     with trio.CancelScope() as scope:
@@ -1125,7 +1125,7 @@ async def test_a_cancelled_context_manager(make: Any) -> None:
 async def test_the_clean_up_of_a_cancelled_context_manager(
     autojump_clock: MockClock, shield: bool, seconds: int
 ) -> None:
-    """It is cancelled as well, unless it has a shield: as in all code of Trio."""
+    """It is cancelled as well, unless it has a shield: as in all Trio code."""
     log: list[Any] = []
     peer = Peer(reads=False)
     with trio.move_on_after(1) as scope:
@@ -1137,7 +1137,7 @@ async def test_the_clean_up_of_a_cancelled_context_manager(
 async def test_the_clean_up_of_a_context_manager_is_bounded(
     autojump_clock: MockClock,
 ) -> None:
-    """By `cleanup_seconds`, if it was not cancelled; the error stays what it was."""
+    """By `cleanup_seconds`, if it was not cancelled; the error stays the same."""
     log: list[Any] = []
     with pytest.raises((OSError, BaseExceptionGroup)) as caught:
         await send_all(
@@ -1148,7 +1148,7 @@ async def test_the_clean_up_of_a_context_manager_is_bounded(
 
 
 async def test_sending_fails_inside_a_context_manager() -> None:
-    """It meets the error, and can do nothing that hides it."""
+    """It sees the error, and cannot hide it."""
     log: list[Any] = []
 
     async def send(part: bytes) -> None:
@@ -1161,7 +1161,7 @@ async def test_sending_fails_inside_a_context_manager() -> None:
 
 
 async def test_a_task_of_a_context_manager_fails_while_the_client_reads() -> None:
-    """The sending is cancelled, and the error comes out."""
+    """The sending is cancelled, and the error is raised."""
     failing = trio.Event()
     peer = Peer(reads=False)
 
@@ -1186,7 +1186,7 @@ async def test_a_task_of_a_context_manager_fails_while_the_client_reads() -> Non
 
 
 async def test_a_context_manager_that_gives_nothing_to_iterate() -> None:
-    """It is left again, and the error says what it has given."""
+    """It is exited again, and the error shows what it has given."""
     log: list[str] = []
 
     @asynccontextmanager
@@ -1202,7 +1202,7 @@ async def test_a_context_manager_that_gives_nothing_to_iterate() -> None:
 
 
 async def test_what_can_be_iterated_is_no_context_manager() -> None:
-    """A memory channel is both, and is iterated as Django would."""
+    """A memory channel is both, and is iterated as in Django."""
     send_channel, receive_channel = trio.open_memory_channel[bytes](2)
     with send_channel:
         await send_channel.send(b"one")
@@ -1213,7 +1213,7 @@ async def test_what_can_be_iterated_is_no_context_manager() -> None:
 
 
 async def test_a_context_manager_that_somebody_else_iterates() -> None:
-    """A test client reads ``streaming_content``: that enters it, and leaves it."""
+    """A test client reads ``streaming_content``: that enters and exits it."""
     log: list[Any] = []
     response = StreamingHttpResponse(manager(log))  # type: ignore[arg-type]
     parts = [part async for part in response]
@@ -1222,13 +1222,13 @@ async def test_a_context_manager_that_somebody_else_iterates() -> None:
 
 
 def test_other_content_is_refused_as_ever() -> None:
-    """Django's own error comes for what is no content at all."""
+    """Django's own error is raised for invalid content."""
     with pytest.raises(TypeError):
         StreamingHttpResponse(42)  # type: ignore[arg-type]
 
 
 def receive_all(parts: list[bytes]) -> trio.MemoryReceiveChannel[bytes]:
-    """Return an async iterator that is no generator."""
+    """Return an async iterator that is not a generator."""
     send_channel, receive_channel = trio.open_memory_channel[bytes](len(parts))
     with send_channel:
         for part in parts:
@@ -1242,7 +1242,7 @@ def receive_all(parts: list[bytes]) -> trio.MemoryReceiveChannel[bytes]:
 async def test_all_that_middleware_puts_around_a_stream_is_closed(
     kind: str, end: str
 ) -> None:
-    """In the task that sends, from the outside in; nothing is left to be finalized."""
+    """In the sending task, from the outside in; nothing is left to be finalized."""
     log: list[str] = []
     tasks: set[Any] = set()
 
@@ -1296,7 +1296,7 @@ async def test_closed_content_is_let_go_of() -> None:
 
 
 async def test_content_that_middleware_has_read_in_part_and_replaced() -> None:
-    """It is closed, though what is sent is no async content any more."""
+    """It is closed, although the content sent is not async any more."""
     log: list[str] = []
 
     async def parts() -> AsyncGenerator[bytes, None]:

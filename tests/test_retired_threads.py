@@ -1,7 +1,7 @@
-"""What one request leaves in its thread, no other request finds.
+"""Whatever one request leaves in its thread is never found by another request.
 
-A thread serves the next request only if the one before it has run to its end: then
-whatever its middleware or its signals had begun in the thread was ended too.
+A thread serves the next request only if the previous one has run to its end: then its
+middleware and signals have also ended what they began in the thread.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 DISCONNECT = {"type": "http.disconnect"}
 
-#: Whose request the thread serves: what middleware of tenants keeps.
+#: The request that the thread serves, as middleware for tenants stores it.
 local = threading.local()
 
 
 def tenant() -> str:
-    """Return whose request this thread serves, as it finds it."""
+    """Return the tenant that is stored in this thread."""
     return str(getattr(local, "tenant", None))
 
 
 class Tenant(MiddlewareMixin):
-    """Puts the request's tenant into the thread, and takes it out at the end."""
+    """Puts the request's tenant into the thread, and removes it at the end."""
 
     def process_request(self, request: HttpRequest) -> None:
         if "tenant" in request.GET:
@@ -70,7 +70,7 @@ waiting = trio.Event()
 
 @pytest.fixture(autouse=True)
 def new_event() -> None:
-    """Provide what says that a view of this test waits."""
+    """Provide the event that says that a view of this test waits."""
     global waiting  # noqa: PLW0603 - made within the test's run
     waiting = trio.Event()
 
@@ -83,23 +83,23 @@ async def waits(request: HttpRequest) -> HttpResponse:
 
 
 def sync_waits(request: HttpRequest) -> HttpResponse:
-    """Wait for ever in a coroutine of sync code."""
+    """Wait for ever in a coroutine below sync code."""
     return async_to_sync(waits)(request)
 
 
 async def puts_and_waits(request: HttpRequest) -> HttpResponse:
-    """Put the tenant there by itself, and wait."""
+    """Put the tenant there itself, and wait."""
     await sync_to_async(setattr)(local, "tenant", "secret")
     return await waits(request)
 
 
 async def sees(request: HttpRequest) -> HttpResponse:
-    """Say what tenant it finds."""
+    """Return the tenant that it finds."""
     return HttpResponse(await sync_to_async(tenant)())
 
 
 def sync_sees(request: HttpRequest) -> HttpResponse:
-    """Say what tenant it finds."""
+    """Return the tenant that it finds."""
     return HttpResponse(tenant())
 
 
@@ -114,7 +114,7 @@ async def wait_ended() -> int:
 
 
 async def assert_nothing_left() -> None:
-    """Check that there is no tenant in any thread that serves the next request."""
+    """Check that no thread that serves the next request has a tenant."""
     leases = [Lease(current_pool()) for _ in range(await wait_ended())]
     for lease in leases:
         assert await lease.run_sync(tenant) == "None"
@@ -129,7 +129,7 @@ def app_of(*views: Any, middleware: tuple[str, ...] = (HOOKS,)) -> ASGIHandler:
 
 
 async def cut_short_by(by: str, app: ASGIHandler, url: str) -> None:
-    """Make a request of a tenant's, and have it cut short when its view waits."""
+    """Make a tenant's request, and interrupt it when its view waits."""
     scope = http_scope(url, query_string=b"tenant=secret")
     communicator = ApplicationCommunicator(app, scope)
     await communicator.send_input({"type": "http.request"})
@@ -148,7 +148,7 @@ async def cut_short_by(by: str, app: ASGIHandler, url: str) -> None:
 async def test_a_request_that_is_cancelled(
     by: str, view: Callable[..., Any], middleware: str
 ) -> None:
-    """The hooks that would clean up are skipped, so the thread serves no other."""
+    """The hooks that would clean up are skipped, so the thread is not reused."""
     app = app_of(view, middleware=(middleware,))
     await cut_short_by(by, app, f"/{view.__name__}/")
     await assert_nothing_left()
@@ -156,7 +156,7 @@ async def test_a_request_that_is_cancelled(
 
 @async_only_middleware
 def with_deadline(get_response: Callable[..., Any]) -> Callable[..., Any]:
-    """Answer in time, whatever becomes of the view."""
+    """Answer in time, whatever the view does."""
 
     async def middleware(request: HttpRequest) -> HttpResponse:
         with trio.CancelScope() as scope:
@@ -177,7 +177,7 @@ def with_deadline(get_response: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("view", [waits, sync_waits])
 async def test_a_deadline_in_middleware(view: Callable[..., Any]) -> None:
-    """The request is answered, but what is below the deadline was cut short."""
+    """The request is answered, but the code below the deadline was interrupted."""
     app = app_of(view, middleware=(f"{__name__}.with_deadline", HOOKS))
     answer = await request(app, f"/{view.__name__}/", query_string=b"tenant=secret")
     assert answer.status == 503
@@ -186,7 +186,7 @@ async def test_a_deadline_in_middleware(view: Callable[..., Any]) -> None:
 
 
 async def test_a_stream_that_is_cut_off() -> None:
-    """What the parts have left in the thread, nobody else finds."""
+    """State that the parts have left in the thread is not found by others."""
 
     def parts() -> Iterator[str]:
         local.tenant = "secret"
@@ -211,7 +211,7 @@ async def test_a_stream_that_is_cut_off() -> None:
     await cut_short_by("client", app, "/async_stream/")
     await assert_nothing_left()
 
-    # The server takes the first part when the client leaves.
+    # The server takes the first part when the client disconnects.
     app = app_of(stream)
 
     async def receive() -> Any:
@@ -233,7 +233,7 @@ async def test_a_stream_that_is_cut_off() -> None:
 
 
 async def test_a_receiver_that_fails() -> None:
-    """Those behind it were not called, which would have cleaned up."""
+    """The receivers after it, which would have cleaned up, were not called."""
 
     def put(**kwargs: Any) -> None:
         local.tenant = "secret"
@@ -289,7 +289,7 @@ async def test_a_background_task_that_does_not_end_by_itself(by: str) -> None:
 
 @pytest.mark.parametrize("middleware", [HOOKS, VIEW_HOOK])
 async def test_a_thread_that_is_released_below_middleware(middleware: str) -> None:
-    """Its hooks would clean up in another thread by then, so the first one ends."""
+    """Its hooks would then clean up in another thread, so the first one ends."""
 
     async def releases(request: HttpRequest) -> HttpResponse:
         await release_thread()
@@ -302,7 +302,7 @@ async def test_a_thread_that_is_released_below_middleware(middleware: str) -> No
 
 
 async def test_a_thread_that_is_released_below_receivers() -> None:
-    """So it is if a receiver of request_started has begun something there."""
+    """The same holds if a receiver of request_started has begun something there."""
 
     def put(**kwargs: Any) -> None:
         local.tenant = "secret"
@@ -320,7 +320,7 @@ async def test_a_thread_that_is_released_below_receivers() -> None:
 
 @pytest.mark.parametrize("middleware", [(HOOKS,), ()])
 async def test_a_request_that_runs_to_its_end(middleware: tuple[str, ...]) -> None:
-    """Its thread serves the next one, if nothing was cut short."""
+    """Its thread serves the next one, if nothing was interrupted."""
     app = app_of(middleware=middleware)
     for url in ("/sees/", "/sync_sees/") * 2:
         assert (await request(app, url)).body == b"None"

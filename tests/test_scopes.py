@@ -1,4 +1,4 @@
-"""Scopes of other types."""
+"""Scopes of unknown types."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ shared: dict[str, Any] = {}
 
 
 def show(request: HttpRequest) -> HttpResponse:
-    """Show what the program shares."""
+    """Show the program's shared object."""
     return HttpResponse(str(shared["value"]))
 
 
@@ -47,7 +47,7 @@ async def test_a_program_hosts_a_site_beside_its_tasks() -> None:
 
 
 async def test_cancelling_shuts_down_in_order() -> None:
-    """Requests in flight are answered, and the lifespan is left, before it ends."""
+    """Requests in flight are answered, and the lifespan is exited, before it ends."""
     Recording.events, Recording.fail_at = [], ""
     reached, go_on = trio.Event(), trio.Event()
 
@@ -91,7 +91,7 @@ async def test_a_trigger_shuts_down() -> None:
 
 
 async def test_a_config_is_used() -> None:
-    """A hypercorn Config is taken, with its bind or with the one that is given."""
+    """A hypercorn Config is used, with its own bind or the given one."""
     for bind in ([], ["127.0.0.1:0"]):
         config = Config()
         config.root_path = "/prefix"
@@ -110,7 +110,7 @@ async def test_a_config_is_used() -> None:
 
 
 async def test_two_binds_are_an_error() -> None:
-    """A bind beside a config with another one is refused, by name."""
+    """A bind beside a config with a different one is refused, by name."""
     config = Config()
     config.bind = ["127.0.0.1:8001"]
     with pytest.raises(ValueError, match=r"bind='127\.0\.0\.1:8002' and a config with"):
@@ -118,11 +118,11 @@ async def test_two_binds_are_an_error() -> None:
 
 
 async def test_an_address_in_use_is_an_os_error() -> None:
-    """What the operating system says of the address comes out, alone."""
+    """The operating system's error about the address is raised, ungrouped."""
     async with trio.open_nursery() as nursery:
         (address,) = await nursery.start(trio_asgi.serve, application(), "127.0.0.1:0")
         with warnings.catch_warnings():
-            # hypercorn does not close the socket that it could not bind.
+            # hypercorn leaves open the socket that it could not bind.
             warnings.simplefilter("ignore", ResourceWarning)
             with pytest.raises(OSError, match="in use"):
                 await trio_asgi.serve(application(), address.removeprefix("http://"))
@@ -183,7 +183,7 @@ async def test_an_error_of_hypercorns_ends_one_connection(
 
 
 async def test_hypercorn_itself_is_left_as_it_is() -> None:
-    """Whoever else uses hypercorn in the program has hypercorn's own classes."""
+    """Other users of hypercorn in the program get hypercorn's own classes."""
     import hypercorn.trio.run  # noqa: PLC0415
     from hypercorn.trio.tcp_server import TCPServer  # noqa: PLC0415
 
@@ -196,7 +196,7 @@ async def test_hypercorn_itself_is_left_as_it_is() -> None:
 async def test_a_hypercorn_that_is_made_in_another_way(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It serves without that shelter, and the log says so."""
+    """It serves without that protection, and the log says so."""
     import hypercorn.trio  # noqa: PLC0415
     import hypercorn.trio.run  # noqa: PLC0415
 
@@ -214,7 +214,7 @@ async def test_a_hypercorn_that_is_made_in_another_way(
 
 
 def test_the_example_in_one_file_is_short() -> None:
-    """It takes at most forty lines."""
+    """It has at most forty lines."""
     assert len(EXAMPLE.read_text().splitlines()) <= 40
 
 

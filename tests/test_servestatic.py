@@ -32,7 +32,7 @@ GZIP = "django.middleware.gzip.GZipMiddleware"
 CONDITIONAL = "django.middleware.http.ConditionalGetMiddleware"
 
 SCRIPT = b"var answer = 42;\n" * 100
-#: What neighbours hold is not looked at.
+#: Only the existence of compressed neighbours matters, not their content.
 BROTLI, ZSTANDARD = b"as brotli would make it", b"as zstd would"
 FILM = bytes(range(256)) * 100
 
@@ -44,13 +44,13 @@ def stored_name(name: str) -> str:
 
 
 async def hello(_: HttpRequest) -> HttpResponse:
-    """Say that no static file was served."""
+    """Answer that no static file was served."""
     return HttpResponse("hello")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """Where collectstatic has put the files, with compressed neighbours beside some."""
+    """The directory of collectstatic, with compressed neighbours for some files."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "app.js").write_bytes(SCRIPT)
@@ -81,7 +81,7 @@ def app(root: Path) -> ASGIHandler:
 async def get(
     app: ASGIHandler, name: str, method: str = "GET", **headers: str
 ) -> tuple[Answer, dict[str, str]]:
-    """Ask for a file; return the answer, and its headers once more as text."""
+    """Request a file; return the answer, and its headers also as text."""
     encoded = [
         (name.replace("_", "-").encode(), value.encode())
         for name, value in headers.items()
@@ -94,7 +94,7 @@ async def get(
 
 
 async def test_a_hashed_name_is_kept_for_ever(app: ASGIHandler) -> None:
-    """The name with the hash is immutable; the plain one is asked for again soon."""
+    """The name with the hash is immutable; the plain one is revalidated soon."""
     _, headers = await get(app, stored_name("app.js"))
     assert headers["Cache-Control"] == "max-age=315360000, public, immutable"
     answer, headers = await get(app, "app.js")
@@ -132,7 +132,7 @@ async def test_compressed_neighbours(
 
 
 async def test_zstandard_by_the_name_that_servestatic_gives_it(root: Path) -> None:
-    """Beside a ``.zstd`` the ``.zst`` is left out of account."""
+    """Beside a ``.zstd`` the ``.zst`` is ignored."""
     (root / "app.js.zstd").write_bytes(b"made by ServeStatic")
     app = application(path("", hello), middleware=[MIDDLEWARE])
     answer, headers = await get(app, "app.js", accept_encoding="zstd")
@@ -149,7 +149,7 @@ async def test_a_file_without_neighbours_does_not_vary(app: ASGIHandler) -> None
 
 
 async def test_files_are_looked_up_once(app: ASGIHandler, root: Path) -> None:
-    """The headers are those of the start; a file that is gone is answered 404."""
+    """The headers are those from start-up; a deleted file is answered 404."""
     _, before = await get(app, "film.mp4", "HEAD")
     os.utime(root / "film.mp4", (0, 0))
     _, after = await get(app, "film.mp4", "HEAD")
@@ -166,7 +166,7 @@ async def test_files_are_looked_up_once(app: ASGIHandler, root: Path) -> None:
 
 
 async def test_head_reads_nothing(app: ASGIHandler, root: Path) -> None:
-    """The headers are those of GET, though the file cannot even be opened any more."""
+    """The headers are those of GET, even if the file cannot be opened any more."""
     _, headers = await get(app, "film.mp4")
     shutil.rmtree(root)
     answer, headers_alone = await get(app, "film.mp4", "HEAD")
@@ -185,7 +185,7 @@ async def test_other_methods_are_405(app: ASGIHandler) -> None:
 
 
 async def test_a_file_that_the_client_has_is_304(app: ASGIHandler) -> None:
-    """By ETag, in a list and weak too, and by time; browsers of other sites may see."""
+    """By ETag, even in a list or weak, and by time; with CORS headers."""
     _, headers = await get(app, "app.js")
     etag, modified = headers["ETag"], headers["Last-Modified"]
     conditions = [
@@ -205,7 +205,7 @@ async def test_a_file_that_the_client_has_is_304(app: ASGIHandler) -> None:
 
 
 async def test_each_encoding_has_its_etag(app: ASGIHandler) -> None:
-    """Parts of one would not go together with parts of another."""
+    """Parts of different encodings would not fit together."""
     etags = {}
     for encoding in ("identity", "gzip", "br", "zstd"):
         _, headers = await get(app, "app.js", accept_encoding=encoding)
@@ -234,7 +234,7 @@ async def test_each_encoding_has_its_etag(app: ASGIHandler) -> None:
     ],
 )
 async def test_a_section(app: ASGIHandler, ranges: str, where: slice) -> None:
-    """A range of any form is a 206 with just its bytes."""
+    """A range in any form is a 206 with exactly its bytes."""
     answer, headers = await get(app, "film.mp4", range=ranges)
     start, stop, _ = where.indices(len(FILM))
     assert (answer.status, answer.body) == (206, FILM[where])
@@ -242,7 +242,7 @@ async def test_a_section(app: ASGIHandler, ranges: str, where: slice) -> None:
 
 
 async def test_several_sections(app: ASGIHandler) -> None:
-    """They come as parts."""
+    """They arrive as parts."""
     answer, headers = await get(app, "film.mp4", range="bytes=0-9,1000-1009")
     assert answer.status == 206
     assert parts_of(headers["Content-Type"], answer.body) == [
@@ -252,7 +252,7 @@ async def test_several_sections(app: ASGIHandler) -> None:
 
 
 async def test_a_range_beyond_the_end(app: ASGIHandler) -> None:
-    """It is a 416; of an empty file there is nothing but the whole."""
+    """It is a 416; an empty file can only be sent whole."""
     answer, headers = await get(app, "film.mp4", range="bytes=99999-")
     assert (answer.status, answer.body) == (416, b"")
     assert headers["Content-Range"] == f"bytes */{len(FILM)}"
@@ -273,7 +273,7 @@ async def test_a_download_is_resumed_if_the_file_is_the_same(app: ASGIHandler) -
 
 
 async def test_a_compressed_file_is_sent_whole(app: ASGIHandler) -> None:
-    """A client that accepts one and asks for a part of it gets all of it."""
+    """If the client accepts an encoding and requests a part, it gets the whole file."""
     answer, headers = await get(
         app, "app.js", range="bytes=0-1", accept_encoding="br", if_range='"x"'
     )
@@ -281,7 +281,7 @@ async def test_a_compressed_file_is_sent_whole(app: ASGIHandler) -> None:
     assert "Accept-Ranges" not in headers
 
 
-# Around it
+# Together with other code
 
 
 async def test_it_costs_a_page_no_hop(app: ASGIHandler) -> None:
@@ -299,7 +299,7 @@ async def test_it_costs_a_page_no_hop(app: ASGIHandler) -> None:
     "middleware", [[CONDITIONAL, MIDDLEWARE], [MIDDLEWARE, GZIP], [GZIP, MIDDLEWARE]]
 )
 async def test_below_and_above_others(root: Path, middleware: Sequence[str]) -> None:
-    """Django's middleware around it breaks no file and no part of one."""
+    """Django's middleware around it breaks neither files nor parts of them."""
     app = application(path("", hello), middleware=middleware)
     for ranges, status, body in (
         ("", 200, FILM),
@@ -327,7 +327,7 @@ def test_on_wsgi(root: Path) -> None:
 
 
 def test_by_the_test_client(root: Path) -> None:
-    """Django's client, which is sync, gets files, and other pages."""
+    """Django's sync client gets files, and other pages."""
     urls = type("urls", (), {"urlpatterns": [path("", hello)]})
     with override_settings(MIDDLEWARE=[MIDDLEWARE], ROOT_URLCONF=urls):
         client = Client()
@@ -338,7 +338,7 @@ def test_by_the_test_client(root: Path) -> None:
 
 
 async def test_what_collectstatic_compresses_is_served(root: Path) -> None:
-    """ServeStatic's storage makes the neighbours, and notes the files' metadata."""
+    """ServeStatic's storage makes the neighbours, and the files' metadata."""
     storage = "servestatic.storage.CompressedManifestStaticFilesStorage"
     with override_settings(STORAGES={"staticfiles": {"BACKEND": storage}}):
         call_command("collectstatic", interactive=False, verbosity=0, clear=True)
@@ -352,7 +352,7 @@ async def test_what_collectstatic_compresses_is_served(root: Path) -> None:
 
 
 async def test_while_debugging_files_are_found_where_they_lie(root: Path) -> None:
-    """With DEBUG nothing need be collected, and a new file is seen at once."""
+    """With DEBUG nothing must be collected, and a new file is seen at once."""
     source = root.parent / "source"
     shutil.rmtree(root)
     with (
@@ -368,7 +368,7 @@ async def test_while_debugging_files_are_found_where_they_lie(root: Path) -> Non
 
 
 async def test_an_index_file_is_redirected_to(root: Path) -> None:
-    """What is no file of ServeStatic's own is left to it."""
+    """Paths other than ServeStatic's files are left to it."""
     (root / "docs").mkdir()
     (root / "docs" / "index.html").write_bytes(b"index")
     with override_settings(

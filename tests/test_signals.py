@@ -48,7 +48,7 @@ class ThreadMiddleware:
 
 @pytest.mark.parametrize("view", [where, async_where])
 async def test_all_sync_code_of_a_request_runs_on_one_thread(view: Any) -> None:
-    """Signals, middleware and views, whichever way they nest, share a thread."""
+    """Signals, middleware and views share a thread, however they nest."""
     ThreadMiddleware.threads = []
     app = application(
         path("", view),
@@ -98,7 +98,7 @@ async def test_requests_at_the_same_time_run_on_threads_of_their_own() -> None:
 
 
 async def test_the_next_request_has_the_same_thread() -> None:
-    """Threads, and what Django keeps in them, are used again."""
+    """Threads, and Django's objects in them, are used again."""
     app = application(path("", where))
     names = {(await request(app)).body for _ in range(5)}
     assert len(names) == 1
@@ -146,7 +146,7 @@ async def test_what_a_receiver_leaves_in_the_context_reaches_the_view() -> None:
 
 
 async def test_the_end_comes_even_if_every_token_is_taken() -> None:
-    """A request whose end gets no turn in time is ended by its thread all the same."""
+    """If a request's end gets no turn in time, its thread ends the request anyway."""
     finished = threading.Event()
     borrower = object()
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 async def test_the_process_that_is_no_worker_is_left_alone() -> None:
-    """Without a parent process, nothing is done about the signal."""
+    """Without a parent process, the signal's handling is unchanged."""
     await leave_sigterm_to_parent()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -46,7 +46,7 @@ def test_a_worker_outlives_the_signal(server: str) -> None:
 def test_another_programs_process_is_ended_by_the_signal(
     target: Callable[[Connection], None],
 ) -> None:
-    """``Process.terminate()`` ends a child process that is no server's worker."""
+    """``Process.terminate()`` ends a child process that is not a server's worker."""
     ours, theirs = spawn.Pipe()
     child = spawn.Process(target=target, args=(theirs,))
     child.start()
@@ -69,6 +69,6 @@ def test_an_orphan_is_ended_by_the_signal() -> None:
     pid = ours.recv()
     parent.join(30)
     os.kill(pid, signal.SIGTERM)
-    # The orphan held the pipe's other end, and does so no more.
+    # The orphan held the pipe's other end, and does not any more.
     with pytest.raises(EOFError):
         ours.recv()

@@ -1,4 +1,4 @@
-"""A client that does not read: what its request holds goes back after a second."""
+"""A client that does not read: its request's resources are released after a second."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ View = Callable[..., Any]
 
 @pytest.fixture
 def settings_dict() -> Iterator[dict[str, Any]]:
-    """Return ``TRIO_ASGI`` of this test."""
+    """Return this test's ``TRIO_ASGI``."""
     with override_settings(TRIO_ASGI={}):
         yield settings.TRIO_ASGI
 
@@ -63,7 +63,7 @@ class Client:
         return {"type": "http.request"}
 
     async def send(self, message: Message) -> None:
-        """Take all but the last message at once; as servers, do not be cancelled."""
+        """Take all but the last message at once; like servers, ignore cancellation."""
         if message["type"] == "http.response.body":
             self.blocked.set()
             with trio.CancelScope(shield=True):
@@ -76,7 +76,7 @@ class Client:
 
     @asynccontextmanager
     async def blocks(self, app: ASGIHandler) -> AsyncIterator[trio.Nursery]:
-        """Surround the time in which the client does not read."""
+        """Run a block while the client does not read."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.request, app)
             await self.blocked.wait()
@@ -87,12 +87,12 @@ class Client:
 
 
 class Closer(HttpResponse):
-    """A response with something to close, which says in which thread it is closed."""
+    """A response with something to close, which records the closing thread."""
 
     closed_in: list[str]
 
     def close(self) -> None:
-        """Close, and say so."""
+        """Close, and record it."""
         self.closed_in.append(threading.current_thread().name)
         super().close()
 
@@ -109,7 +109,7 @@ async def async_view(request: HttpRequest) -> HttpResponse:
 
 
 def idle_threads() -> int:
-    """Return how many threads nobody has leased."""
+    """Return how many threads are not leased."""
     return len(current_pool()._idle)
 
 
@@ -138,7 +138,7 @@ async def test_the_request_ends_early(autojump_clock: MockClock, view: View) -> 
 async def test_a_request_with_nothing_to_end_holds_no_thread(
     autojump_clock: MockClock,
 ) -> None:
-    """If nothing is left to do in the thread, it goes back before anything is sent."""
+    """If the thread has nothing left to do, it is released before anything is sent."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse("body")
@@ -149,7 +149,7 @@ async def test_a_request_with_nothing_to_end_holds_no_thread(
 
 
 async def test_a_client_that_reads_in_time(autojump_clock: MockClock) -> None:
-    """Everything has its usual order: the response is sent, then the request ends."""
+    """The order is the usual one: the response is sent, then the request ends."""
     client, app = Client(), application(path("", sync_view))
     with signal_log() as log:
         async with client.blocks(app):
@@ -232,7 +232,7 @@ async def test_an_early_end_that_fails(
 
 
 async def test_a_stream_is_not_ended_early(autojump_clock: MockClock) -> None:
-    """What makes a stream's parts is needed until the last one is sent."""
+    """The source of a stream's parts is needed until the last one is sent."""
 
     def parts() -> Iterator[bytes]:
         yield b"part"
@@ -252,7 +252,7 @@ async def test_a_stream_is_not_ended_early(autojump_clock: MockClock) -> None:
 
 
 class Stuck(Client):
-    """A client that takes no part; whether its server can be cancelled varies."""
+    """A client that takes no part; its server may or may not be cancellable."""
 
     def __init__(self, *, shielded: bool) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class Stuck(Client):
 
 
 def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream from the request's thread, without end."""
+    """Stream from the request's thread, endlessly."""
 
     def parts() -> Iterator[bytes]:
         try:
@@ -282,7 +282,7 @@ def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def async_stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Stream without end, after having used the thread."""
+    """Stream endlessly, after having used the thread."""
 
     async def parts() -> AsyncIterator[bytes]:
         try:
@@ -303,7 +303,7 @@ async def test_nothing_waits_for_ever_for_a_client(
 ) -> None:
     """After 10 minutes, and a quarter more, all is closed and the thread is free.
 
-    Also where the server lets nobody cancel its sending: only that waits on.
+    Even if the server's sending cannot be cancelled: then only that still waits.
     """
     client, app = Stuck(shielded=shielded), application(path("", view))
     with signal_log() as log:
@@ -345,7 +345,7 @@ async def test_a_client_that_takes_something_in_time(
 async def test_no_deadline(
     autojump_clock: MockClock, settings_dict: dict[str, Any]
 ) -> None:
-    """None is for ever."""
+    """None means no limit."""
     settings_dict["SEND_TIMEOUT"] = None
     client, app = Client(), application(path("", sync_stream))
     with signal_log() as log:
@@ -355,14 +355,14 @@ async def test_no_deadline(
             nursery.cancel_scope.cancel()
 
 
-# What a client that does not read costs
+# The cost of a client that does not read
 
 
 @pytest.mark.parametrize("view", ["buffered", "stream", "file"])
 async def test_a_message_is_small_until_the_client_has_read_much(
     tmp_path: Path, view: str
 ) -> None:
-    """What both systems buffer, some megabytes, is no reason for a large message."""
+    """The few megabytes that both systems buffer do not justify a large message."""
     size = 2**26
     file = tmp_path / "file"
     with file.open("wb") as empty:

@@ -24,7 +24,7 @@ FILE = FILES / "file.txt"
 
 
 def dynamic(request: HttpRequest) -> HttpResponse:
-    """Say that no static file was served."""
+    """Answer that no static file was served."""
     return HttpResponse("dynamic")
 
 
@@ -48,7 +48,7 @@ def test_the_handler_is_django_s(static: ASGIStaticFilesHandler) -> None:
 
 
 async def test_a_static_file(static: ASGIStaticFilesHandler) -> None:
-    """A file has length, type, disposition, the time of its last change, its bytes."""
+    """A file has length, type, disposition, modification time, and its bytes."""
     answer = await request(static, "/static/file.txt")
     assert answer.status == 200
     assert sorted(answer.headers) == [
@@ -119,7 +119,7 @@ async def test_a_part_that_a_static_file_has_not(
 async def test_a_path_outside_the_static_directories(
     static: ASGIStaticFilesHandler, outside: str
 ) -> None:
-    """Whatever leads to no file in a static directory is answered 404."""
+    """Paths that lead to no file in a static directory are answered 404."""
     answer = await request(static, outside)
     assert answer.status == 404
     assert b"A path outside" not in answer.body
@@ -128,7 +128,7 @@ async def test_a_path_outside_the_static_directories(
 async def test_a_refusal_names_no_path_of_the_disk(
     static: ASGIStaticFilesHandler,
 ) -> None:
-    """The page may show what the error says: that is the client's path, and no more."""
+    """The page may show the error: that has the client's path, and no more."""
     with override_settings(DEBUG=True):
         answer = await request(static, "/static/../test_staticfiles.py")
     assert answer.status == 404
@@ -142,7 +142,7 @@ async def test_a_refusal_names_no_path_of_the_disk(
 async def test_other_paths_go_to_the_application(
     static: ASGIStaticFilesHandler,
 ) -> None:
-    """What is not under STATIC_URL is the application's."""
+    """Paths not under STATIC_URL belong to the application."""
     assert (await request(static, "/")).body == b"dynamic"
 
 

@@ -1,4 +1,4 @@
-"""A view that starts when the headers are in, and reads the body as it comes."""
+"""A view that starts when the headers are in, and reads the body as it arrives."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def upload(
 
 
 async def test_an_async_view_reads_as_the_body_comes() -> None:
-    """Each chunk reaches the view before the next one was sent."""
+    """Each chunk reaches the view before the next one is sent."""
     came = [trio.Event() for _ in PARTS]
     chunks: list[bytes] = []
 
@@ -118,7 +118,7 @@ async def test_an_async_view_reads_as_the_body_comes() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_setting(stream: bool) -> None:
-    """``STREAM_BODY`` is for all views."""
+    """``STREAM_BODY`` applies to all views."""
     started = trio.Event()
 
     async def view(request: ASGIRequest) -> HttpResponse:
@@ -136,17 +136,17 @@ async def test_the_setting(stream: bool) -> None:
 
 
 class ClassBased(View):
-    """Of which one method is decorated."""
+    """A class with one decorated method."""
 
     @method_decorator(stream_body)
     async def dispatch(self, request: ASGIRequest, *args: Any) -> Any:  # type: ignore[override]
-        """Read as it comes."""
+        """Read the body as it arrives."""
         assert request._receiver is not None
         return HttpResponse([chunk async for chunk in request.stream()])
 
 
 def decorated_above() -> Any:
-    """Return a view with another decorator of Django's above."""
+    """Return a view with another of Django's decorators on top."""
     from django.views.decorators.csrf import csrf_exempt  # noqa: PLC0415
 
     @csrf_exempt
@@ -160,14 +160,14 @@ def decorated_above() -> Any:
 
 @pytest.mark.parametrize("view", [ClassBased.as_view(), decorated_above()])
 async def test_what_can_be_decorated(view: Any) -> None:
-    """A class-based view, and one with other decorators above."""
+    """A class-based view, and one with other decorators on top."""
     answer = await upload(application(path("", view)))
     assert answer.body == UPLOAD
 
 
 @pytest.mark.parametrize("language", ["de", "en"])
 async def test_a_view_with_a_language_in_its_path(language: str) -> None:
-    """A path that only the LocaleMiddleware makes match is known before it runs."""
+    """A path that only LocaleMiddleware makes match is resolved before that runs."""
     from django.conf.urls.i18n import i18n_patterns  # noqa: PLC0415
 
     seen: list[bool] = []
@@ -192,10 +192,10 @@ async def test_a_view_with_a_language_in_its_path(language: str) -> None:
 @pytest.mark.parametrize("name", ["body", "POST", "FILES", "read", "readline"])
 @pytest.mark.parametrize("whole", [False, True])
 async def test_async_code_must_not_wait_for_the_body(name: str, whole: bool) -> None:
-    """What would block the loop raises, and names what to do; how much has come.
+    """Code that would block the loop raises, however much has come; the error helps.
 
-    It makes no difference whether all of it has: what works in a test with a few bytes
-    would fail with a slow client.
+    It makes no difference whether the whole body has come: code that works in a test
+    with a few bytes would fail with a slow client.
     """
 
     @stream_body
@@ -216,7 +216,7 @@ async def test_async_code_must_not_wait_for_the_body(name: str, whole: bool) -> 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_without_a_body_there_is_nothing_to_wait_for(method: str) -> None:
-    """Code that asks every request for its body or form goes on working."""
+    """Code that accesses every request's body or form keeps working."""
 
     async def view(request: HttpRequest) -> HttpResponse:
         assert (request.body, dict(request.POST), dict(request.FILES)) == (b"", {}, {})
@@ -229,7 +229,7 @@ async def test_without_a_body_there_is_nothing_to_wait_for(method: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_aread(stream: bool) -> None:
-    """It returns the body, which is there then; again does no harm."""
+    """It returns the body, which is then in memory; a second call does no harm."""
 
     async def view(request: ASGIRequest) -> HttpResponse:
         assert await request.aread() == UPLOAD
@@ -244,7 +244,7 @@ async def test_aread(stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_aread_parses_a_form_in_the_requests_thread(stream: bool) -> None:
-    """Upload handlers write to disks and storages: no work for the loop."""
+    """Upload handlers write to disks and storages, which would block the loop."""
     threads: list[threading.Thread] = []
 
     async def view(request: ASGIRequest) -> HttpResponse:
@@ -280,7 +280,7 @@ async def test_aread_parses_a_form_in_the_requests_thread(stream: bool) -> None:
 async def test_aread_of_a_body_that_is_too_large_for_memory(
     stream: bool, announced: bool
 ) -> None:
-    """``DATA_UPLOAD_MAX_MEMORY_SIZE`` is for bodies without a length, too."""
+    """``DATA_UPLOAD_MAX_MEMORY_SIZE`` applies to bodies without a length, too."""
     raised: list[str] = []
 
     async def view(request: ASGIRequest) -> HttpResponse:
@@ -310,7 +310,7 @@ async def test_aread_of_a_body_that_is_too_large_for_memory(
 
 
 async def test_aread_after_the_stream_was_read() -> None:
-    """It cannot be read twice, and that is said."""
+    """The body cannot be read twice, and the error says so."""
 
     @stream_body
     async def view(request: ASGIRequest) -> HttpResponse:
@@ -369,7 +369,7 @@ async def test_two_tasks_share_a_body() -> None:
 
 
 async def test_a_view_that_does_not_read_stops_the_upload() -> None:
-    """The server is asked for no more than `AHEAD` bytes, and what exceeds them."""
+    """The server is asked for at most `AHEAD` bytes, plus a chunk's excess."""
     asked = 0
     read = trio.Event()
     answered = trio.Event()
@@ -402,12 +402,12 @@ async def test_a_view_that_does_not_read_stops_the_upload() -> None:
         assert asked == 3
         read.set()
     assert answered.is_set()
-    assert asked <= 11  # for the disconnect, the last time
+    assert asked <= 11  # the last time for the disconnect
 
 
 @pytest.mark.parametrize("size", [0, 3])
 async def test_a_disconnect_is_seen_behind_a_body_that_nobody_reads(size: int) -> None:
-    """The watcher reads ahead: a view that waits is cancelled as behind any GET."""
+    """The watcher reads ahead: a waiting view is cancelled as after any GET."""
     left = trio.Event()
 
     @stream_body
@@ -427,7 +427,7 @@ async def test_a_disconnect_is_seen_behind_a_body_that_nobody_reads(size: int) -
 
 
 async def test_a_view_starts_before_the_first_byte() -> None:
-    """When the headers are in."""
+    """Once the headers are in."""
     started = trio.Event()
 
     @stream_body
@@ -443,7 +443,7 @@ async def test_a_view_starts_before_the_first_byte() -> None:
 
 
 async def test_many_readers_of_one_body() -> None:
-    """All of them come to an end."""
+    """All of them reach an end."""
 
     @stream_body
     async def view(request: ASGIRequest) -> HttpResponse:
@@ -463,7 +463,7 @@ async def test_many_readers_of_one_body() -> None:
 
 
 async def test_the_end_waits_for_no_thread_that_reads() -> None:
-    """A thread of the view's own may read on: the loop does not wait for its lock."""
+    """The view's own thread may read on: the loop does not wait for its lock."""
     reading, ended = threading.Event(), threading.Event()
     raised: list[BaseException] = []
 
@@ -473,7 +473,7 @@ async def test_the_end_waits_for_no_thread_that_reads() -> None:
             reading.set()
             try:
                 request.read()
-            except BaseException as error:  # is looked at below
+            except BaseException as error:  # checked below
                 raised.append(error)
             ended.set()
 
@@ -505,7 +505,7 @@ async def test_a_body_and_a_limit_that_no_memory_holds() -> None:
 
 
 async def test_aread_of_a_form_after_the_stream_was_read() -> None:
-    """A form cannot be parsed from its middle, and that is said."""
+    """A form cannot be parsed from its middle, and the error says so."""
 
     @stream_body
     async def view(request: ASGIRequest) -> HttpResponse:
@@ -552,7 +552,7 @@ def request_finalizer() -> Iterator[ExitStack]:
 async def test_an_error_is_answered_without_waiting_for_the_body(
     debug: bool, kind: str, request_finalizer: ExitStack
 ) -> None:
-    """What reports it would show the form: it finds an empty one."""
+    """An error report would show the form: it finds an empty one."""
 
     @stream_body
     async def view(request: HttpRequest) -> HttpResponse:
@@ -584,7 +584,7 @@ async def test_an_error_is_answered_without_waiting_for_the_body(
 
 
 async def test_a_large_answer_to_a_client_that_sends_all_first() -> None:
-    """What it sends is dropped while the answer waits to be read."""
+    """The data it sends is dropped while the answer waits to be read."""
     received = 0
     all_sent = trio.Event()
 
@@ -632,7 +632,7 @@ async def test_an_early_file_that_the_server_sends(tmp_path: Path) -> None:
     assert trio.current_time() - before < 2
 
 
-# The client leaves
+# The client disconnects
 
 
 @pytest.fixture(name="log")
@@ -643,7 +643,7 @@ def make_log() -> Iterator[SignalLog]:
 
 
 async def test_a_disconnect_cancels_an_async_view_that_reads(log: SignalLog) -> None:
-    """At its ``async for``; and its end comes."""
+    """At its ``async for``; and its end is signalled."""
     left: list[str] = []
 
     @stream_body
@@ -666,7 +666,7 @@ async def test_a_disconnect_cancels_an_async_view_that_reads(log: SignalLog) -> 
 
 
 async def test_a_disconnect_cancels_a_view_whose_thread_reads() -> None:
-    """`aread` of a form cancels, too, though its reading happens in a thread."""
+    """`aread` of a form is cancelled, too, although a thread reads."""
     left: list[str] = []
 
     @stream_body
@@ -689,7 +689,7 @@ async def test_a_disconnect_cancels_a_view_whose_thread_reads() -> None:
 
 
 async def test_a_task_that_is_not_cancelled_is_told() -> None:
-    """Behind a shield, reading after a disconnect raises Django's error, every time."""
+    """Behind a shield, reading after a disconnect raises Django's error every time."""
     told: list[str] = []
 
     @stream_body
@@ -740,7 +740,7 @@ async def test_a_disconnect_while_sync_code_reads(how: str, log: SignalLog) -> N
 async def test_a_disconnect_is_no_error_of_sync_code(
     how: str, where: str, log: SignalLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What does not catch Django's error has not failed: nothing is logged."""
+    """Code that does not catch Django's error has not failed: nothing is logged."""
     reading = trio.Event()
 
     def read(request: ASGIRequest) -> None:
@@ -791,7 +791,7 @@ async def test_a_disconnect_is_no_error_of_sync_code(
 async def test_an_upload_that_cannot_be_read_is_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Django's error is one of the site's if its client is still there."""
+    """While the client is still connected, Django's error is a server error."""
 
     @stream_body
     def view(request: ASGIRequest) -> NoReturn:
@@ -836,7 +836,7 @@ async def test_a_sync_view_reads_as_the_body_comes(how: str) -> None:
 
 
 async def test_sync_middleware_reads_for_an_async_view() -> None:
-    """What it has parsed is there for the view, without any `aread`."""
+    """The form it has parsed is available to the view, without any `aread`."""
 
     @stream_body
     async def view(request: HttpRequest) -> HttpResponse:
@@ -851,7 +851,7 @@ async def test_sync_middleware_reads_for_an_async_view() -> None:
 
 
 def reading_middleware(get_response: Any) -> Any:
-    """Ask for the form first of all."""
+    """Access the form first of all."""
 
     def middleware(request: HttpRequest) -> Any:
         assert request.POST["name"] == "Ada"
@@ -882,7 +882,7 @@ async def test_any_thread_reads() -> None:
 
 
 async def test_the_server_cancels_a_sync_view_that_reads(log: SignalLog) -> None:
-    """The reading ends in Trio's error, as every wait of a thread for a task does."""
+    """The reading ends in Trio's error, like every wait of a thread for a task."""
     seen: list[type[BaseException]] = []
 
     @stream_body
@@ -920,7 +920,7 @@ async def test_the_server_cancels_a_sync_view_that_reads(log: SignalLog) -> None
 
 
 class Wire:
-    """A client that goes on sending, and the server's two functions for it."""
+    """A client that keeps sending, and the server's two functions for it."""
 
     def __init__(self, *, leaves: bool = False) -> None:
         self.received = 0
@@ -929,7 +929,7 @@ class Wire:
         self._leaves = leaves
 
     async def receive(self) -> dict[str, Any]:
-        """Give one chunk after another; until the client has read the answer."""
+        """Give one chunk after another, until the client has read the answer."""
         await trio.lowlevel.checkpoint()
         if self._leaves and self.answered.is_set():
             return DISCONNECT
@@ -946,19 +946,19 @@ class Wire:
 
 
 def scope_of_upload() -> dict[str, Any]:
-    """Return the scope of an upload without a known end."""
+    """Return the scope of an upload of unknown length."""
     return http_scope(method="POST", headers=[(b"transfer-encoding", b"chunked")])
 
 
 @stream_body
 async def answer_at_once(request: HttpRequest) -> HttpResponse:
-    """Want nothing of the body."""
+    """Ignore the body."""
     return HttpResponse("no, thanks")
 
 
 @stream_body
 async def stream_an_answer(request: HttpRequest) -> StreamingHttpResponse:
-    """Answer in parts, and want nothing of the body."""
+    """Answer in parts, and ignore the body."""
 
     async def parts() -> AsyncIterator[bytes]:
         yield b"no, "
@@ -987,7 +987,7 @@ async def test_an_answer_before_the_end_of_the_body(
 async def test_a_client_that_stops_when_it_is_told(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The end comes as soon as it has left."""
+    """The end comes as soon as it has disconnected."""
     wire = Wire(leaves=True)
     app = application(path("", answer_at_once))
     await app(scope_of_upload(), wire.receive, wire.send)
@@ -998,7 +998,7 @@ async def test_a_client_that_stops_when_it_is_told(
 async def test_a_server_that_waits_for_its_messages_to_be_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Its ``send`` may not end before its queue was emptied: it is."""
+    """Its ``send`` may not return before its queue was emptied: it is emptied."""
     queue_taken = trio.Event()
     messages = [body(b"1"), body(b"2", more_body=True)]
 

@@ -1,4 +1,4 @@
-"""Django's sync test client through the handler: what the net lets through, or not."""
+"""Django's sync test client through the handler: what the net catches, and what not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]
 
 
 def facts(notes: Recorder) -> list[dict[str, Any]]:
-    """Return what was noted, but for the name of the test."""
+    """Return the notes, except the name of the test."""
     lines = notes.journal.path.read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert all(fact.pop("test") == "the test" for fact in found)
@@ -92,7 +92,7 @@ def facts(notes: Recorder) -> list[dict[str, Any]]:
 
 
 class Environs(RequestFactory):
-    """Makes no request, but what Django's client gives to its handler."""
+    """Makes no request, but records what Django's client gives to its handler."""
 
     def request(self, **request: Any) -> Any:
         """Return the environ."""
@@ -117,13 +117,13 @@ class Environs(RequestFactory):
 def test_a_scope_says_what_the_environ_says(
     url: str, extra: dict[str, str], forced: str | None
 ) -> None:
-    """The request that is made of the scope is the one of the environ."""
+    """The request made from the scope equals the one from the environ."""
     with override_settings(FORCE_SCRIPT_NAME=forced):
         check_scope(url, extra)
 
 
 def check_scope(url: str, extra: dict[str, str]) -> None:
-    """Make both requests, and compare what they say."""
+    """Make both requests, and compare them."""
     environ: Any = Environs().get(url)
     environ |= extra
     scope = sync_client.scope_of(dict(environ))
@@ -149,7 +149,7 @@ def check_scope(url: str, extra: dict[str, str]) -> None:
 
 @pytest.mark.usefixtures("notes")
 def test_a_body_comes_in_several_messages() -> None:
-    """A large body comes whole, and no more of it than is announced."""
+    """A large body arrives whole, and no more of it than announced."""
     body = bytes(range(256)) * 1000
     client = Client()
     announced: dict[str, Any] = {"CONTENT_LENGTH": str(len(body) - 1)}
@@ -160,7 +160,7 @@ def test_a_body_comes_in_several_messages() -> None:
 
 @pytest.mark.usefixtures("notes")
 def test_csrf_is_checked_if_the_client_says_so() -> None:
-    """``enforce_csrf_checks`` means what it means with Django's handler."""
+    """``enforce_csrf_checks`` works as with Django's handler."""
     middleware = f"{CsrfViewMiddleware.__module__}.{CsrfViewMiddleware.__qualname__}"
     with override_settings(MIDDLEWARE=[middleware]):
         assert Client().post("/").status_code == 201
@@ -178,7 +178,7 @@ def test_a_variable_that_asgi_does_not_know_is_carried(notes: Recorder) -> None:
 
 
 def test_the_test_gets_the_response_object(notes: Recorder) -> None:
-    """The response is the view's, with all that Django's client adds to it."""
+    """The response is the view's, with everything that Django's client adds to it."""
     client = Client()
     response = client.get("/")
     assert isinstance(response.wsgi_request, trio_asgi.ASGIRequest)
@@ -190,13 +190,13 @@ def test_the_test_gets_the_response_object(notes: Recorder) -> None:
 
 
 def test_errors_are_raised_in_the_test(notes: Recorder) -> None:
-    """A view's error is raised, or kept beside the answer, as the client says."""
+    """A view's error is raised, or kept beside the answer, as the client wants."""
     with pytest.raises(KeyError, match="/failing/"):
         Client().get("/failing/")
     response: Any = Client(raise_request_exception=False).get("/failing/")
     assert response.status_code == 500
     assert response.exc_info[0] is KeyError
-    # What Django gives up, a server would get.
+    # An error that Django propagates would reach a server.
     with override_settings(DEBUG_PROPAGATE_EXCEPTIONS=True), pytest.raises(KeyError):
         Client().get("/failing/")
     assert facts(notes) == [{"on_trio": True}] * 3
@@ -271,7 +271,7 @@ def test_what_is_sent_must_be_what_the_response_says(
     wrong: Callable[[dict[str, Any]], dict[str, Any]],
     difference: str,
 ) -> None:
-    """A message that says something else fails the test, and is noted."""
+    """A message that differs from the response fails the test, and is noted."""
     send_response = sync_client.Handler.send_response
 
     async def send_wrong(self: Any, response: HttpResponseBase, send: Any) -> None:
@@ -294,7 +294,7 @@ def test_what_is_sent_must_be_what_the_response_says(
 def test_another_response_must_not_be_sent(
     notes: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is sent must be the object that the middleware has returned."""
+    """The object that is sent must be the one that the middleware has returned."""
     send_response = sync_client.Handler.send_response
 
     async def send_other(self: Any, response: HttpResponseBase, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""`trio_asgi.testing`: where sync code of a test runs, and scopes."""
+"""`trio_asgi.testing`: where a test's sync code runs, and scopes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_run_leaves_its_thread_to_sync_code() -> None:
 
 
 def test_insensitive_code_runs_elsewhere() -> None:
-    """Code that may run in any thread does not run in the caller's."""
+    """Thread-insensitive code does not run in the caller's thread."""
 
     async def main() -> threading.Thread:
         return await sync_to_async(current_thread, thread_sensitive=False)()
@@ -106,7 +106,7 @@ async def test_requests_have_threads_of_their_own_elsewhere() -> None:
 
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_requests_below_async_to_sync(in_transaction: bool) -> None:
-    """They run in the calling thread if that is in a transaction, as `TestCase` is."""
+    """They run in the calling thread if that is in a transaction, as in `TestCase`."""
     threads = Threads()
     trio_asgi.install_bridge(async_to_sync_backend="trio")
     try:
@@ -120,7 +120,7 @@ def test_requests_below_async_to_sync(in_transaction: bool) -> None:
 
 
 def test_a_request_does_not_wait_for_the_code_that_waits_for_it() -> None:
-    """Where the calling thread is busy, requests have threads of their own."""
+    """While the calling thread is busy, requests have their own threads."""
     threads = Threads()
 
     async def main() -> None:
@@ -137,7 +137,7 @@ def test_a_request_does_not_wait_for_the_code_that_waits_for_it() -> None:
 
 
 def test_run_takes_trios_options() -> None:
-    """The options of `trio.run` are passed on; context variables go in."""
+    """The options of `trio.run` are passed on; context variables are visible."""
     variable.set("outside")
 
     async def main() -> str:
@@ -148,7 +148,7 @@ def test_run_takes_trios_options() -> None:
 
 
 def test_run_raises_what_is_raised() -> None:
-    """An error comes out as it is."""
+    """An error is raised unchanged."""
 
     async def main() -> None:
         raise ValueError("seen")
@@ -158,7 +158,7 @@ def test_run_raises_what_is_raised() -> None:
 
 
 async def test_run_in_a_task() -> None:
-    """A Trio task is told not to start another run."""
+    """A Trio task gets an error that forbids another run."""
 
     async def main() -> None:
         raise AssertionError
@@ -177,7 +177,7 @@ class Recorder:
 
     @contextmanager
     def __call__(self, value: str) -> Iterator[str]:
-        """Be entered with a value."""
+        """Enter it, and return a value."""
         self.threads.append(current_thread())
         variable.set(value)
         try:
@@ -191,7 +191,7 @@ class Recorder:
 
 
 async def test_sync_context() -> None:
-    """A context manager is entered and left where sync code runs."""
+    """A context manager is entered and exited where sync code runs."""
     recorder = Recorder()
     async with sync_context(recorder, value="inside") as value:
         assert value == variable.get() == "inside"
@@ -200,7 +200,7 @@ async def test_sync_context() -> None:
 
 
 async def test_sync_context_with_an_error() -> None:
-    """An error is shown to the context manager, which may swallow it."""
+    """An error is passed to the context manager, which may swallow it."""
     recorder = Recorder()
     with pytest.raises(ValueError, match="seen"):
         async with sync_context(recorder, "inside"):
@@ -222,7 +222,7 @@ async def test_sync_context_that_cannot_be_entered() -> None:
 
 
 async def test_sync_context_is_left_when_cancelled() -> None:
-    """A cancellation does not keep the context manager from being left."""
+    """The context manager is exited despite a cancellation."""
     recorder = Recorder()
     with trio.CancelScope() as scope:
         async with sync_context(recorder, "inside"):
@@ -237,7 +237,7 @@ async def test_sync_context_is_left_when_cancelled() -> None:
 
 
 def test_http_scope() -> None:
-    """A scope is that of a plain GET, with what is given."""
+    """A scope is that of a plain GET, with the given values."""
     scope = http_scope()
     assert (scope["type"], scope["method"], scope["path"]) == ("http", "GET", "/")
     assert scope["query_string"] == b""

@@ -1,4 +1,4 @@
-"""asgiref's ways to choose a thread: contexts and executors; what stays in one."""
+"""asgiref's ways to choose a thread: contexts and executors; and thread-local state."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from trio_asgi.threads.pool import current_pool
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: What asgiref 3.13 can, and what 3.10 can.
+#: Features of asgiref 3.13, and of 3.10.
 with_executor = pytest.mark.skipif(
     "executor" not in inspect.signature(ThreadSensitiveContext).parameters,
     reason="this asgiref has no executors of contexts",
@@ -60,7 +60,7 @@ with_single_thread = pytest.mark.skipif(
 
 @pytest.fixture
 def async_to_sync_backend() -> Iterator[None]:
-    """Have `async_to_sync` start Trio."""
+    """Let `async_to_sync` start Trio."""
     trio_asgi.install_bridge(async_to_sync_backend="trio")
     yield
     trio_asgi.install_bridge(async_to_sync_backend="asyncio")
@@ -79,7 +79,7 @@ async def where() -> threading.Thread:
 
 
 def where_below() -> tuple[threading.Thread, threading.Thread]:
-    """Return where this runs, and where code of a coroutine runs below it."""
+    """Return where this runs, and where a coroutine's sync code runs below it."""
     return threading.current_thread(), async_to_sync(where)()
 
 
@@ -139,7 +139,7 @@ def test_a_context_has_a_thread_of_its_own(loops: str) -> None:
 
 @both
 def test_the_outermost_context_counts(loops: str) -> None:
-    """A context in another one changes nothing, and ends nothing."""
+    """A nested context changes nothing, and ends nothing."""
 
     async def main() -> None:
         async with ThreadSensitiveContext():
@@ -154,7 +154,7 @@ def test_the_outermost_context_counts(loops: str) -> None:
 
 @both
 def test_a_context_can_be_entered_again(loops: str) -> None:
-    """Each time it has a thread; and an error goes through it."""
+    """Each time it has a thread; and an error passes through it."""
 
     async def main() -> None:
         context = ThreadSensitiveContext()
@@ -174,7 +174,7 @@ def test_a_context_can_be_entered_again(loops: str) -> None:
 @both
 @pytest.mark.usefixtures("async_to_sync_backend")
 def test_a_context_below_sync_code(loops: Any) -> None:
-    """Below `async_to_sync`, the thread that waits there is the context's."""
+    """Below `async_to_sync`, the context's thread is the one that waits there."""
     trio_asgi.install_bridge(async_to_sync_backend=loops)
 
     async def in_context() -> threading.Thread:
@@ -192,7 +192,7 @@ def test_a_context_below_sync_code(loops: Any) -> None:
 
 
 async def test_a_context_in_a_request() -> None:
-    """A request has its thread already, and keeps it."""
+    """A request already has a thread, and keeps it."""
     lease = Lease(current_pool())
     marker = current_loop.set(lease)
     thread = await where()
@@ -204,7 +204,7 @@ async def test_a_context_in_a_request() -> None:
 
 
 async def test_the_thread_ends_with_its_context() -> None:
-    """A thread of a context is not used again, and its token is given back."""
+    """A context's thread is not used again, and its token is given back."""
     before = worker_threads()
     async with ThreadSensitiveContext():
         thread = await where()
@@ -222,7 +222,7 @@ async def test_a_context_without_calls_takes_no_thread() -> None:
 
 
 async def test_a_task_that_outlives_its_context() -> None:
-    """Its code runs in the program's thread then."""
+    """Its code then runs in the program's thread."""
     go_on = trio.Event()
     threads: list[threading.Thread] = []
 
@@ -260,7 +260,7 @@ async def test_a_call_that_runs_when_its_context_ends() -> None:
 
 
 async def test_a_cancelled_context() -> None:
-    """A cancelled block waits for its running code; entering and leaving wait never."""
+    """A cancelled block waits for its running code; entering and exiting never wait."""
     gate = Gate(nothing)
 
     async def in_context() -> None:
@@ -289,9 +289,9 @@ async def test_a_cancelled_context() -> None:
 @both
 @with_executor
 def test_the_executor_of_a_context(loops: str, executor: ThreadPoolExecutor) -> None:
-    """A context runs sensitive code where it is told, also in another context.
+    """A context runs sensitive code in its executor, even inside another context.
 
-    What is nested in that code runs in the same thread.
+    Code nested in that runs in the same thread.
     """
 
     async def main() -> None:
@@ -336,7 +336,7 @@ def test_the_executor_of_a_context_below_sync_code(
 def test_a_context_with_an_executor_is_entered_once(
     loops: str, executor: ThreadPoolExecutor
 ) -> None:
-    """To enter it twice at once, or again, is refused by asgiref's words."""
+    """Entering it twice, concurrently or in sequence, raises asgiref's error."""
 
     async def main() -> None:
         context: Any = ThreadSensitiveContext(executor=executor)
@@ -415,7 +415,7 @@ async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
 async def test_a_call_that_runs_in_an_executor_is_waited_for(
     executor: ThreadPoolExecutor,
 ) -> None:
-    """If it is cancelled later, it runs to its end, and can see that it was."""
+    """If it is cancelled later, it runs to its end, and can check for that."""
     order: list[str] = []
 
     def work() -> None:
@@ -439,7 +439,7 @@ async def test_a_call_that_runs_in_an_executor_is_waited_for(
 async def test_an_executor_that_drops_its_calls(cancelled_too: bool) -> None:
     """``shutdown(cancel_futures=True)`` is an error of the call, not a cancellation.
 
-    If the task is cancelled at the same time, it hears of one of them.
+    If the task is cancelled at the same time, it gets one of them.
     """
     gate = Gate(nothing)
     outcomes: list[object] = []
@@ -462,7 +462,7 @@ async def test_an_executor_that_drops_its_calls(cancelled_too: bool) -> None:
             own.shutdown(wait=False, cancel_futures=True)
             if cancelled_too:
                 inner.cancel_scope.cancel()
-        # The next thing that the task does is not disturbed.
+        # The task's next step is not disturbed.
         await trio.testing.wait_all_tasks_blocked()
         gate.open()
     assert outcomes == [CancelledError]
@@ -470,7 +470,7 @@ async def test_an_executor_that_drops_its_calls(cancelled_too: bool) -> None:
 
 
 async def test_cancelled_first_and_dropped_then(executor: ThreadPoolExecutor) -> None:
-    """A withdrawn call is not told that the executor has dropped it."""
+    """A withdrawn call gets no error when the executor drops it."""
     gate = Gate(nothing)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(insensitive(gate, executor))
@@ -485,7 +485,7 @@ async def test_cancelled_first_and_dropped_then(executor: ThreadPoolExecutor) ->
 
 
 def fail_to_start() -> None:
-    """Be an initializer that does not work."""
+    """An initializer that fails."""
     raise LookupError("in the initializer")
 
 
@@ -507,7 +507,7 @@ def test_an_executor_that_breaks(loops: str, caplog: pytest.LogCaptureFixture) -
 
 @both
 def test_an_executor_of_processes(loops: str) -> None:
-    """Where a call cannot go, it fails with the reason."""
+    """If a call cannot be sent there, it fails with the reason."""
     spawn = multiprocessing.get_context("spawn")
 
     async def main() -> None:
@@ -552,7 +552,7 @@ def test_an_executor_and_sensitivity_exclude_each_other(loops: str) -> None:
 def test_code_in_an_executor_calls_back(
     loops: str, executor: ThreadPoolExecutor
 ) -> None:
-    """A coroutine below it runs in the task that waits; its code in that thread."""
+    """A coroutine below it runs in the waiting task; its sync code in that thread."""
 
     async def main() -> None:
         here, below = await insensitive(where_below, executor)()
@@ -585,7 +585,7 @@ def test_the_context_goes_to_an_executor_and_back(
 
 
 async def test_an_executor_keeps_nothing(executor: ThreadPoolExecutor) -> None:
-    """Arguments and errors of a call are gone with it."""
+    """A call's arguments and errors are freed with it."""
 
     class Thing:
         pass
@@ -650,7 +650,7 @@ def test_a_single_thread_for_coroutines(loops: Any) -> None:
 
 
 async def fails() -> None:
-    """Be a coroutine that fails."""
+    """A coroutine that fails."""
     raise LookupError
 
 
@@ -658,7 +658,7 @@ async def fails() -> None:
 @with_single_thread
 @pytest.mark.usefixtures("async_to_sync_backend")
 def test_nested_calls_with_a_single_thread(loops: Any) -> None:
-    """A coroutine below another one needs no thread, for it runs in the same loop."""
+    """A coroutine below another needs no thread, because it runs in the same loop."""
     trio_asgi.install_bridge(async_to_sync_backend=loops)
 
     def code() -> threading.Thread:
@@ -672,13 +672,13 @@ def test_nested_calls_with_a_single_thread(loops: Any) -> None:
         assert async_to_sync(coroutine)()
 
 
-# What a critical Local is local to
+# The scope of a thread-critical Local
 
 
 @both
 @pytest.mark.usefixtures("async_to_sync_backend")
 def test_a_critical_local_in_tasks(loops: Any) -> None:
-    """In a loop, it is like a context variable; in a thread, like the thread's own."""
+    """In a loop, it is like a context variable; in a thread, like a thread-local."""
     local = Local(thread_critical=True)
     seen: dict[str, str] = {}
 
@@ -698,7 +698,7 @@ def test_a_critical_local_in_tasks(loops: Any) -> None:
 
     async def main() -> None:
         local.value = "task"
-        # Not carried into the thread, nor out of it.
+        # Neither carried into the thread, nor out of it.
         seen["thread"] = await sync_to_async(thread_first)()
         seen["task"] = value()
         seen["thread again"] = await sync_to_async(value)()
@@ -725,7 +725,7 @@ def test_a_critical_local_in_tasks(loops: Any) -> None:
 
 @both
 def test_a_critical_local_of_the_program(loops: str) -> None:
-    """What sync code has in its thread is not seen by a loop in the same thread."""
+    """A loop does not see the values of sync code in the same thread."""
     local = Local(thread_critical=True)
 
     async def main() -> str:
@@ -742,7 +742,7 @@ def test_a_critical_local_of_the_program(loops: str) -> None:
 
 
 async def test_two_requests_share_no_thread() -> None:
-    """Contexts of concurrent tasks neither wait for each other nor for the program."""
+    """Contexts of concurrent tasks wait neither for each other nor for the program."""
     met = threading.Barrier(3)
 
     async def in_context() -> None:

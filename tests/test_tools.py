@@ -1,4 +1,4 @@
-"""Tools that measure and report: they see all that they would see of Django itself."""
+"""Measuring and reporting tools see everything that they would see of Django itself."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 
-#: Nothing runs in a thread here, and so nothing is called there.
+#: No code runs in a thread here, so this is not called.
 NOTHING_TO_SEE = {("asgiref.sync:SyncToAsync.thread_handler", "/async/")}
 
-#: Django closes them in a context in which the request's caches are not to be found.
+#: Django closes them in a context that does not have the request's caches.
 CLOSE_CACHE = "django.core.cache.backends.base:BaseCache.close"
 
 REPLACED = [
@@ -52,7 +52,7 @@ early_and_late = pytest.mark.parametrize("when", ["early", "late"])
 
 @functools.cache
 def run(program: str, *arguments: str) -> Any:
-    """Run a program of the package ``tools``, and return what it prints."""
+    """Run a program of the package ``tools``, and return its output."""
     env = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", f"tools.{program}", *arguments],
@@ -67,7 +67,7 @@ def run(program: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-# Whatever is replaced
+# Any kind of replacement
 
 
 @early_and_late
@@ -75,7 +75,7 @@ def run(program: str, *arguments: str) -> Any:
 def test_what_is_put_in_the_place_of_djangos_code_is_called(
     kind: str, name: str, when: str
 ) -> None:
-    """For each request for which Django itself would call it, be it early or late."""
+    """For each request for which Django itself would call it, whether early or late."""
     expected = run("wrapped", "django", kind)[name]
     seen = run("wrapped", when, kind)[name]
     missed = {path for path in expected if path not in seen}
@@ -83,7 +83,7 @@ def test_what_is_put_in_the_place_of_djangos_code_is_called(
 
 
 def test_the_comparison_has_something_to_compare() -> None:
-    """Django calls all of them but one, each for some of the requests."""
+    """Django calls all but one of them, each for some of the requests."""
     found = run("wrapped", "django", "wrapper")
     assert [name for name, paths in found.items() if not paths] == [CLOSE_CACHE]
 
@@ -111,7 +111,7 @@ def thread() -> int:
 
 
 async def test_a_request_has_one_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Django's own `ThreadSensitiveContext` around the handler takes none besides."""
+    """Django's own `ThreadSensitiveContext` around the handler takes no other."""
     app = application(path("", thread_of_view))
     pool = current_pool()
     leases = []
@@ -141,7 +141,7 @@ def wrapping(
 
 
 async def test_sync_code_around_the_handler_runs_in_the_requests_thread() -> None:
-    """As in Django; ``request_started`` is still sent before all that follows."""
+    """As in Django; ``request_started`` is still sent before everything else."""
     import threading  # noqa: PLC0415
 
     names = []
@@ -163,7 +163,7 @@ async def test_sync_code_around_the_handler_runs_in_the_requests_thread() -> Non
 
 
 async def test_a_wrapper_may_answer_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its sync code leaves in the thread, no other request finds there."""
+    """State that its sync code leaves in the thread is not found by other requests."""
     workers: list[Worker] = []
 
     async def refuse(self: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -199,7 +199,7 @@ async def test_a_request_within_a_request_has_a_lease_of_its_own() -> None:
 async def test_what_would_not_be_called_is_warned_of(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Django's own asks asyncio there, so a wrapper of it cannot be called."""
+    """Django's own code uses asyncio there, so a wrapper of it cannot be called."""
     real = getattr(asgi.ASGIHandler, name)
     application(path("", hello))
     assert not caplog.records
@@ -217,7 +217,7 @@ async def test_what_would_not_be_called_is_warned_of(
 async def test_an_agent_that_mixes_requests_up_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New Relic's has one transaction for all that run in the same thread."""
+    """New Relic's agent has one transaction for everything in the same thread."""
     monkeypatch.setitem(sys.modules, "newrelic.agent", types.ModuleType("agent"))
     application(path("", hello))
     (record,) = caplog.records
@@ -227,7 +227,7 @@ async def test_an_agent_that_mixes_requests_up_is_warned_of(
 async def test_a_tool_may_wrap_the_making_of_the_application(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is put around Django's `get_asgi_application` is put around ours."""
+    """A wrapper of Django's `get_asgi_application` also wraps ours."""
     real = django.core.asgi.get_asgi_application
     made = []
 
@@ -244,7 +244,7 @@ async def test_a_tool_may_wrap_the_making_of_the_application(
 
 
 async def test_ours_in_the_place_of_djangos(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some put `trio_asgi.get_asgi_application` there themselves."""
+    """Some tools put `trio_asgi.get_asgi_application` there themselves."""
     monkeypatch.setattr(django.core.asgi, "get_asgi_application", get_asgi_application)
     assert type(get_asgi_application()) is ASGIHandler
 
@@ -254,7 +254,7 @@ async def test_ours_in_the_place_of_djangos(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def sentry(when: str) -> Any:
-    """What Sentry has seen of requests that were all there at once."""
+    """What Sentry has seen of requests that all ran at once."""
     return run("with_sentry", when)
 
 
@@ -289,7 +289,7 @@ def test_sentry_has_each_error_once_with_its_own_request(sentry: Any) -> None:
 
 @early_and_late
 def test_sentry_has_a_transaction_of_each_request(sentry: Any) -> None:
-    """Also of one whose client has left, which is no error."""
+    """Even of one whose client has disconnected, which is not an error."""
     assert Counter(each["transaction"] for each in sentry["transaction"]) == {
         "/async/{number}/": COUNT,
         "/sync/{number}/": COUNT,
@@ -339,7 +339,7 @@ def test_async_views_stay_async_under_sentry(sentry: Any) -> None:
 def test_opentelemetrys_spans_are_those_of_their_request(
     instrumented: str, when: str
 ) -> None:
-    """The view's spans have its own request's as their parent, on both sides."""
+    """The view's spans have their own request's span as their parent, on both sides."""
     seen = run("with_opentelemetry", when, instrumented)
     assert seen["statuses"] == [500] * COUNT * len(KINDS)
     requests = {

@@ -1,4 +1,4 @@
-"""Responses that no server can send: a plain 500 instead, and a log that says why."""
+"""Responses that no server can send: a plain 500 instead, and the reason in the log."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def with_cookie(value: str) -> HttpResponse:
 
 
 def with_status(status: Any) -> HttpResponse:
-    """Return a response whose status was changed to what no server knows."""
+    """Return a response whose status was changed to one that no server knows."""
     response = Closer("body")
     response.status_code = status
     return response
 
 
 class Unreadable(Closer):
-    """A response whose content cannot be asked for."""
+    """A response whose content cannot be accessed."""
 
     @property
     def content(self) -> bytes:
@@ -64,13 +64,13 @@ class Unreadable(Closer):
 
     @content.setter
     def content(self, value: Any) -> None:
-        """Take what the constructor gives."""
+        """Store the constructor's content."""
 
 
 def unrendered() -> HttpResponseBase:
-    """Return a response that nobody has rendered, nor can."""
+    """Return a response that is not rendered, and cannot be."""
     response = TemplateResponse(HttpRequest(), "x")
-    # Django renders those of views.
+    # Django renders the responses of views.
     response.render = None  # type: ignore[assignment]
     return response
 
@@ -126,7 +126,7 @@ async def test_what_cannot_be_sent(
 async def test_a_status_that_no_server_knows(
     caplog: pytest.LogCaptureFixture, status: Any
 ) -> None:
-    """Django compares it before that; so it has to be changed after Django."""
+    """Django compares it before; so it has to be changed after Django."""
     made: list[HttpResponse] = []
 
     class Changing(ASGIHandler):
@@ -175,7 +175,7 @@ async def test_a_stream_with_a_header_that_cannot_be_sent(
 async def test_sending_of_somebody_elses_that_fails_before_the_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An override of send_response may raise what it likes."""
+    """An override of send_response may raise any error."""
 
     class Failing(ASGIHandler):
         async def send_response(self, response: HttpResponseBase, send: Send) -> None:
@@ -192,7 +192,7 @@ async def test_sending_of_somebody_elses_that_fails_before_the_start(
 async def test_a_server_that_refuses_the_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What only the server finds wrong is answered in the same way."""
+    """A problem that only the server finds is answered in the same way."""
     sent: list[Message] = []
 
     inputs_send, inputs = trio.open_memory_channel[Any](1)
@@ -216,7 +216,7 @@ async def test_a_server_that_refuses_the_start(
     ("method", "status"), [("HEAD", 200), ("GET", 304), ("GET", 204)]
 )
 async def test_a_length_of_a_body_that_is_not_sent(method: str, status: int) -> None:
-    """It says what another request would get."""
+    """It is the length that another request would get."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse(status=status, headers={"Content-Length": "12345"})
@@ -227,7 +227,7 @@ async def test_a_length_of_a_body_that_is_not_sent(method: str, status: int) -> 
 
 
 async def test_what_may_be_in_a_value() -> None:
-    """Tabs, and all of Latin-1, arrive as they are."""
+    """Tabs, and all of Latin-1, arrive unchanged."""
     value = "a\tb" + "".join(map(chr, range(0xA0, 0x100)))
 
     def view(request: HttpRequest) -> HttpResponse:

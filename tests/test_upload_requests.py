@@ -1,4 +1,4 @@
-"""Whole requests with uploads: when a file is in the storage, and when it is gone."""
+"""Whole requests with uploads: when a file is in the storage, and when deleted."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ async def post(
 
 
 def use_storage(request: HttpRequest) -> None:
-    """Have the files of this request's form go to the storage."""
+    """Send the files of this request's form to the storage."""
     request.upload_handlers = [StorageUploadHandler(request)]
 
 
-# What the end of a request leaves
+# After the end of a request
 
 
 def keep(request: HttpRequest) -> HttpResponse:
@@ -102,13 +102,13 @@ async def test_a_kept_file_outlives_its_request(directory: Path, view: View) -> 
 
 
 def forget(request: HttpRequest) -> HttpResponse:
-    """Read the file, and no more."""
+    """Only read the file."""
     use_storage(request)
     return HttpResponse(uploaded(request).read())
 
 
 async def aforget(request: HttpRequest) -> HttpResponse:
-    """Read the file, and no more, in an async view."""
+    """Only read the file, in an async view."""
     return forget(request)
 
 
@@ -130,14 +130,14 @@ async def afail(request: HttpRequest) -> NoReturn:
 async def test_a_file_ends_with_its_request(
     directory: Path, view: View, status: int
 ) -> None:
-    """Whether the view forgets it or fails, it is deleted."""
+    """Whether the view ignores it or fails, it is deleted."""
     answer = await post(application(path("", view)), WHOLE)
     assert answer.status == status
     assert [*directory.iterdir()] == []
 
 
 async def test_a_file_ends_with_a_cancelled_request(directory: Path) -> None:
-    """A client that leaves when all has arrived leaves no file."""
+    """A client that disconnects when all has arrived leaves no file."""
     entered = trio.Event()
 
     async def view(request: HttpRequest) -> NoReturn:
@@ -167,7 +167,7 @@ def protected(request: HttpRequest) -> HttpResponse:
 
 @csrf_exempt
 def exempt(request: HttpRequest) -> HttpResponse:
-    """Set the handler before the token is looked for."""
+    """Set the handler before the token is checked."""
     use_storage(request)
     return protected(request)
 
@@ -181,7 +181,7 @@ async def aprotected(request: HttpRequest) -> HttpResponse:
 @csrf_exempt
 @trio_asgi.stream_body
 async def aexempt(request: trio_asgi.ASGIRequest) -> HttpResponse:
-    """Set the handler, and have it work, before the token is looked for."""
+    """Set the handler, and let it run, before the token is checked."""
     use_storage(request)
     await request.aread()
     return await aprotected(request)
@@ -266,7 +266,7 @@ async def half_sent(
 async def test_a_file_is_stored_while_the_client_sends(
     tmp_path: Path, is_async: bool
 ) -> None:
-    """The first half is there before the second was sent."""
+    """The first half is there before the second is sent."""
     storage = WatchedStorage(tmp_path)
     view = streaming_view(storage, [], is_async=is_async)
     async with half_sent(storage, view) as communicator:
@@ -276,7 +276,7 @@ async def test_a_file_is_stored_while_the_client_sends(
 
 @in_both_kinds
 async def test_a_client_that_leaves_midway(tmp_path: Path, is_async: bool) -> None:
-    """Half of a file is deleted; sync code is told, and async code is cancelled."""
+    """Half of a file is deleted; sync code gets an error, async code is cancelled."""
     storage = WatchedStorage(tmp_path)
     errors: list[Exception] = []
     view = streaming_view(storage, errors, is_async=is_async)
@@ -288,11 +288,11 @@ async def test_a_client_that_leaves_midway(tmp_path: Path, is_async: bool) -> No
 
 @in_both_kinds
 async def test_a_body_that_grows_too_large(tmp_path: Path, is_async: bool) -> None:
-    """What has come before that is deleted, and the answer is 413."""
+    """The parts that came earlier are deleted, and the answer is 413."""
     storage = WatchedStorage(tmp_path)
     view = streaming_view(storage, [], is_async=is_async)
     limited = trio_asgi.limit_body(max_size=200_000)(view)
-    # As of a client that says less than it sends.
+    # Like a client that announces less than it sends.
     async with half_sent(storage, limited, length=200_000) as communicator:
         await communicator.send_input({"type": "http.request", "body": LARGE[150_000:]})
         assert (await receive_answer(communicator)).status == 413

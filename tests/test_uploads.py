@@ -54,12 +54,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def into(
     storage: Storage, **options: Any
 ) -> Callable[[ASGIRequest], StorageUploadHandler]:
-    """Return what makes a request's handler for a storage."""
+    """Return a function that makes a request's handler for a storage."""
     return functools.partial(StorageUploadHandler, storage=storage, **options)
 
 
 def content_of(storage: Storage, directory: str = "") -> dict[str, bytes]:
-    """Return all that is in a storage."""
+    """Return all files in a storage."""
     directories, files = storage.listdir(directory)
     found = {}
     for name in files:
@@ -72,17 +72,17 @@ def content_of(storage: Storage, directory: str = "") -> dict[str, bytes]:
 
 
 def uploaded(request: ASGIRequest, name: str = "file") -> StorageUploadedFile:
-    """Return a file of a request, which the handler under test has made."""
+    """Return a file of a request, made by the handler under test."""
     file = request.FILES[name]
     assert isinstance(file, StorageUploadedFile)
     return file
 
 
-# What arrives
+# Arriving files
 
 
 def test_a_file_is_in_the_storage(storage: Storage) -> None:
-    """The form has the file with all that Django's files have, and where it is."""
+    """The form has the file, with all that Django's files have, and its location."""
     body = field_part(b"green") + file_part(b"leaves") + END
     request = form_request(body, handlers=[into(storage)])
     assert request.POST.dict() == {"field": "green"}
@@ -94,7 +94,7 @@ def test_a_file_is_in_the_storage(storage: Storage) -> None:
 
 
 def test_a_file_can_be_read_again_and_again(storage: Storage) -> None:
-    """All of the ways in which Django's files are read work."""
+    """All ways in which Django reads its files work."""
     lines = b"first\nsecond\n"
     request = form_request(file_part(lines) + END, handlers=[into(storage)])
     file = uploaded(request)
@@ -106,7 +106,7 @@ def test_a_file_can_be_read_again_and_again(storage: Storage) -> None:
 
 
 def test_each_chunk_is_written_before_the_next_is_read(tmp_path: Path) -> None:
-    """What has come is in the storage, but for what may be part of a boundary."""
+    """All bytes so far are in the storage, except a possible part of a boundary."""
     chunk = bytes(64 * KIB)
     sizes: list[int] = []
 
@@ -126,7 +126,7 @@ def test_each_chunk_is_written_before_the_next_is_read(tmp_path: Path) -> None:
 
 
 def test_the_memory_does_not_depend_on_the_size(tmp_path: Path) -> None:
-    """A file of 64 MiB goes through less than one."""
+    """A file of 64 MiB uses less than one."""
 
     def pieces() -> Iterator[bytes]:
         yield file_part(b"")[:-2]
@@ -144,18 +144,18 @@ def test_the_memory_does_not_depend_on_the_size(tmp_path: Path) -> None:
 
 
 def test_base64_is_decoded(storage: Storage) -> None:
-    """What is in the storage is the file, not how it was sent."""
+    """The storage has the file itself, not its encoding."""
     body = file_part(b"bGVhdmVz", b"Content-Transfer-Encoding: base64") + END
     request = form_request(body, handlers=[into(storage)])
     assert uploaded(request).size == 6
     assert [*content_of(storage).values()] == [b"leaves"]
 
 
-# What stays
+# Files that stay
 
 
 def test_a_file_goes_with_the_request(storage: Storage) -> None:
-    """Nobody has kept it, so the end of the request deletes it."""
+    """It was not kept, so the end of the request deletes it."""
     request = form_request(file_part(b"leaves") + END, handlers=[into(storage)])
     file = uploaded(request)
     file.read()
@@ -166,7 +166,7 @@ def test_a_file_goes_with_the_request(storage: Storage) -> None:
 
 
 def test_a_kept_file_stays(storage: Storage) -> None:
-    """`keep` says where it is, and then closing the file only closes it."""
+    """`keep` returns its location, and then closing the file only closes it."""
     request = form_request(file_part(b"leaves") + END, handlers=[into(storage)])
     name = uploaded(request).keep()
     uploaded(request).read()
@@ -179,7 +179,7 @@ def test_a_kept_file_stays(storage: Storage) -> None:
 
 
 def test_a_deleted_file_can_be_neither_kept_nor_read(storage: Storage) -> None:
-    """The error says what had to be done before."""
+    """The error says what should have been done before."""
     request = form_request(file_part(b"leaves") + END, handlers=[into(storage)])
     uploaded(request).close()
     with pytest.raises(ValueError, match=r"'leaves.bin' was deleted.*call keep\(\)"):
@@ -205,7 +205,7 @@ def test_saving_a_form_moves_the_file(tmp_path: Path) -> None:
 
 
 def test_saving_a_form_copies_a_kept_file(storage: Storage, tmp_path: Path) -> None:
-    """It is copied too if the storage has no files that could be moved."""
+    """It is copied, too, if the storage has no files that can be moved."""
     copies = FileSystemStorage(tmp_path / "copies")
     request = form_request(file_part(b"leaves") + END, handlers=[into(storage)])
     assert hasattr(uploaded(request), "temporary_file_path") == isinstance(
@@ -218,7 +218,7 @@ def test_saving_a_form_copies_a_kept_file(storage: Storage, tmp_path: Path) -> N
     assert content_of(storage)[name] == b"leaves"
 
 
-# What comes to nothing
+# Failing uploads
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_form_that_fails_leaves_nothing(
     pieces: Sequence[bytes | BaseException],
     error: type[BaseException],
 ) -> None:
-    """Neither the file that was complete before, nor the one that was on its way."""
+    """Neither the file that was already complete nor the incomplete one."""
     first = file_part(b"leaves", name=b"first")
     request = form_request([first, *pieces], handlers=[into(storage)])
     with pytest.raises(error):
@@ -252,7 +252,7 @@ def test_a_form_that_fails_leaves_nothing(
 
 
 def test_a_part_without_end_leaves_nothing(storage: Storage) -> None:
-    """As with Django's handlers, the form is without it, and has what came before."""
+    """As with Django's handlers, the form lacks it, and has everything before."""
     body = file_part(b"leaves", name=b"first") + file_part(bytes(100 * KIB))[:-KIB]
     request = form_request(body, handlers=[into(storage)])
     assert [*request.FILES] == ["first"]
@@ -262,7 +262,7 @@ def test_a_part_without_end_leaves_nothing(storage: Storage) -> None:
 
 
 class SecondFileHandler(FileUploadHandler):
-    """Does something with the second file of a form; the others are passed on."""
+    """Does something with the second file of a form; passes on the others."""
 
     files = 0
 
@@ -271,11 +271,11 @@ class SecondFileHandler(FileUploadHandler):
         self.files += 1
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> bytes | None:
-        """Leave the chunk alone, or do what it is about."""
+        """Leave the chunk alone, or do this handler's work."""
         return self.take(raw_data) if self.files == 2 else raw_data
 
     def take(self, raw_data: bytes) -> bytes | None:
-        """Do what it is about."""
+        """Do this handler's work."""
         raise NotImplementedError
 
     def file_complete(self, file_size: int) -> Any:
@@ -283,7 +283,7 @@ class SecondFileHandler(FileUploadHandler):
 
 
 class Skipping(SecondFileHandler):
-    """Wants no more of the second file."""
+    """Skips the rest of the second file."""
 
     def take(self, raw_data: bytes) -> NoReturn:
         """Skip."""
@@ -291,7 +291,7 @@ class Skipping(SecondFileHandler):
 
 
 class Stopping(SecondFileHandler):
-    """Wants no more at all from the second file on."""
+    """Stops at the second file."""
 
     def take(self, raw_data: bytes) -> NoReturn:
         """Stop."""
@@ -299,7 +299,7 @@ class Stopping(SecondFileHandler):
 
 
 class Replacing(SecondFileHandler):
-    """Has something else in the place of the second file."""
+    """Replaces the second file."""
 
     def take(self, raw_data: bytes) -> None:
         """Drop the content."""
@@ -320,7 +320,7 @@ class Replacing(SecondFileHandler):
 def test_what_another_handler_does_not_want_is_deleted(
     storage: Storage, handler: type[FileUploadHandler], names: list[str]
 ) -> None:
-    """In the storage is what is in the form, and no more."""
+    """The storage has only the files that are in the form."""
     body = b"".join(
         file_part(name + bytes(100 * KIB), name=name)
         for name in (b"first", b"second", b"third")
@@ -335,7 +335,7 @@ def test_what_another_handler_does_not_want_is_deleted(
 
 
 def test_a_handler_before_this_one_has_its_files(storage: Storage) -> None:
-    """Small files stay in memory if Django's handler for that is asked first."""
+    """Small files stay in memory if Django's handler for that comes first."""
     small = file_part(b"leaves") + END
 
     def request_of(limit: int) -> ASGIRequest:
@@ -350,7 +350,7 @@ def test_a_handler_before_this_one_has_its_files(storage: Storage) -> None:
 
 
 def test_a_handler_that_takes_a_file_and_gives_none(storage: Storage) -> None:
-    """Nothing is made up for it."""
+    """No file is made up in its place."""
 
     class Taking(FileUploadHandler):
         def new_file(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -369,7 +369,7 @@ def test_a_handler_that_takes_a_file_and_gives_none(storage: Storage) -> None:
 
 
 class Full(FileSystemStorage):
-    """A storage on a full disk: files can be made, and have no room for content."""
+    """A storage on a full disk: files can be created, but have no room for content."""
 
     def _open(self, name: str, mode: str = "rb") -> File[bytes]:
         class Raw(io.RawIOBase):
@@ -395,7 +395,7 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
 def test_a_storage_that_does_not_delete(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That is logged; raised is the error because of which the form has failed."""
+    """That is logged; the error raised is the one that made the form fail."""
 
     class Frozen(FileSystemStorage):
         def delete(self, name: str) -> NoReturn:
@@ -427,14 +427,14 @@ def test_a_storage_that_does_not_delete(
     ],
 )
 def test_a_name_is_made_safe(storage: Storage, filename: bytes, name: str) -> None:
-    """It is what Django makes of the client's, and nobody can guess it."""
+    """Django sanitizes the client's name, and it cannot be guessed."""
     body = file_part(b"leaves", filename=filename) + END
     request = form_request(body, handlers=[into(storage, upload_to="in")])
     assert re.fullmatch(f"in/{name}", uploaded(request).stored_name)
 
 
 def test_a_name_that_cannot_be_used(storage: Storage) -> None:
-    """Nothing is left of it when Django has made it safe, so the form is refused."""
+    """Nothing is left of it after Django's sanitizing, so the form is refused."""
     body = file_part(b"leaves") + file_part(b"leaves", filename=b"???") + END
     request = form_request(body, handlers=[into(storage)])
     with pytest.raises(SuspiciousFileOperation):
@@ -443,7 +443,7 @@ def test_a_name_that_cannot_be_used(storage: Storage) -> None:
 
 
 def test_where_files_go(storage: Storage) -> None:
-    """`upload_to` may have a date, and `generate_filename` the last word."""
+    """`upload_to` may have a date, and `generate_filename` decides finally."""
 
     class Renaming(StorageUploadHandler):
         upload_to = "%Y"

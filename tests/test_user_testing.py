@@ -1,8 +1,7 @@
-"""The tests of a project: by Django's test cases, and by pytest.
+"""The tests of a project: with Django's test cases, and with pytest.
 
 `user_project` is one with both. Its tests state what users may rely on; here they are
-run as a user does, on the databases there are, and those which must fail are seen to
-fail.
+run as by a user, on the available databases, and those that must fail do fail.
 """
 
 from __future__ import annotations
@@ -37,13 +36,14 @@ class Server:
         self.env = {
             "PGHOST": os.environ.get("PGHOST", "127.0.0.1"),
             "PGUSER": os.environ.get("PGUSER", "postgres"),
-            # The project's, which is not made: Django makes "test_" and this.
+            # The project's database, which is not created: Django creates "test_" and
+            # this.
             "POSTGRESQL_NAME": f"trio_asgi_{uuid.uuid4().hex}",
         }
         self.test_database = f"test_{self.env['POSTGRESQL_NAME']}"
 
     def connect(self) -> psycopg.Connection:
-        """Connect to the database that is always there."""
+        """Connect to the database that always exists."""
         return psycopg.connect(
             host=self.env["PGHOST"],
             user=self.env["PGUSER"],
@@ -53,7 +53,7 @@ class Server:
         )
 
     def drop(self) -> bool:
-        """Drop the test database; return whether it was there."""
+        """Drop the test database; return whether it existed."""
         query = "SELECT 1 FROM pg_database WHERE datname = %s"
         drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
         with self.connect() as connection:
@@ -81,7 +81,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 def failures(
     tmp_path: Path, *arguments: str, **env: str
 ) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
-    """Run the project's tests by pytest; return what failed, each with its text."""
+    """Run the project's tests with pytest; return the failed ones with their text."""
     report = tmp_path / "report.xml"
     done = run_pytest(PROJECT, f"--junitxml={report}", *arguments, **env)
     failed = {
@@ -94,7 +94,7 @@ def failures(
 
 
 def test_pytest(database: Database, tmp_path: Path) -> None:
-    """The project's tests pass by pytest, Django's test cases among them."""
+    """The project's tests pass with pytest, including Django's test cases."""
     failed, done = failures(tmp_path, **database)
     assert failed == {}
     assert done.returncode == 0, done.stdout + done.stderr
@@ -107,14 +107,14 @@ def test_pytest(database: Database, tmp_path: Path) -> None:
 
 
 def test_django(database: Database) -> None:
-    """Django's test cases pass by ``manage.py test``, warnings being errors."""
+    """Django's test cases pass with ``manage.py test``, with warnings as errors."""
     done = run_python(PROJECT, "-W", "error", "manage.py", "test", **database)
     assert done.returncode == 0, done.stderr
     assert "Ran 14 tests" in done.stderr
 
 
 def test_failures_by_pytest(database: Database, tmp_path: Path) -> None:
-    """What fails in a test on Trio is a failure, and leaves no row."""
+    """A failure in a test on Trio is reported, and leaves no row."""
     failed, done = failures(tmp_path, "failing.py", **database)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert failed.keys() == {
@@ -130,7 +130,7 @@ def test_failures_by_pytest(database: Database, tmp_path: Path) -> None:
 
 
 def test_failures_by_django() -> None:
-    """What fails in an async test of Django's test case is a failure."""
+    """A failure in an async test of Django's test case is reported."""
     done = run_python(PROJECT, "manage.py", "test", "books.failing")
     assert done.returncode == 1
     assert "AssertionError: 'seen' != 'expected'" in done.stderr
@@ -140,7 +140,7 @@ def test_failures_by_django() -> None:
 
 
 def test_marked(tmp_path: Path) -> None:
-    """Without pytest-trio's mode, tests that are marked run on Trio, and no others."""
+    """Without pytest-trio's mode, marked tests run on Trio, and no others."""
     failed, done = failures(tmp_path, "-o", "trio_mode=false", "marked.py")
     assert failed == {}
     assert counts(done) == {"passed": 3}

@@ -1,4 +1,4 @@
-"""What becomes of errors: whatever their class, they end the request and no more."""
+"""Errors of any class end the request, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if sys.version_info < (3, 11):
 
 
 class Panic(BaseException):
-    """As a library's own that is no Exception: pyo3's PanicException, for one."""
+    """Like a library's error that is no Exception, such as pyo3's PanicException."""
 
 
 class Kept:
@@ -73,7 +73,7 @@ ODD: dict[str, Callable[[], BaseException]] = {
 
 @pytest.fixture(params=ODD, name="odd")
 def make_odd(request: pytest.FixtureRequest) -> str:
-    """Name what is no ordinary error."""
+    """Name the errors that are not ordinary."""
     odd: str = request.param
     return odd
 
@@ -94,7 +94,7 @@ async def make_fail(odd: str) -> Callable[..., NoReturn]:
 
 
 def places(fail: Callable[..., NoReturn]) -> dict[str, Any]:
-    """Return views that fail, each in another place."""
+    """Return views that fail, each in a different place."""
 
     def sync_view(request: HttpRequest) -> NoReturn:
         fail()
@@ -154,7 +154,7 @@ async def assert_answered(app: ASGIHandler, caplog: pytest.LogCaptureFixture) ->
 async def test_a_view_that_raises_anything_is_answered(
     place: str, fail: Callable[..., NoReturn], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A 500, whatever its class, and wherever the view has called what raises it."""
+    """A 500, whatever the error's class, and wherever it is raised below the view."""
     await assert_answered(application(path("", places(fail)[place])), caplog)
 
 
@@ -166,7 +166,7 @@ async def test_middleware_that_raises_anything_is_answered(
     fail: Callable[..., NoReturn],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """So is an error in a hook, on the loop or in the thread, and outside of hooks."""
+    """So is an error in a hook, on the loop or in the thread, or outside hooks."""
 
     class Hooks(MiddlewareMixin):
         loop_safe_hooks = (hook,) if loop else ()
@@ -218,7 +218,7 @@ async def test_a_request_that_cannot_be_made_is_answered(
 async def test_a_body_that_cannot_be_read_is_answered(
     fail: Callable[..., NoReturn], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So is an error in `read_body`, as if the disk is full."""
+    """So is an error in `read_body`, for example a full disk."""
 
     class Handler(ASGIHandler):
         async def read_body(self, receive: object) -> NoReturn:
@@ -251,7 +251,7 @@ async def test_a_receiver_that_raises_anything_is_answered(
 async def test_a_receiver_fails_for_a_refused_body(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A body is refused, and a receiver fails: the client is answered all the same."""
+    """A body is refused, and a receiver fails: the client is answered anyway."""
 
     class Handler(ASGIHandler):
         async def read_body(self, receive: Any) -> IO[bytes]:
@@ -278,7 +278,7 @@ async def test_a_receiver_fails_for_a_refused_body(
 
 
 async def fail_in_response(app: ASGIHandler) -> tuple[Exception, bytes, bool]:
-    """Return the error that reaches the server, what came before, and whether whole."""
+    """Return the server's error, the parts before it, and whether the body ended."""
     parts, is_whole = [], False
     with signal_log() as log:
         communicator = ApplicationCommunicator(app, http_scope())
@@ -295,7 +295,7 @@ async def fail_in_response(app: ASGIHandler) -> tuple[Exception, bytes, bool]:
 
 
 def streams(fail: Callable[..., NoReturn]) -> dict[str, Callable[[], Any]]:
-    """Return what makes responses that fail after their first part."""
+    """Return functions that make responses that fail after their first part."""
 
     def parts() -> Iterator[str]:
         yield "data: first\n\n"
@@ -334,7 +334,7 @@ def streams(fail: Callable[..., NoReturn]) -> dict[str, Callable[[], Any]]:
 async def test_a_stream_that_raises_anything_ends_the_response(
     kind: str, island: bool, odd: str, fail: Callable[..., NoReturn]
 ) -> None:
-    """The client gets what came before, and no clean end; the server an Exception."""
+    """The client gets the parts before, and no clean end; the server an Exception."""
     if island and kind == "manager":
         pytest.skip("a nursery is Trio's")
     if kind == "iterator" and odd == "StopAsyncIteration":
@@ -357,7 +357,7 @@ async def test_a_stream_that_raises_anything_ends_the_response(
 async def test_an_end_that_raises_anything_is_told_to_the_server(
     where: str, fail: Callable[..., NoReturn]
 ) -> None:
-    """The response is whole by then; the server gets an Exception."""
+    """The response is complete by then; the server gets an Exception."""
 
     class Response(HttpResponse):
         def close(self) -> None:
@@ -408,7 +408,7 @@ async def test_a_closer_that_raises_anything_keeps_nothing_open(
     assert log.names == ["started", "finished"]
 
 
-# What lives on
+# What goes on
 
 
 async def test_a_background_task_that_raises_anything_harms_no_other(
@@ -441,7 +441,7 @@ async def test_a_background_task_that_raises_anything_harms_no_other(
 async def test_errors_beside_the_cancellation_of_a_background_task(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """At shutdown a task can fail while it is cancelled: that is logged, no more."""
+    """At shutdown a task can fail while it is cancelled: that is only logged."""
 
     class Handler(ASGIHandler):
         pass
@@ -472,7 +472,7 @@ async def test_errors_beside_the_cancellation_of_a_background_task(
 async def test_a_lifespan_that_raises_anything_has_failed(
     phase: str, fail: Callable[..., NoReturn], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server is told so, in the words of ASGI."""
+    """The server is told so, by the ASGI message."""
 
     class Handler(ASGIHandler):
         @asynccontextmanager
@@ -492,11 +492,11 @@ async def test_a_lifespan_that_raises_anything_has_failed(
     assert f"The application's {phase} failed" in caplog.text
 
 
-# What must pass
+# Errors that must pass
 
 
 def press_ctrl_c(*_: object) -> None:
-    """Have this very code interrupted."""
+    """Let this very code be interrupted."""
     signal.raise_signal(signal.SIGINT)
 
 
@@ -507,12 +507,12 @@ def end_by_signal(*_: object) -> None:
 
 @pytest.fixture(params=[press_ctrl_c, end_by_signal], name="interrupt")
 def make_interrupt(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """Return what ends the program, by a signal."""
+    """Return a function that ends the program by a signal."""
 
     def leave(*_: object) -> NoReturn:
         raise SystemExit(3)
 
-    # Who starts the tests in the background may have had SIGINT ignored.
+    # The tests may have been started in the background, with SIGINT ignored.
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: leave}
     outer = {number: signal.signal(number, new) for number, new in handlers.items()}
     try:
@@ -523,7 +523,7 @@ def make_interrupt(request: pytest.FixtureRequest) -> Iterator[Callable[..., Non
 
 
 def assert_ends_the_program(error: BaseException) -> None:
-    """Check that it is what the handler of a signal has raised, in groups or not."""
+    """Check that the error is the signal handler's, in a group or not."""
     while isinstance(error, BaseExceptionGroup):
         (error,) = error.exceptions
     assert isinstance(error, (KeyboardInterrupt, SystemExit))
@@ -533,7 +533,7 @@ def assert_ends_the_program(error: BaseException) -> None:
 async def test_a_signal_ends_the_program(
     where: str, interrupt: Callable[..., Any]
 ) -> None:
-    """What a signal's handler raises in code of a request is no error of that code."""
+    """An error of a signal's handler in a request's code is not that code's error."""
 
     async def view(request: HttpRequest) -> Any:
         if where in streams(interrupt):
@@ -556,11 +556,11 @@ async def test_a_signal_ends_the_program(
     assert_ends_the_program(caught.value)
 
 
-# Nothing is kept
+# Memory
 
 
 class Thing:
-    """Something that a cycle would keep."""
+    """An object that a cycle would keep."""
 
 
 def failing() -> dict[str, Callable[[Thing], Any]]:
@@ -605,7 +605,7 @@ def failing() -> dict[str, Callable[[Thing], Any]]:
 async def test_a_view_that_fails_leaves_nothing_in_memory(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its error, and all that this refers to, are gone with the request."""
+    """Its error, and everything that this refers to, are freed with the request."""
     logging.getLogger("django.request").addFilter(drop := lambda _: False)
     # As in the other test: asgiref's Local leaves a cycle on Python 3.10.
     monkeypatch.setattr(request_finished, "receivers", [])
@@ -642,7 +642,7 @@ async def test_a_view_that_fails_leaves_nothing_in_memory(
 async def test_a_stream_that_fails_leaves_nothing_in_memory(
     kind: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither what has failed nor the response is kept."""
+    """Neither the failed stream nor the response is kept."""
     if kind == "manager":
         pytest.skip("Python's AsyncExitStack keeps a group, and what it comes from")
     monkeypatch.setattr(request_finished, "receivers", [])
@@ -689,7 +689,7 @@ async def test_a_stream_that_fails_leaves_nothing_in_memory(
 async def test_a_view_that_fails_for_nobody_leaves_nothing_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor is the error of a view whose client has left, which is logged."""
+    """Nor is the error of a view whose client has disconnected, which is logged."""
     monkeypatch.setattr(request_finished, "receivers", [])
     refs: list[weakref.ref[Any]] = []
 

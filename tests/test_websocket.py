@@ -1,4 +1,4 @@
-"""WebSocket connections are refused, in a way that servers survive."""
+"""WebSocket connections are refused in a way that servers survive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trio_asgi.testing import ApplicationCommunicator
 async def test_a_websocket_is_refused_after_a_moment(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The refusal comes only when the server has read what came with the handshake."""
+    """The refusal comes only when the server has read the handshake's other data."""
     scope = http_scope(type="websocket")
     async with ApplicationCommunicator(application(), scope) as communicator:
         await communicator.send_input({"type": "websocket.connect"})
@@ -36,7 +36,7 @@ async def test_a_websocket_client_that_leaves_is_not_answered(
 
 
 async def test_a_server_that_has_refused_by_itself() -> None:
-    """An error of the server's own in taking the refusal goes no further."""
+    """A server's own error about the refusal goes no further."""
     inputs = [{"type": "websocket.connect"}]
 
     async def receive() -> Any:

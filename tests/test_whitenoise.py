@@ -1,4 +1,4 @@
-"""WhiteNoise's middleware, as its users have it: sync, in front of everything."""
+"""WhiteNoise's middleware, as its users install it: sync, in front of everything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTENT = bytes(range(256)) * 1000
 
 
 async def hello(_: HttpRequest) -> HttpResponse:
-    """Say that no file was served."""
+    """Answer that no file was served."""
     return HttpResponse("hello")
 
 
@@ -38,13 +38,13 @@ def app(tmp_path: Path) -> Iterator[ASGIHandler]:
 
 
 async def get(app: ASGIHandler, wanted: str | None = None) -> Answer:
-    """Ask for the file, or for a range of it."""
+    """Request the file, or a range of it."""
     headers = [] if wanted is None else [(b"range", wanted.encode())]
     return await request(app, "/film.mp4", headers=headers)
 
 
 async def test_a_whole_file(app: ASGIHandler) -> None:
-    """It is sent as any other."""
+    """It is sent like any other."""
     answer = await get(app)
     assert (answer.status, answer.body) == (200, CONTENT)
 

@@ -1,4 +1,4 @@
-"""Worker threads: one per lease, in order, and back again when they are done."""
+"""Worker threads: one per lease, in order, and back in the pool afterwards."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_an_unused_lease_has_no_thread(pool: WorkerPool) -> None:
 
 
 async def test_the_thread_that_came_back_last_is_taken_first(pool: WorkerPool) -> None:
-    """Leases take idle threads, the youngest in idleness first."""
+    """Leases take idle threads, the most recently used first."""
     leases = [Lease(pool) for _ in range(3)]
     threads = [await lease.run_sync(threading.current_thread) for lease in leases]
     for index in (0, 2, 1):
@@ -148,7 +148,7 @@ async def test_the_limit_is_on_running_calls() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        # Two can run at once; whether a third could is seen while they meet.
+        # Two can run at once; whether a third could is tested while they meet.
         barrier.wait()
         with lock:
             running -= 1
@@ -168,7 +168,7 @@ async def test_the_limit_is_on_running_calls() -> None:
 
 
 async def test_tokens_are_first_come_first_served() -> None:
-    """Calls that wait for a token get one in the order of their asking."""
+    """Calls that wait for a token get one in the order of their requests."""
     order: list[int] = []
     async with open_pool(threads=1) as pool:
         gate = Gate(nothing)
@@ -215,7 +215,7 @@ def test_the_clock_of_a_test_waits_for_sync_code() -> None:
     assert order == ["coroutine", "sync code", "task"]
 
 
-# Cancellation of those who wait
+# Cancelled while waiting
 
 
 async def test_cancelled_before_the_call(lease: Lease) -> None:
@@ -301,7 +301,7 @@ async def test_sync_code_can_ask_for_the_cancellation(lease: Lease) -> None:
     def code() -> None:
         trio.from_thread.check_cancelled()
         trio.from_thread.run_sync(scope.cancel)
-        # When this has come through, the task waits again, and has been told.
+        # Once this has got through, the task waits again, and was cancelled.
         trio.from_thread.run_sync(nothing)
         for _ in range(2):
             with pytest.raises(trio.Cancelled):
@@ -312,7 +312,7 @@ async def test_sync_code_can_ask_for_the_cancellation(lease: Lease) -> None:
     with trio.CancelScope() as scope:
         await lease.run_sync(code)
     assert scope.cancelled_caught
-    # The next call is not told of the cancellation of the last one.
+    # The next call does not see the cancellation of the last one.
     await lease.run_sync(trio.from_thread.check_cancelled)
     assert told == ["cancelled"]
 
@@ -463,7 +463,7 @@ async def test_a_sibling_waits_while_from_thread_runs(lease: Lease) -> None:
 
 
 async def test_idle_threads_retire() -> None:
-    """A thread that nobody takes calls `on_thread_exit` itself, and ends."""
+    """A thread that is not taken calls `on_thread_exit` itself, and ends."""
     ended: list[threading.Thread] = []
     exited = threading.Event()
 
@@ -505,7 +505,7 @@ async def test_threads_that_never_retire(idle_seconds: float) -> None:
     """Threads may be kept for ever, and still end with the run."""
     async with open_pool(idle_seconds=idle_seconds) as pool:
         with open_lease(pool) as lease:
-            # Not waited for, if the thread cannot even wait for its work.
+            # Do not hang if the thread cannot even wait for its work.
             lease.stop_waiting()
             assert await lease.run_sync(lambda: "ran") == "ran"
 
@@ -515,7 +515,7 @@ async def test_a_leased_thread_waits_without_effort() -> None:
     async with open_pool(idle_seconds=0) as pool:
         with open_lease(pool) as lease:
             before = await lease.run_sync(time.thread_time)
-            # Not to order anything: time in which it could be busy.
+            # Not for ordering: this is time in which it could be busy.
             await trio.sleep(0.1)
             after = await lease.run_sync(time.thread_time)
         assert after - before < 0.05
@@ -623,7 +623,7 @@ def test_sync_code_after_the_main_task() -> None:
             await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True):
-                # The pool's own system task has ended when nothing moves any more.
+                # When all tasks are blocked, the pool's own system task has ended.
                 await wait_all_tasks_blocked(seconds)
                 await clean_up(how)
                 await clean_up(how)
@@ -641,7 +641,7 @@ def test_sync_code_after_the_main_task() -> None:
 
 
 def test_a_thread_that_comes_back_after_the_main_task() -> None:
-    """A lease of a system task that ends last does not leave its thread behind."""
+    """The lease of a system task that ends last does not leave its thread behind."""
 
     async def system_task(lease: Lease, started: trio.Event) -> None:
         try:
@@ -705,7 +705,7 @@ class Visitor:
         self._random = random.Random(name)  # noqa: S311
 
     def sync_code(self, depth: int) -> int:
-        """Check where it runs, and go on in some way."""
+        """Check where it runs, and continue in some way."""
         self.thread = self.thread or threading.current_thread()
         assert threading.current_thread() is self.thread
         assert variable.get() == self._name
@@ -746,7 +746,7 @@ class Visitor:
         return total
 
     async def run(self) -> None:
-        """Do it all, or be cancelled meanwhile."""
+        """Run all of it, or be cancelled meanwhile."""
         variable.set(self._name)
         current_loop.set(self.lease)
         steps = self._random.choice([None, self._random.randrange(20)])
@@ -764,7 +764,7 @@ class Visitor:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_many_leases_nest_at_random(seed: int) -> None:
-    """Forty leases nest, fan out, fail and are cancelled, and none is confused."""
+    """Forty leases nest, fan out, fail and are cancelled, without any confusion."""
     async with open_pool(threads=7) as pool:
         visitors = [Visitor(f"{seed} {number}", Lease(pool)) for number in range(40)]
         async with trio.open_nursery() as nursery:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: When a test that waits has failed.
+#: A test that still waits after this time has failed.
 SECONDS = 10
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar(
@@ -35,7 +35,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar(
 
 @asynccontextmanager
 async def open_pool(**options: Any) -> AsyncIterator[WorkerPool]:
-    """Open a pool of a test's own; its threads have ended when the block has."""
+    """Open a separate pool for a test; its threads have ended when the block has."""
     pool = WorkerPool(**options)
     try:
         with trio.fail_after(SECONDS):
@@ -83,7 +83,7 @@ def open_lease(pool: WorkerPool) -> Iterator[Lease]:
 
 
 class Gate(Generic[T]):
-    """Sync code that says when it runs, waits to be let go, and then does its work."""
+    """Sync code that reports its start, waits to be let go, then does its work."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self.entered = trio.Event()
@@ -104,7 +104,7 @@ class Gate(Generic[T]):
 
 
 def nothing() -> None:
-    """Be the work of a gate that has none."""
+    """The work of a gate that has none."""
 
 
 def in_task(afn: Callable[[], Awaitable[T]]) -> T:
@@ -131,12 +131,12 @@ async def join(thread: threading.Thread) -> None:
 
 
 async def wait_set(event: threading.Event) -> None:
-    """Wait for what a thread does that no task waits for."""
+    """Wait for a thread's effect that no task waits for."""
     assert await trio.to_thread.run_sync(event.wait, SECONDS)
 
 
 async def leave(lease: Lease, gate: Gate[Any]) -> None:
-    """Have a gate's code started, and leave it when it runs."""
+    """Start a gate's code, and leave it when it runs."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lease.run_sync, gate)
         await gate.entered.wait()
@@ -149,7 +149,7 @@ async def leave(lease: Lease, gate: Gate[Any]) -> None:
 
 
 def worker_threads() -> set[threading.Thread]:
-    """Return the worker threads there are now, of any pool."""
+    """Return the present worker threads of any pool."""
     return {
         thread
         for thread in threading.enumerate()
@@ -158,14 +158,14 @@ def worker_threads() -> set[threading.Thread]:
 
 
 def assert_ending(threads: set[threading.Thread]) -> None:
-    """Check that threads that nobody waited for are at their end, not just idle."""
+    """Check that threads that were not waited for are at their end, not just idle."""
     for thread in threads:
         thread.join(SECONDS)
         assert not thread.is_alive()
 
 
 def assert_at_rest(pool: WorkerPool) -> None:
-    """Check that nobody uses the pool: each thread is idle, or at its end."""
+    """Check that the pool is unused: each thread is idle, or at its end."""
     assert pool.limiter.borrowed_tokens == 0
     assert_ending(
         {worker.thread for worker in list(pool.workers) if worker not in pool._idle}
@@ -173,7 +173,7 @@ def assert_at_rest(pool: WorkerPool) -> None:
 
 
 def error_of(fn: Callable[..., object], *args: Any) -> type[BaseException] | None:
-    """Return the type of what a call raises."""
+    """Return the type of the error that a call raises."""
     try:
         fn(*args)
     except BaseException as error:
@@ -182,8 +182,8 @@ def error_of(fn: Callable[..., object], *args: Any) -> type[BaseException] | Non
 
 
 def run_script(script: str, *args: str) -> str:
-    """Run a script in a Python of its own, and return what it prints."""
-    # Who starts the tests in the background may have had SIGINT ignored.
+    """Run a script in a separate Python, and return its output."""
+    # The tests may have been started in the background, with SIGINT ignored.
     first = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     done = subprocess.run(
         [sys.executable, "-c", first + textwrap.dedent(script), *args],
@@ -260,14 +260,14 @@ print(line)
 def interrupt_each_line(
     *, setup: str, steps: Sequence[str], free: Sequence[str]
 ) -> int:
-    """Use a lease anew for each line of code that this takes, with Control-C there.
+    """Use a new lease for each line of code that this takes, with Control-C there.
 
-    Afterwards the lease has to be usable, and nothing to be taken.
+    Afterwards the lease must be usable, and nothing may be held.
 
     Args:
         setup: Makes ``lease`` of ``pool``.
         steps: What is awaited, one after the other.
-        free: The limiters of which no token may be borrowed afterwards.
+        free: The limiters whose tokens must all be free afterwards.
 
     Returns:
         At how many lines Control-C was tried.
@@ -281,7 +281,7 @@ def interrupt_each_line(
 
 
 async def wait_all_tasks_blocked_and(then: Callable[[], object]) -> None:
-    """Do something as soon as everybody waits."""
+    """Do something as soon as all tasks wait."""
     await wait_all_tasks_blocked()
     then()
 

@@ -1,4 +1,4 @@
-"""The URLs of tests that bring none of their own."""
+"""The URLs of tests that do not define any."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Programs that `test_tools` runs: tools that measure and report, and a small site."""
+"""Programs that `test_tools` runs: measuring and reporting tools, and a small site."""

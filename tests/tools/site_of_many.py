@@ -28,7 +28,7 @@ STARTPROJECT = [
 
 
 def configure(**more: Any) -> None:
-    """Choose the settings; the database is a file that is forgotten."""
+    """Choose the settings; the database is a temporary file."""
     folder = tempfile.mkdtemp()
     settings.configure(
         ALLOWED_HOSTS=["*"],
@@ -55,7 +55,7 @@ def configure(**more: Any) -> None:
 
 
 def log_in() -> list[bytes]:
-    """Make the tables and the users; return the cookie of each."""
+    """Make the tables and the users; return each user's cookie."""
     from django.contrib.auth import (  # noqa: PLC0415
         BACKEND_SESSION_KEY,
         HASH_SESSION_KEY,
@@ -105,7 +105,7 @@ def scope(path: str, cookie: bytes, **others: Any) -> dict[str, Any]:
 
 # Views
 
-#: What a tool's program does in each view, before and after all are there.
+#: The calls of a tool's program in each view, before and after all are there.
 before: Any = lambda _: None  # noqa: E731
 after: Any = lambda _: None  # noqa: E731
 
@@ -117,7 +117,7 @@ threads_of_async: set[threading.Thread] = set()
 
 
 async def async_fail(request: HttpRequest, number: int) -> HttpResponse:
-    """Fail when all are here."""
+    """Fail when all requests have arrived."""
     from django.contrib.auth.models import User  # noqa: PLC0415
 
     global _waiting  # noqa: PLW0603
@@ -134,7 +134,7 @@ async def async_fail(request: HttpRequest, number: int) -> HttpResponse:
 
 
 def sync_fail(request: HttpRequest, number: int) -> HttpResponse:
-    """Fail when all are here."""
+    """Fail when all requests have arrived."""
     before(number)
     assert request.user.is_authenticated
     _all_sync_are_there.wait(30)
@@ -166,7 +166,7 @@ urlpatterns = urls()
 
 
 async def make_all_requests(app: Any, cookies: list[bytes]) -> list[int]:
-    """Make the requests, all at once, and one whose client leaves; return statuses."""
+    """Make all requests at once, and one whose client disconnects; return statuses."""
     from trio_asgi.testing import ApplicationCommunicator  # noqa: PLC0415
 
     statuses = []

@@ -24,7 +24,7 @@ tracer = trace.get_tracer("site")
 
 
 def span(name: str, number: int) -> None:
-    """Have a span in the view."""
+    """Open a span in the view."""
     with tracer.start_as_current_span(name) as current:
         current.set_attribute("number", number)
 

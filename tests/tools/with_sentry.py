@@ -16,7 +16,7 @@ seen: dict[str, list[Any]] = {"event": [], "transaction": []}
 
 
 class Memory(Transport):
-    """Keeps what would be sent."""
+    """Keeps the data that would be sent."""
 
     def capture_envelope(self, envelope: Any) -> None:
         """Keep the items."""
@@ -26,7 +26,7 @@ class Memory(Transport):
 
 
 def init() -> None:
-    """Do as the program of a user."""
+    """Start Sentry like a user's program."""
     sentry_sdk.init(
         dsn="http://key@127.0.0.1/1",
         transport=Memory(),

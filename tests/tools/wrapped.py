@@ -1,9 +1,9 @@
-"""Put something around functions of Django's, and tell which requests call it.
+"""Wrap functions of Django's, and print which requests call the wrapper.
 
-``django|early|late wrapper|code`` prints, as JSON, the paths that
-were asked for when each function was called: under Django's own handler, or on Trio,
-replaced before or after the import of this package. The replacement is a wrapper, or
-other code in the same function, as some tools do it.
+``django|early|late wrapper|code`` prints, as JSON, the paths of the requests that
+called each function: under Django's own handler, or on Trio, replaced before or after
+the import of this package. The replacement is a wrapper, or other code in the same
+function, as some tools do it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import django
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 
-#: Module and qualified name. `handle` and what else asks asyncio is left out; so is the
-#: `__call__` of asgiref's, which `install` refuses to go on top of.
+#: Module and qualified name. `handle` and others that use asyncio are left out; so is
+#: asgiref's `__call__`, on top of which `install` refuses to go.
 NAMES = [
     "django.core.handlers.asgi:ASGIHandler.__call__",
     "django.core.handlers.asgi:ASGIHandler.create_request",
@@ -81,12 +81,12 @@ if not settings.configured:
     )
     django.setup(set_prefix=False)
 
-#: The names that were called by the request that is being made.
+#: The names that the current request has called.
 called: set[str] = set()
 
 
 def wrap(name: str) -> Any:
-    """Put a wrapper around the function of this name; return what undoes it."""
+    """Wrap the function of this name; return a function that undoes it."""
     owner, attribute, function = find(name)
 
     if iscoroutinefunction(function):
@@ -107,7 +107,7 @@ def wrap(name: str) -> Any:
 
 
 def swap_code(name: str) -> Any:
-    """Put other code into the function itself; return what undoes it."""
+    """Put other code into the function itself; return a function that undoes it."""
     _, _, function = find(name)
     code = function.__code__
     was = FunctionType(
@@ -188,7 +188,7 @@ async def make_requests(app: Any, sleep_forever: Any, name: str) -> list[str]:
 
 
 def run_on_trio(name: str, replace: Any, *, late: bool) -> list[str]:
-    """Do the whole thing for one name."""
+    """Run everything for one name."""
     if late:
         import trio_asgi.handler  # noqa: PLC0415
     undo = replace(name)
@@ -220,7 +220,7 @@ def run_on_django(name: str, replace: Any) -> list[str]:
 
 
 def in_child(run: Any, *args: Any) -> Any:
-    """Run it in a forked child, which has imported nothing of this package yet."""
+    """Run it in a forked child, which has not imported this package yet."""
     with tempfile.TemporaryFile("w+") as file:
         child = os.fork()
         if child == 0:
@@ -237,10 +237,10 @@ def in_child(run: Any, *args: Any) -> Any:
 
 
 def main(mode: str, kind: str) -> None:
-    """Print what was found."""
+    """Print the results."""
     names, replace = {"wrapper": (NAMES, wrap), "code": (CODE_NAMES, swap_code)}[kind]
     if mode == "early":
-        # The children need not import them anew.
+        # The children need not import them again.
         importlib.import_module("trio")
         importlib.import_module("trio_asyncio")
     found = {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def sync(request: HttpRequest) -> HttpResponse:
-    """Use what has to be tidied up, and the host's name."""
+    """Use objects that must be closed, and the host's name."""
     connection.ensure_connection()
     cache.get("key")
     return HttpResponse(request.get_host())
@@ -39,12 +39,12 @@ def fails(request: HttpRequest) -> NoReturn:
 
 
 async def missing(request: HttpRequest) -> NoReturn:
-    """Have an error that Django answers itself."""
+    """Raise an error that Django answers itself."""
     raise Http404
 
 
 def file(request: HttpRequest) -> HttpResponseBase:
-    """Send a file of Django's kind."""
+    """Send a file as a Django file."""
     return FileResponse(File(io.BytesIO(b"content"), name="name"))
 
 

@@ -1,4 +1,4 @@
-"""Fixtures as projects have them: sync ones and async ones that make objects."""
+"""Fixtures as in real projects: sync and async ones that make objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest_plugins = ["trio_asgi.testing.pytest_plugin"]
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> None:
-    """Find no row of an earlier test."""
+    """Check that no row of an earlier test is left."""
     fixtures = {"db", "transactional_db", "live_server"} & {*request.fixturenames}
     has_marker = request.node.get_closest_marker("django_db") is not None
     if request.cls is None and (fixtures or has_marker):

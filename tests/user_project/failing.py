@@ -1,4 +1,4 @@
-"""Tests by pytest that fail."""
+"""Tests with pytest that fail."""
 
 from __future__ import annotations
 

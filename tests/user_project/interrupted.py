@@ -12,7 +12,7 @@ from books.models import Book
 
 pytestmark = pytest.mark.django_db
 
-# A shell ignores Ctrl-C for what it starts in the background, and so does Python then.
+# A shell ignores Ctrl-C for background processes, and so does Python then.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

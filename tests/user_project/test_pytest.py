@@ -1,4 +1,4 @@
-"""What a project may write in tests by pytest, pytest-django and pytest-trio."""
+"""Tests that a project may write with pytest, pytest-django and pytest-trio."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def receive_body(communicator: ApplicationCommunicator) -> bytes:
 
 @pytest.mark.django_db
 async def test_requests_of_the_client_have_streams(async_client: AsyncClient) -> None:
-    """A view that reads its body as it comes can be tested as any other."""
+    """A view that reads its body as it arrives can be tested like any other."""
     response = await async_client.post(
         "/count/", b"x" * 100_000, content_type="application/octet-stream"
     )
@@ -80,7 +80,7 @@ async def test_views_see_the_rows(async_client: AsyncClient, round_: int) -> Non
 
 @pytest.mark.django_db(transaction=True)
 async def test_transactional(async_client: AsyncClient, sync_book: Book) -> None:
-    """Without the transaction around the test it is the same."""
+    """It works the same without the transaction around the test."""
     assert not await sync_to_async(lambda: connection.in_atomic_block)()
     await async_client.post("/books/")
     response = await async_client.get("/books/")
@@ -90,7 +90,7 @@ async def test_transactional(async_client: AsyncClient, sync_book: Book) -> None
 async def test_fixtures(
     sync_book: Book, async_book: Book, async_client: AsyncClient, nursery: trio.Nursery
 ) -> None:
-    """Objects of sync and of async fixtures are there, in tasks of the nursery too."""
+    """Objects of sync and of async fixtures are there, even in tasks of the nursery."""
     answers = []
 
     async def ask() -> None:
@@ -154,7 +154,7 @@ def test_sync_client(client: Client, sync_book: Book) -> None:
 async def test_settings(
     settings: Any, async_client: AsyncClient, sync_book: Book
 ) -> None:
-    """Settings of a test are the views' too."""
+    """Settings of a test apply to the views too."""
     settings.MIDDLEWARE = []
     assert "X-Books" not in await async_client.get("/books/")
 
@@ -162,7 +162,7 @@ async def test_settings(
 async def test_live_server(
     live_server: Any, sync_book: Book, async_client: AsyncClient
 ) -> None:
-    """pytest-django's server has the database too."""
+    """pytest-django's server sees the database too."""
     async with httpx.AsyncClient() as client:
         response = await client.get(f"{live_server.url}/books/")
         assert response.json() == {"titles": ["sync"]}
@@ -220,7 +220,7 @@ async def test_queries(
 async def test_on_commit(
     db: None, django_capture_on_commit_callbacks: Callable[..., Any]
 ) -> None:
-    """What waits for the commit is captured and run."""
+    """Code that waits for the commit is captured and run."""
     called = []
     async with sync_context(django_capture_on_commit_callbacks, execute=True):
         await sync_to_async(transaction.on_commit)(lambda: called.append(1))
@@ -240,7 +240,7 @@ local = threading.local()
 
 
 async def test_thread_locals(db: None, in_german: None) -> None:
-    """What sync fixtures have left in their thread is there for sync code."""
+    """Sync code sees what sync fixtures have left in their thread."""
 
     def switch() -> str:
         language: str = local.language
@@ -257,7 +257,7 @@ async def test_without_database() -> None:
 
 
 async def test_blocked(async_client: AsyncClient) -> None:
-    """pytest-django keeps tests from the database that did not ask for it."""
+    """pytest-django blocks the database for tests that did not request it."""
     with pytest.raises(RuntimeError, match="Database access not allowed"):
         await Book.objects.acount()
     assert (await async_client.get("/nothing/")).content == b"nothing"
@@ -277,7 +277,7 @@ async def test_runner_of_choice() -> None:
 
 
 async def test_insensitive_threads(db: None) -> None:
-    """Code for any thread runs elsewhere, with connections of its own."""
+    """Thread-insensitive code runs elsewhere, with its own connections."""
     insensitive = sync_to_async(in_main_thread, thread_sensitive=False)
     assert not await insensitive()
 

@@ -21,7 +21,7 @@ from trio_asgi.testing import ApplicationCommunicator, http_scope, sync_context
 
 
 class InTransactionTests(TestCase):
-    """Tests of one transaction each, inside the class's."""
+    """Tests with one transaction each, inside the class's."""
 
     @classmethod
     def setUpTestData(cls) -> None:
@@ -45,12 +45,12 @@ class InTransactionTests(TestCase):
         self.assertEqual(response.json(), {"titles": titles})
 
     async def test_once_more(self) -> None:
-        """What that test has written is gone."""
+        """The rows written by that test are gone."""
         self.assertEqual(await self.all_titles(), ["of setUp", "of the class"])
         await self.book.adelete()
 
     async def test_and_again(self) -> None:
-        """What that test has deleted is back."""
+        """The rows deleted by that test are back."""
         self.assertEqual(await self.all_titles(), ["of setUp", "of the class"])
         await self.book.arefresh_from_db()
 
@@ -73,7 +73,7 @@ class InTransactionTests(TestCase):
                 await Book.objects.acount()
 
     async def test_on_commit(self) -> None:
-        """What waits for the commit is captured and run."""
+        """Code that waits for the commit is captured and run."""
         called = []
         async with sync_context(self.captureOnCommitCallbacks, execute=True):
             await sync_to_async(transaction.on_commit)(lambda: called.append(1))
@@ -90,7 +90,7 @@ class InTransactionTests(TestCase):
         self.assertIn(b"of setUp", answer["body"])
 
     async def test_errors(self) -> None:
-        """A view's error comes out of the client."""
+        """The client raises a view's error."""
         with self.assertRaisesMessage(ValueError, "the view failed"):
             await self.async_client.get("/fails/")
 
@@ -130,11 +130,11 @@ class ServerTests(LiveServerTestCase):
         return body
 
     def test_sync(self) -> None:
-        """The server runs async views on Trio, and has the rows."""
+        """The server runs async views on Trio, and sees the rows."""
         Book.objects.create(title="by the test")
         self.assertIn(b"by the test", self.read())
 
     async def test_async(self) -> None:
-        """So it is for a test on Trio."""
+        """So it does for a test on Trio."""
         await Book.objects.acreate(title="by the test")
         self.assertIn(b"by the test", await trio.to_thread.run_sync(self.read))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def sync_middleware(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Count the books, before the view runs, in the response's headers."""
+    """Count the books before the view runs, and put the number into a header."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         count = 0 if request.path == "/nothing/" else Book.objects.count()

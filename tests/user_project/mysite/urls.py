@@ -46,7 +46,7 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def me(request: HttpRequest) -> HttpResponse:
-    """Return who is signed in."""
+    """Return the signed-in user."""
     return HttpResponse((await request.auser()).username)
 
 
