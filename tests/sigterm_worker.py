@@ -34,7 +34,7 @@ def work(pipe: Connection) -> None:
 
 
 class _Config:
-    """What `hypercorn.trio.run.trio_worker` and its like need of their config."""
+    """The config that `hypercorn.trio.run.trio_worker` and its like use."""
 
     wsgi_max_body_size = 0
     worker_class = "trio"
@@ -73,7 +73,7 @@ def be_a_parent(pipe: Connection) -> None:
 
 
 def be_a_host(pipe: Connection) -> None:
-    """Be a program's child process that serves a site besides its own work."""
+    """Act as a program's child process that serves a site besides its own work."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         """Act as a Django site, as far as its lifespan goes."""

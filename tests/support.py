@@ -160,7 +160,7 @@ class SignalLog:
 
 @contextmanager
 def signal_log() -> Iterator[SignalLog]:
-    """Record the signals of requests; databases are left alone meanwhile."""
+    """Record the signals of requests, without closing old connections."""
     log = SignalLog()
     request_started.disconnect(close_old_connections)
     request_finished.disconnect(close_old_connections)

@@ -84,7 +84,7 @@ async def text(view: Any, *middleware: str) -> str:
 
 
 class Parts:
-    """Async content that notes who iterates and closes it."""
+    """Async content that notes which library iterates and closes it."""
 
     def __init__(self) -> None:
         self.closed = ""
@@ -308,7 +308,7 @@ class Hooks(MiddlewareMixin):
         request.whose.append(ask())
 
     def process_response(self, request: Any, response: Any) -> Any:
-        """Tell it."""
+        """Add it to the response."""
         response.content += f" {' '.join(request.whose)} {ask()}".encode()
         return response
 

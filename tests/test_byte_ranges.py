@@ -153,7 +153,7 @@ def test_a_header_that_makes_no_sense_is_ignored(header: str) -> None:
 
 @given(header=st.text() | st.text("bytes=0123456789-, \t").map("bytes={}".format))
 def test_any_header_can_be_read(header: str) -> None:
-    """Whatever a client sends is ignored, or gives sections of the file."""
+    """Anything a client sends is ignored, or gives sections of the file."""
     for section in parse_ranges(header, 100) or ():
         assert 0 <= section.start < section.stop <= 100
 

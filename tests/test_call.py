@@ -365,7 +365,7 @@ async def test_a_busy_thread_is_not_given_to_another_lease(pool: WorkerPool) -> 
 
 
 async def test_a_cancellation_passes_through_both_directions(lease: Lease) -> None:
-    """`Cancelled` comes out of `run_async` in sync code, and goes on to its scope."""
+    """`run_async` raises `Cancelled` in sync code, and that goes on to its scope."""
     order: list[str] = []
 
     async def coroutine() -> None:

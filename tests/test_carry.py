@@ -75,7 +75,7 @@ def keep_untouchable(get_response: Any) -> Any:
 
 
 def keep_lazy(get_response: Any) -> Any:
-    """Keep a lazy object of Django's."""
+    """Keep one of Django's lazy objects."""
     return keep_lazily(get_response, VALUES[1])
 
 

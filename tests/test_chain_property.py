@@ -73,7 +73,7 @@ def story(
         line = f"{event.what}: {event.detail}"
         if seen:
             line += f" [{event.seen}]"
-        # The page for an error in DEBUG asks for the user, in any thread of Django's.
+        # The page for an error in DEBUG reads the user, in any of Django's threads.
         free = event.free or (debug and event.what == "user loaded")
         if threads and not free:
             line += f" in {event.where}"

@@ -43,7 +43,7 @@ async def hang(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def test_inputs_and_outputs() -> None:
-    """What is put in reaches the application, and what it sends comes out, in order."""
+    """Inputs reach the application, and its outputs arrive in order."""
     async with ApplicationCommunicator(echo, http_scope()) as communicator:
         assert await communicator.receive_output() == START
         for number in range(3):
@@ -183,7 +183,7 @@ async def test_waiting_too_long_cancels(autojump_clock: trio.testing.MockClock) 
 
 
 async def test_a_wrong_order_is_an_error_with_its_rule() -> None:
-    """A message out of order fails in the application, and comes out of the test."""
+    """A message out of order fails in the application, and the test gets the error."""
 
     async def twice(scope: Scope, receive: Receive, send: Send) -> None:
         await send(START)

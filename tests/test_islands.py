@@ -72,7 +72,7 @@ async def test_code_of_asyncio_runs_in_a_trio_task() -> None:
 
     @asyncio_island
     async def decorated(one: int, *, two: int) -> tuple[object, int]:
-        """A docstring to keep."""
+        """Be documented."""
         return await asyncio_only(one), two
 
     assert await decorated(1, two=2) == (1, 2)

@@ -588,7 +588,7 @@ def close() -> None:
 def test_scenario(
     scenario: Callable[[], object], expected: object, loops: Any, place: Any
 ) -> None:
-    """Sync code and its coroutine see the same, whatever loop runs it and where."""
+    """Sync code and its coroutine see the same, whichever loop runs it and where."""
     trio_asgi.install_bridge(async_to_sync_backend=loops)
     context = contextvars.copy_context()
     assert place(lambda: context.run(scenario)) == expected

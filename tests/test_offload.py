@@ -445,7 +445,7 @@ async def test_the_file_of_a_body(size: int) -> None:
 
 @pytest.mark.parametrize("how", ["disconnect", "cancellation"])
 async def test_the_file_of_half_a_body(how: str) -> None:
-    """So it is if the client leaves while it sends the body, or the server ends."""
+    """The same holds if the client disconnects during the body, or the server ends."""
     headers = [(b"content-length", b"1000")]
     scope = http_scope(method="POST", headers=headers)
     with (

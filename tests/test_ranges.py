@@ -430,7 +430,7 @@ async def test_on_trio(
 def test_on_asyncio(
     view: Callable[..., HttpResponseBase], middleware: list[str]
 ) -> None:
-    """Django's ASGI handler does too."""
+    """Django's ASGI handler sends it too."""
     answer = Answer()
 
     async def serve() -> None:

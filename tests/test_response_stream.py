@@ -682,7 +682,7 @@ async def test_an_async_generator_is_closed_when_sending_fails(kind: Any) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_async_generator_is_closed_at_a_cancellation(kind: Any) -> None:
-    """It is closed at once, its awaits are shielded then, and the scope is told."""
+    """It is closed at once, its awaits are shielded, and the scope catches it."""
     log = Log()
 
     async def send(part: bytes) -> None:

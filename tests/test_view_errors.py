@@ -175,7 +175,7 @@ async def test_middleware_that_raises_anything_is_answered(
         sync_capable, async_capable = not loop, loop
 
         def __init__(self, get_response: Any) -> None:
-            """Ask nobody further in."""
+            """Call nothing further in."""
 
         __call__ = fail
 

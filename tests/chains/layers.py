@@ -249,7 +249,7 @@ def _subclass(layer: Layer, index: int, base: type[Any]) -> type[Any]:
 
 @contextmanager
 def patches(chain: Chain, *, late: bool) -> Iterator[None]:
-    """Replace code of Django's for a time, as measuring tools do.
+    """Replace Django's code for a time, as measuring tools do.
 
     Args:
         chain: Says what to replace.

@@ -241,7 +241,7 @@ def _database(file: Path) -> Iterator[None]:
 
 @contextmanager
 def chain_loaded(chain: Chain) -> Iterator[None]:
-    """Make new handlers use a chain meanwhile."""
+    """Make new handlers use a chain during the block."""
     middleware = []
     for index, layer in enumerate(chain.layers):
         middleware.append(f"{_layers.__name__}.layer{index}")

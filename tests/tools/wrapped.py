@@ -1,4 +1,4 @@
-"""Wrap functions of Django's, and print which requests call the wrapper.
+"""Wrap Django's functions, and print which requests call the wrapper.
 
 ``django|early|late wrapper|code`` prints, as JSON, the paths of the requests that
 called each function: under Django's own handler, or on Trio, replaced before or after

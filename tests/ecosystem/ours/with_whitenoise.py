@@ -120,7 +120,7 @@ async def test_concurrent_requests_get_their_own_parts() -> None:
 
 
 def test_sync_clients_get_files() -> None:
-    """Django's sync client does too."""
+    """Django's sync client gets files, too."""
     response: Any = Client().get("/static/tea.txt")
     assert b"".join(response) == TEXT
     response = Client().head("/static/tea.txt")

@@ -89,7 +89,7 @@ def no_parts(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def shrinking_file(request: HttpRequest) -> FileResponse:
-    """Send a file that is truncated meanwhile."""
+    """Send a file that is truncated while it is sent."""
     name = Path(request.GET["path"])
     response = FileResponse(name.open("rb"))
     with name.open("r+b") as file:
@@ -98,7 +98,7 @@ def shrinking_file(request: HttpRequest) -> FileResponse:
 
 
 def vanishing_file(request: HttpRequest) -> FileResponse:
-    """Send a file that is deleted meanwhile."""
+    """Send a file that is deleted while it is sent."""
     name = Path(request.GET["path"])
     response = FileResponse(name.open("rb"))
     name.unlink()
