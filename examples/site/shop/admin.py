@@ -1,4 +1,4 @@
-"""The back office: make a supplier slower there, and ask for quotes again."""
+"""The admin: make a supplier slower here, and ask for quotes again."""
 
 from django.contrib import admin
 

@@ -1,4 +1,4 @@
-"""What visitors can fill in."""
+"""The forms for visitors."""
 
 from django import forms
 
@@ -6,7 +6,7 @@ from .models import Order
 
 
 class QuoteForm(forms.Form):
-    """How much tea is wanted, and how long to wait for prices."""
+    """How much tea to ask for, and how long to wait for prices."""
 
     kilos = forms.IntegerField(initial=10, min_value=1, max_value=500)
     patience = forms.TypedChoiceField(

@@ -1,4 +1,4 @@
-"""The tea exchange: a price that moves, and the people who watch it."""
+"""The tea exchange: a moving price, and the number of people who watch it."""
 
 import math
 import time
@@ -15,7 +15,7 @@ class Market:
         self.watchers = 0
 
     def price(self, second: float) -> float:
-        """Depend on the time alone, so that everybody sees the same price."""
+        """Return a price that depends only on the time: everybody sees the same."""
         waves = ((2.4, 97), (1.1, 23), (0.6, 7.3), (0.3, 2.9))
         return 20 + sum(size * math.sin(second / length) for size, length in waves)
 

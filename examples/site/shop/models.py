@@ -1,4 +1,4 @@
-"""Suppliers to ask, orders to keep, and what was uploaded."""
+"""Suppliers, orders and uploads."""
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -6,7 +6,7 @@ from django.db import models
 
 
 class Supplier(models.Model):
-    """Somebody who sells tea, and takes a while to say at which price."""
+    """A seller of tea, who takes a while to name a price."""
 
     name = models.CharField(max_length=60, unique=True)
     place = models.CharField(max_length=60)
@@ -27,7 +27,7 @@ class Order(models.Model):
     """A line of the order book."""
 
     class Tea(models.TextChoices):
-        """What is on sale."""
+        """The teas on sale."""
 
         ASSAM = "assam", "Assam"
         DARJEELING = "darjeeling", "Darjeeling"
@@ -53,7 +53,7 @@ class Order(models.Model):
 
 
 class Upload(models.Model):
-    """What is known of an uploaded file; its bytes are not kept."""
+    """The record of an uploaded file; its bytes are not kept."""
 
     name = models.CharField(max_length=255)
     size = models.PositiveBigIntegerField()

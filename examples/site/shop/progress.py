@@ -1,4 +1,4 @@
-"""How far an upload is, in the cache, where other requests find it."""
+"""The progress of an upload, in the cache, where other requests find it."""
 
 import time
 from typing import Any, Final
@@ -8,17 +8,17 @@ from django.core.cache import cache
 from django.core.files.uploadhandler import FileUploadHandler
 from django.http import HttpRequest
 
-# Between two entries: the cache may be another machine.
+# Seconds between two writes: the cache may be on another machine.
 SECONDS: Final = 0.25
-# After which nobody asks any more. It is not told that an upload was cut off.
+# Seconds until an entry expires. A handler is not told when an upload is cut off.
 FORGOTTEN: Final = 60
 
 
 class ProgressHandler(FileUploadHandler):
-    """Counts what passes on its way to the handlers behind this one.
+    """Counts the bytes on their way to the handlers after this one.
 
     The form's URL has a key: ?progress= and a UUID. Nobody can guess one, so nobody
-    sees how far the uploads of others are.
+    sees the progress of others' uploads.
     """
 
     def __init__(self, request: HttpRequest) -> None:
@@ -36,10 +36,10 @@ class ProgressHandler(FileUploadHandler):
 
     @classmethod
     async def aget(cls, key: UUID) -> dict[str, int]:
-        """Return the bytes received, and how many there will be, if known."""
+        """Return the bytes received and the total; empty if nothing is known."""
         return await cache.aget(cls.cache_key(key), {})
 
-    # What Django calls, in the thread that parses the form
+    # Django calls the rest, in the thread that parses the form
 
     def handle_raw_input(
         self,
@@ -60,7 +60,7 @@ class ProgressHandler(FileUploadHandler):
         return raw_data
 
     def file_complete(self, file_size: int) -> None:
-        """Leave the file to the handlers behind."""
+        """Leave the file to the handlers after this one."""
 
     def upload_complete(self) -> None:
         if self.key:

@@ -1,4 +1,4 @@
-"""The pages. Async views are Trio functions; sync views are what they always were."""
+"""The pages. Async views are Trio functions; sync views are as in any project."""
 
 import hashlib
 import time
@@ -23,28 +23,28 @@ from .market import Market
 from .models import Order, Supplier, Upload
 from .progress import ProgressHandler
 
-# Each page says who is signed in. That asks the database, so async views
-# have their template rendered in the request's thread.
+# Each page says who is signed in. That needs the database, so async views
+# render their template in the request's thread.
 arender = sync_to_async(render)
 
 exchange = Market()
 
 
 def home(request: HttpRequest) -> HttpResponse:
-    """Say what there is to see."""
+    """List the pages."""
     return render(request, "shop/home.html")
 
 
 @dataclass
 class Quote:
-    """What a supplier answered: nothing, until it did."""
+    """A supplier's answer: None until it comes."""
 
     supplier: Supplier
     total: Decimal | None = None
     seconds: float | None = None
 
     async def ask(self, kilos: int) -> None:
-        """Wait as if for the supplier's own web site."""
+        """Pretend to ask the supplier's web site."""
         started = trio.current_time()
         await trio.sleep(self.supplier.latency)
         self.total = self.supplier.price * kilos
@@ -52,7 +52,7 @@ class Quote:
 
 
 async def ask_all(kilos: int, patience: float) -> list[Quote]:
-    """Ask all suppliers at once, and wait no longer."""
+    """Ask all suppliers at once, and wait for so many seconds at most."""
     suppliers = Supplier.objects.all()
     answers = [Quote(supplier) async for supplier in suppliers]
     # No task outlives this block: not after the deadline, not
@@ -65,7 +65,7 @@ async def ask_all(kilos: int, patience: float) -> list[Quote]:
 
 
 async def quotes(request: HttpRequest) -> HttpResponse:
-    """Compare what the suppliers want for so many kilos."""
+    """Compare the suppliers' prices for so many kilos."""
     form = QuoteForm(request.GET or {"kilos": 10, "patience": "1.0"})
     context: dict[str, object] = {"form": form}
     if form.is_valid():
@@ -82,22 +82,22 @@ async def quotes(request: HttpRequest) -> HttpResponse:
 
 
 def market(request: HttpRequest) -> HttpResponse:
-    """Show the last minute; the page's script then listens to prices()."""
+    """Show the last minute's prices; the page's script then listens to prices()."""
     now = time.time()
     past = [exchange.price(now - ago) for ago in range(60, 0, -1)]
     return render(request, "shop/market.html", {"past": past})
 
 
 async def prices(request: HttpRequest) -> trio_asgi.EventStream:
-    """Stream while the visitor stays."""
+    """Stream the price while the visitor stays."""
     return trio_asgi.EventStream(exchange.watch())
 
 
-@csrf_exempt  # here; take_upload() checks it, when the form is parsed
+@csrf_exempt  # take_upload() checks the token, when the form is parsed
 @trio_asgi.stream_body
 @trio_asgi.limit_body(max_size=20 * 2**30)
 async def uploads(request: HttpRequest) -> HttpResponse:
-    """Have a file written to the storage while it arrives."""
+    """Write a file to the storage while it arrives."""
     request.upload_handlers = [
         ProgressHandler(request),
         StorageUploadHandler(request),
@@ -108,7 +108,7 @@ async def uploads(request: HttpRequest) -> HttpResponse:
 
 @csrf_protect
 async def take_upload(request: HttpRequest) -> HttpResponse:
-    """Keep what is known of the file; the file goes with the request."""
+    """Record the file; the file itself is deleted with the request."""
     form = UploadForm(request.POST or None, request.FILES or None)
     if form.is_valid():
         file = form.cleaned_data["file"]
@@ -125,22 +125,22 @@ async def take_upload(request: HttpRequest) -> HttpResponse:
 
 
 def fingerprint(file: UploadedFile) -> str:
-    """Hash a file, in a thread: it may be big."""
+    """Hash a file. Runs in a thread, because the file may be big."""
     digest = hashlib.sha256()
     for chunk in file.chunks():
-        # Nobody can stop a thread, but it can ask.
+        # A thread cannot be stopped, but it can check. This raises.
         trio.from_thread.check_cancelled()
         digest.update(chunk)
     return digest.hexdigest()
 
 
 async def progress(request: HttpRequest, key: UUID) -> JsonResponse:
-    """Say how much of an upload has arrived: another request's, maybe."""
+    """Say how much of another request's upload has arrived."""
     return JsonResponse(await ProgressHandler.aget(key))
 
 
 def orders(request: HttpRequest) -> HttpResponse:
-    """Keep the order book: Django as it always was."""
+    """Keep the order book, with a plain sync view."""
     form = OrderForm(request.POST or None)
     if form.is_valid():
         order = form.save(commit=False)

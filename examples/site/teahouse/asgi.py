@@ -1,4 +1,4 @@
-"""What the server runs: hypercorn -k trio teahouse.asgi:application."""
+"""The application for the server: hypercorn -k trio teahouse.asgi:application."""
 
 import os
 
@@ -7,6 +7,6 @@ from trio_asgi import ASGIStaticFilesHandler, get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "teahouse.settings")
 
-# The handler around it is for development only: it serves style sheets and scripts
-# from this process, as runserver does. Elsewhere a web server or WhiteNoise does that.
+# The static files handler is for development only: it serves style sheets and scripts
+# from this process, as runserver does. In production, use a web server or ServeStatic.
 application = ASGIStaticFilesHandler(get_asgi_application())

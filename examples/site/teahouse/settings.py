@@ -1,4 +1,4 @@
-"""Settings of the example: what startproject writes, and a few lines more.
+"""Settings of the example: startproject's, and a few lines more.
 
 They are for a site on your own machine. Do not put it on the Internet like this.
 """
@@ -23,7 +23,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 
-# Exactly the seven of startproject: none of them had to go, none had to be replaced.
+# Exactly the seven of startproject: none had to be removed or replaced.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -52,10 +52,10 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("TEAHOUSE_DB", BASE_DIR / "db.sqlite3"),
-        # Worker threads live on after a request, so their connections can, too.
+        # Worker threads outlive a request, so their connections can, too.
         "CONN_MAX_AGE": 60,
-        # Several threads write: readers do not wait for writers with a write-ahead
-        # log, and a transaction that will write takes its turn when it begins.
+        # Several threads write. With a write-ahead log, readers do not wait for
+        # writers; and a transaction that will write takes the lock when it begins.
         "OPTIONS": {
             "init_command": "PRAGMA journal_mode=WAL",
             "transaction_mode": "IMMEDIATE",
@@ -64,14 +64,14 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# No form has more to say, but for the one that sends a file: its view says so.
+# Enough for all forms but the one that sends a file: its view sets its own limit.
 TRIO_ASGI = {"MAX_BODY_SIZE": 2**20}
 
 ROOT_URLCONF = "teahouse.urls"
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "home"
 STATIC_URL = "static/"
-# For files that are about to be hashed. No URL leads there.
+# Uploads wait here until they are hashed. No URL leads there.
 MEDIA_ROOT = os.environ.get("TEAHOUSE_MEDIA", BASE_DIR / "media")
 TIME_ZONE = "UTC"
 USE_TZ = True

@@ -1,4 +1,4 @@
-"""Where each page lives."""
+"""The URL of each page."""
 
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView

@@ -23,7 +23,7 @@ TOKEN = re.compile(
 
 @register.inclusion_tag("shop/source.html")
 def source(*names: str) -> dict[str, SafeString]:
-    """Show the source of these names of views.py, with a little colour."""
+    """Show the source of these names in views.py, with some colour."""
     code = (dedent(inspect.getsource(attrgetter(name)(views))) for name in names)
     spans = (
         format_html('<span class="{}">{}</span>', token.lastgroup, token[0])

@@ -27,12 +27,12 @@ and open http://127.0.0.1:8000/ in a browser. Sign in as demo, password demo.
 
 
 class Command(BaseCommand):
-    """Safe to run again: what is there already stays as it is."""
+    """Safe to run again: existing data is not changed."""
 
-    help = "Makes the database, the suppliers and the user demo, with password demo."
+    help = "Creates the database, the suppliers and the user demo, password demo."
 
     def handle(self, **options: object) -> None:
-        """Do it."""
+        """Migrate, and create the demo data that is missing."""
         call_command("migrate", verbosity=0)
         for name, place, price, latency in SUPPLIERS:
             Supplier.objects.get_or_create(

@@ -1,4 +1,4 @@
-// Draws the last minute of prices, and adds one whenever the server sends one.
+// Draws the prices of the last minute, and adds each one that the server sends.
 const prices = JSON.parse(document.getElementById("past").textContent);
 const show = (id, text) => { document.getElementById(id).textContent = text; };
 
@@ -12,7 +12,7 @@ function draw() {
 }
 
 const stream = new EventSource(document.getElementById("market").dataset.stream);
-// EventSource connects again by itself, for instance after the server was restarted.
+// EventSource reconnects by itself, for example after a restart of the server.
 stream.onopen = () => show("state", "live");
 stream.onerror = () => show("state", "reconnecting");
 stream.onmessage = (event) => {

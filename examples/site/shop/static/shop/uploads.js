@@ -1,9 +1,9 @@
-// Sends the form, and asks the server meanwhile how much of the file it has.
-// Without this script the form works too, with no progress to see.
+// Sends the form, and meanwhile asks the server how much of the file has arrived.
+// Without this script the form works too, but shows no progress.
 const part = (id) => document.getElementById(id);
 const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
 
-// Asks until it is stopped, which the function that it returns does.
+// Asks again and again; returns a function that stops it.
 function watch(url, show) {
   const stop = new AbortController();
   (async () => {
@@ -19,7 +19,7 @@ function watch(url, show) {
   return () => stop.abort();
 }
 
-// The listener is the document's because each answer brings a new form.
+// The document has the listener, because each answer brings a new form.
 document.addEventListener("submit", (event) => {
   const form = event.target;
   if (form.id !== "upload") return;
@@ -42,7 +42,7 @@ document.addEventListener("submit", (event) => {
   request.onload = () => {
     const page = request.response?.querySelector("main");
     if (!page) return failed(`The server answered ${request.status}.`);
-    // The view redirects to the list, and the request has followed it there.
+    // The view redirected to the list, and the request followed.
     document.querySelector("main").replaceWith(page);
     page.focus();
   };
