@@ -1,15 +1,15 @@
-"""Large bodies over HTTP: what they take of memory and of time.
+"""Large bodies over HTTP: how much memory and time they take.
 
 Whole servers, one process each: trio_asgi under hypercorn's Trio worker, and Django's
-own handler under its asyncio worker. Each round of a work has servers of its own, since
-memory that a request has left behind would hide what the next one takes; and the
-baseline's would become ever larger. The clients are in a process of their own,
-`body_clients.py`, and each round has all candidates, in an order that is shuffled anew.
+own handler under its asyncio worker. Each round of a work starts new servers, since
+memory left over from one request would hide how much the next one takes, and the
+baseline's memory would keep growing. The clients run in another process,
+`body_clients.py`. Each round measures all candidates, in a new random order.
 
-Memory is the peak that the kernel has seen of a server's process, less what the process
-held after small requests of the same kind. Throughput of one client depends on its CPU
+Memory is the peak that the kernel saw of a server's process, less the memory that it
+held after small requests of the same kind. One client's throughput depends on its CPU
 time as well, so that is shown too: where it is close to the whole time, the figures
-tell of the client.
+measure the client.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 KIB, MIB = 2**10, 2**20
-#: The servers of `over_http.SERVERS`, and how they are called in the report.
+#: The servers of `over_http.SERVERS`, and their names in the report.
 CANDIDATES = {"trio_asgi": "trio_asgi", "hypercorn": "asyncio"}
-#: What a body may take in memory, whatever its size, in MiB.
+#: The memory that a body may take, whatever its size, in MiB.
 MEMORY = at_most(16)
-#: A body for warming up, in bytes, rows and streams; and how often.
+#: The size of a warm-up, in bytes, rows and streams; and how often it is done.
 SMALL, SMALL_ROWS, FEW_STREAMS, WARM_UPS = 64 * KIB, 1000, 5, 3
 #: A file that is compared byte for byte: large enough for several blocks of any size.
 COMPARED = 3 * MIB + 123
-#: Files besides a connection for each stream.
+#: Open files besides a connection for each stream.
 OTHER_FILES = 500
 
-#: As the baseline reads whole files into memory, it gives a warning.
+#: The baseline reads whole files into memory, and warns about it.
 QUIET = "ignore:StreamingHttpResponse must consume synchronous iterators"
 
 
@@ -59,13 +59,13 @@ class Sizes:
     #: Bytes of the file that is downloaded, and of the body that is uploaded.
     file: int
     rows: int
-    #: Fast clients, and as many slow ones; the size of the file that all of them want.
+    #: Fast clients, and as many slow ones; the size of the file that all download.
     fast: int
     crowd_file: int
-    #: The same for the baseline, which holds it in memory for each of them.
+    #: The same for the baseline, which holds it in memory for each client.
     baseline_crowd_file: int
     streams: int
-    #: From one event to the next, and of the whole.
+    #: Seconds from one event to the next, and of the whole measurement.
     period: float
     stream_seconds: float
 
@@ -81,7 +81,7 @@ FULL = Sizes(
     period=1,
     stream_seconds=10,
 )
-#: All works, but nothing to judge by.
+#: All works, but too little to judge by.
 SHORT = Sizes(
     rounds=1,
     file=32 * MIB,
@@ -97,9 +97,9 @@ SHORT = Sizes(
 
 @dataclass
 class Trial:
-    """What one order to the clients took."""
+    """The result of one order to the clients."""
 
-    #: What the clients say: see `body_clients.py`.
+    #: The clients' report: see `body_clients.py`.
     result: dict[str, Any]
     #: The server's peak over its idle memory, in MiB, and its seconds of CPU time.
     memory: float
@@ -115,7 +115,7 @@ class Watched(Server):
     """A server, its process's memory and CPU time, and its clients."""
 
     def __init__(self, name: str, databases: Mapping[str, str], files: Path) -> None:
-        """Start it; it serves the files of a directory."""
+        """Start the server, which serves the files of a directory."""
         super().__init__(
             name, databases, BENCHMARK_FILES=str(files), PYTHONWARNINGS=QUIET
         )
@@ -123,13 +123,13 @@ class Watched(Server):
         self._idle = 0.0
 
     def warm_up(self, make_orders: Callable[[Watched], object]) -> None:
-        """Let clients do something small; what the server then holds is its idle."""
+        """Let clients do something small, then note the server's idle memory."""
         for _ in range(WARM_UPS):
             make_orders(self)
         self._idle = self._memory("VmRSS")
 
     def measure(self, name: str, **arguments: Any) -> Trial:
-        """Let clients do something, and tell what it took of the server.
+        """Let clients do something, and return what it took of the server.
 
         Raises:
             Broken: an answer was wrong, or none came.
@@ -138,12 +138,12 @@ class Watched(Server):
         (self._proc / "clear_refs").write_text("5")
         before = self._cpu()
         result = self.order(name, **arguments)
-        # The clock's tick is as long as a short work.
+        # A short work may take less than one tick of the clock.
         cpu = max(self._cpu() - before, 1) / os.sysconf("SC_CLK_TCK")
         return Trial(result, self._memory("VmHWM") - self._idle, cpu)
 
     def order(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Let clients do something: a function of `body_clients.py`.
+        """Let clients run a function of `body_clients.py`.
 
         Raises:
             Broken: an answer was wrong, or none came.
@@ -179,15 +179,15 @@ class Watched(Server):
         return user + system
 
 
-#: Of each candidate, one a round.
+#: For each candidate, one trial a round.
 Trials = dict[str, list[Trial]]
 
 
 class Works:
-    """The works, each on servers of its own. Each yields what it finds."""
+    """The works, each on its own servers. Each method yields its results."""
 
     def __init__(self, databases: Mapping[str, str], sizes: Sizes) -> None:
-        """Take what the servers need, and how much is to be done.
+        """Take the servers' databases, and how much to do.
 
         Raises:
             Skipped: memory cannot be measured here, or there is no server.
@@ -220,7 +220,7 @@ class Works:
         yield from _throughput(trials, size / MIB, "MiB", target=at_least(2))
 
     def upload(self) -> Iterator[Line | Note]:
-        """Upload one body, which trio_asgi's view reads as it comes.
+        """Upload one body, which trio_asgi's view reads as it arrives.
 
         Raises:
             Broken: a server failed, or did not answer as it should.
@@ -319,7 +319,7 @@ class Works:
         """Hold event streams open.
 
         Raises:
-            Skipped: a process may not have so many connections here.
+            Skipped: a process may not open so many connections here.
             Broken: a server failed, or did not answer as it should.
         """
         sizes = self._sizes
@@ -368,7 +368,7 @@ class Works:
     ) -> Trials:
         """Measure all candidates in each round, on servers that were warmed up.
 
-        They serve files of the given sizes, which are named by them.
+        They serve files of the given sizes; the size is the file's name.
         """
         trials: Trials = {name: [] for name in CANDIDATES}
         with tempfile.TemporaryDirectory() as name:
@@ -396,13 +396,13 @@ class Works:
 
 
 def content(size: int) -> bytes:
-    """Return a file's content: no two blocks of it are the same."""
+    """Return a file's content, of which no two blocks are the same."""
     numbers = range((size + 7) // 8)
     return b"".join(number.to_bytes(8, "big") for number in numbers)[:size]
 
 
 def write_file(path: Path, size: int) -> None:
-    """Write a file: `content`, again and again if it is a large one."""
+    """Write a file: `content`, repeated if the file is large."""
     block = content(min(size, COMPARED))
     with path.open("wb") as file:
         for start in range(0, size, len(block)):
@@ -415,7 +415,7 @@ def _need(server: Watched, right: bool) -> None:  # noqa: FBT001 - as of an asse
 
 
 def _allow_files(count: int) -> None:
-    """Allow this process, and those that it starts, so many open files."""
+    """Allow this process, and its children, so many open files."""
     import resource  # noqa: PLC0415 - not on Windows, where this is not reached
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -446,7 +446,7 @@ def _throughput(
         target=target,
     )
     yield Line(
-        "    the same for a second of CPU time",
+        "    the same per second of CPU time",
         [them.cpu / us.cpu for us, them in pairs],
     )
     for name, title in CANDIDATES.items():
@@ -458,7 +458,7 @@ def _throughput(
 
 
 def _load(trials: list[Trial]) -> str:
-    """Return how busy both ends were."""
+    """Return how busy the server and the clients were."""
     server = statistics.median(trial.cpu / trial.seconds for trial in trials)
     clients = statistics.median(trial.result["cpu"] / trial.seconds for trial in trials)
     return f"CPU: server {server:.0%}, clients {clients:.0%}"

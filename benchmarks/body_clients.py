@@ -1,12 +1,12 @@
 """Clients of large bodies, on plain sockets: ``body_clients.py NAME ARGUMENTS``.
 
-`bodies.py` runs this in a process of its own, for the time of one measurement: the
-function of that name, with the arguments in JSON. What it returns is printed in JSON,
-with the CPU time that the clients took. They look into bodies as little as they can, so
-that the server, and not they, sets the pace.
+`bodies.py` runs this script in a process for one measurement. It calls the function of
+that name, with the arguments in JSON, and prints the result in JSON, with the CPU time
+that the clients took. They look into bodies as little as possible, so that the server,
+not the clients, sets the pace.
 
-All times of day are those of `time.monotonic_ns`, which all processes of a machine
-share: the views write it into their answers.
+All times are those of `time.monotonic_ns`, which all processes of a machine share: the
+views write it into their answers.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 HOST = "127.0.0.1"
-#: Seconds without a byte.
+#: For how many seconds no byte may come.
 PATIENCE = 120
-#: How much is read or written at once; a head comes with the first of it.
+#: How many bytes to read or write at once; a head comes with the first of them.
 BLOCK = 2**20
-#: How much of the end is kept, for a look at whether it is the right one.
+#: How many bytes of the end are kept, to check them.
 TAIL = 200
-#: A slow client's: bytes at once, times a second, and room in the kernel.
+#: A slow client reads so many bytes at once, so many times a second; and the size of
+#: its receive buffer.
 SIP, SIPS, SLOW_ROOM = 1024, 10, 4096
-#: How many streams are opened at once: the server's backlog has room for them.
+#: How many streams to open at once: no more than fit into the server's backlog.
 OPENING = 50
 
 
 class WrongAnswer(Exception):  # noqa: N818 - it is the answer that is wrong
-    """The server answered something else than was asked for."""
+    """The server's answer is not the expected one."""
 
 
 def connect(port: int, *, room: int | None = None) -> socket.socket:
-    """Return a connection; ``room`` is what the kernel may receive for it."""
+    """Return a connection; ``room`` is the size of its receive buffer in bytes."""
     connection = socket.socket()
     if room is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
@@ -52,14 +53,14 @@ def connect(port: int, *, room: int | None = None) -> socket.socket:
 
 
 def head(method: str, path: str, *more: str) -> bytes:
-    """Return the head of a request, after whose answer the server closes."""
+    """Return the head of a request that asks the server to close after its answer."""
     lines = (f"{method} {path} HTTP/1.1", f"Host: {HOST}", "Connection: close", *more)
     return "\r\n".join((*lines, "", "")).encode()
 
 
 @dataclass
 class Answer:
-    """The head of an answer, and what came with it of the body."""
+    """The head of an answer, and the part of the body that came with it."""
 
     fields: dict[str, str]
     start: bytes
@@ -106,7 +107,7 @@ class Answer:
 
 
 def download(port: int, path: str) -> dict[str, Any]:
-    """Fetch a body; ``first`` is the time from the view's start to the first byte."""
+    """Download a body; ``first`` is the time from the view's start to the first byte."""
     buffer = bytearray(BLOCK)
     start = time.monotonic()
     with connect(port) as connection:
@@ -133,7 +134,7 @@ def download(port: int, path: str) -> dict[str, Any]:
 
 
 def upload(port: int, path: str, size: int) -> dict[str, Any]:
-    """Send a body of so many bytes, and return what the view says of it."""
+    """Send a body of so many bytes, and return the view's answer."""
     block = memoryview(bytes(BLOCK))
     start = time.monotonic()
     with connect(port) as connection:
@@ -149,16 +150,16 @@ def upload(port: int, path: str, size: int) -> dict[str, Any]:
 
 
 def crowd(port: int, path: str, *, fast: int, slow: int) -> dict[str, Any]:
-    """Download a file with fast clients, while slow ones do.
+    """Download a file with fast clients, while slow clients download it too.
 
     The fast ones begin when each slow one has received something.
 
     Returns:
-        The seconds until the last of the fast ones was served, and how much the slow
-        ones had received by then, of which the kernel's buffers hold some.
+        The seconds until the last fast client was served, and how many bytes the slow
+        ones had read by then; the kernel's buffers hold more.
 
     Raises:
-        WrongAnswer: a fast client did not get the whole file, or a slow one was done.
+        WrongAnswer: a fast client did not get the whole file, or a slow one did.
     """
     with ExitStack() as stack:
         sipping = [
@@ -182,7 +183,7 @@ def crowd(port: int, path: str, *, fast: int, slow: int) -> dict[str, Any]:
 def _drink(
     downloads: dict[int, socket.socket], sipping: Iterable[socket.socket]
 ) -> int:
-    """Read all that comes; of the slow ones a sip in its time. Return the sips' sum."""
+    """Read whatever comes; slow clients take sips. Return the sum of the sips."""
     buffer = bytearray(BLOCK)
     poll = select.epoll()
     missing: dict[int, int] = {}
@@ -222,18 +223,18 @@ def _sip(connection: socket.socket) -> int:
 
 
 def events(port: int, *, streams: int, period: float, seconds: float) -> dict[str, Any]:
-    """Keep event streams open, and look at each event's delay.
+    """Keep event streams open, and measure each event's delay.
 
-    Events count from one period after all streams are open, so that their opening does
-    not delay them.
+    Events count from one period after all streams are open, so that opening the streams
+    does not delay them.
 
     Returns:
         The delays of all events that were sent in these seconds, in milliseconds: the
-        median, the 99th percentile, the longest; how many events there were; and
-        the seconds of all, the opening included.
+        median, the 99th percentile, the longest; the number of events; and the
+        seconds in total, including the opening.
 
     Raises:
-        WrongAnswer: a stream ended, or has no events any more.
+        WrongAnswer: a stream ended, or sends no more events.
     """
     start = time.monotonic()
     with ExitStack() as stack:
@@ -267,7 +268,7 @@ def _receive_events(
 ) -> list[int]:
     """Return the delays of the events that were sent between two times.
 
-    A stream is done when its first event after that has come.
+    A stream is done when its first event after the end has come.
     """
     delays = []
     under_way = set(connections)
@@ -294,7 +295,7 @@ ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line's function, and print its result."""
     _, name, arguments = sys.argv
     cpu = time.process_time()
     try:

@@ -1,9 +1,10 @@
-"""What the installed bridge costs code that stays on asyncio.
+"""The cost of the installed bridge for code that stays on asyncio.
 
 Run it with ``nox -s benchmarks``. The same calls are timed with and without the bridge,
-in turns within one process, so that both meet the same machine. Each round yields one
-ratio of the two times; printed are the median of the rounds and the quartiles. A ratio
-of 1.00 is no cost. "no change" times the same twice: its spread is that of the machine.
+in turns within one process, so that both run under the same conditions. Each round
+yields one ratio of the two times; the median of the rounds and the quartiles are
+printed. A ratio of 1.00 is no cost. "no change" times the same code twice: its spread
+is that of the machine.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-#: A round times so many stretches of so many calls, with the bridge and without.
+#: A round times this many stretches of this many calls, with the bridge and without.
 STRETCHES = 40
 CALLS = 25
 
 
 def nothing() -> None:
-    """Be the sync code that is called."""
+    """Do nothing, as the sync code that is called."""
 
 
 async def nothing_async() -> None:
-    """Be the coroutine that is called."""
+    """Do nothing, as the coroutine that is called."""
 
 
 async def _sensitive(calls: int) -> None:
@@ -68,7 +69,7 @@ async def _back_from_thread(calls: int) -> None:
         await sync_to_async(code)()
 
 
-#: What is timed: its name, and a coroutine function that makes so many calls.
+#: The cases: a name, and a coroutine function that makes so many calls.
 CASES: dict[str, Callable[[int], Awaitable[None]]] = {
     "sync_to_async": _sensitive,
     "sync_to_async, thread_sensitive=False": _insensitive,
@@ -89,8 +90,8 @@ async def ratio(
 ) -> float:
     """Time stretches of calls in turns; return the ratio of the two medians.
 
-    They are short, so that a pause of the machine spoils few of them, and the median
-    passes over those.
+    The stretches are short, so that a pause of the machine spoils few of them, which
+    the median ignores.
     """
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for stretch in range(stretches):

@@ -1,9 +1,9 @@
-"""The candidates, each in a process of its own that stays alive and takes orders.
+"""The candidates, each in its own process, which stays alive and takes orders.
 
-trio_asgi changes asgiref, so the baseline may not share its process. And what warms up
-(code, threads, connections) is to stay warm from round to round. So a candidate is a
-process that runs `obedient.py`. It reads orders from a pipe and does nothing between
-them: only one candidate works at a time.
+trio_asgi changes asgiref, so the baseline must not share its process. And code, threads
+and connections must stay warm from round to round. So a candidate is a process that
+runs `obedient.py`. It reads orders from a pipe and does nothing between them: only one
+candidate works at a time.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from works import Work
 
 HERE = Path(__file__).resolve().parent
-#: How they are called in the report.
+#: Their names in the report.
 TITLES = {
     "trio_asgi": "trio_asgi",
     "asyncio": "Django's ASGIHandler on asyncio",
     "wsgi": "Django's WSGIHandler",
 }
-#: Seconds for one order. Nothing takes so long, unless it hangs.
+#: Seconds for one order. Only an order that hangs takes so long.
 PATIENCE = 300
 
 
 class Broken(Exception):  # noqa: N818 - it is a candidate that is broken
-    """A candidate failed: it said why on its standard error."""
+    """A candidate failed; its standard error says why."""
 
 
 def environment(work: Work, kind: str, databases: Mapping[str, str]) -> dict[str, str]:
@@ -51,7 +51,7 @@ def environment(work: Work, kind: str, databases: Mapping[str, str]) -> dict[str
 
 
 class Candidate:
-    """A candidate's process, as the one who measures sees it."""
+    """A candidate's process, from outside."""
 
     def __init__(self, kind: str, work: Work, databases: Mapping[str, str]) -> None:
         """Start the process; `wait_ready` waits until it can take orders."""
@@ -75,15 +75,15 @@ class Candidate:
         """Wait until the application has answered some requests.
 
         Raises:
-            Broken: it did not answer, or not as it should.
+            Broken: it did not answer, or gave a wrong answer.
         """
         self._read()
 
     def order(self, name: str, **arguments: Any) -> Any:
-        """Have something done, and return the result: a method of `obedient.Obedient`.
+        """Have the process call a method of `obedient.Obedient`; return the result.
 
         Raises:
-            Broken: it could not be done.
+            Broken: the process has ended.
         """
         assert self._process.stdin is not None
         try:

@@ -1,4 +1,4 @@
-"""The databases: a SQLite file and a database on PostgreSQL, made for one run."""
+"""The databases: a SQLite file and a PostgreSQL database, created for one run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Skipped(Exception):  # noqa: N818 - not an error
 
 @contextmanager
 def open_databases() -> Iterator[dict[str, str]]:
-    """Make the databases: "sqlite" is a path, "postgresql" a name.
+    """Create the databases: "sqlite" is a path, "postgresql" a name.
 
-    Without a server of PostgreSQL, "no postgresql" says why.
+    Without a PostgreSQL server, "no postgresql" says why.
 
     Raises:
         Skipped: there is no server, and ``TRIO_ASGI_SERVICES`` says "required".
@@ -51,13 +51,13 @@ def open_databases() -> Iterator[dict[str, str]]:
 
 
 def connect() -> Any:
-    """Connect to the server of PostgreSQL that the environment names.
+    """Connect to the PostgreSQL server that the environment names.
 
     Raises:
-        Skipped: there is none.
+        Skipped: there is no server, or no psycopg.
     """
     try:
-        import psycopg  # noqa: PLC0415 - not everybody has it
+        import psycopg  # noqa: PLC0415 - may be missing
     except ImportError as error:
         raise Skipped(f"no psycopg: {error}") from error
     try:
