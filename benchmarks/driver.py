@@ -1,13 +1,13 @@
 """Requests, made in the process of the application: no server, no socket.
 
-What a request costs here (about two microseconds) is added to each candidate's cost, so
-it is kept small, and the same for both loops. One object is a request's ``receive`` and
-``send``. It behaves as a server does: it gives an empty body, then waits, and reports
-the disconnect once the response is complete.
+The driver's own cost for a request (about two microseconds) is added to that of each
+candidate, so it is kept small, and the same for both loops. One object is a request's
+``receive`` and ``send``. It behaves as a server does: it gives an empty body, then
+waits, and reports the disconnect once the response is complete.
 
-Tasks call the application one request after the other, as many tasks as the concurrency
-says. Time is measured from the first request's start to the last one's end, so that
-requests under way when the time is up count with all of their time.
+As many tasks as the concurrency says call the application, each one request after the
+other. The time is from the first request's start to the last one's end, so requests
+that are under way when the time is up count with all of their time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from loops import Loop
 
-#: As hypercorn makes them from what a browser sends.
+#: As hypercorn passes on a browser's.
 HEADERS = (
     (b"host", b"127.0.0.1:8000"),
     (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101"),
@@ -82,7 +82,7 @@ def make_environ(path: str, cookie: str = "") -> dict[str, Any]:
 
 
 class WrongAnswer(Exception):  # noqa: N818 - it is the answer that is wrong
-    """An application did not answer as it should: nothing that was measured counts."""
+    """An application gave a wrong answer: no measurement counts."""
 
 
 class _Link:
@@ -119,17 +119,17 @@ class _Link:
 
 
 class _Stopwatch:
-    """What a stretch of time has cost this process."""
+    """Measures how much time this process takes for something."""
 
     def __init__(self) -> None:
-        """Start, without the garbage of others."""
+        """Start, without garbage that was left before."""
         gc.collect()
         self._cpu = time.process_time()
         self._own_cpu = time.thread_time()
         self._start = time.perf_counter()
 
     def stop(self, requests: int) -> dict[str, float]:
-        """Return how long it was, and the CPU time of all threads and of this one."""
+        """Return the time, and the CPU time of all threads and of this one."""
         return {
             "requests": requests,
             "seconds": time.perf_counter() - self._start,
@@ -148,7 +148,7 @@ class Load:
         scope: dict[str, Any],
         body: str | None,
     ) -> None:
-        """Expect this body; None is any."""
+        """Expect this body; None means any."""
         self._loop = loop
         self._app = app
         self._scope = scope
@@ -158,7 +158,7 @@ class Load:
         """Make one request, and return the body.
 
         Raises:
-            WrongAnswer: it is not the one that was expected.
+            WrongAnswer: the answer is not the expected one.
         """
         link = _Link(self._loop.make_event)
         await self._app(dict(self._scope), link.receive, link.send)
@@ -169,7 +169,7 @@ class Load:
         return link.body
 
     async def run_for(self, concurrency: int, seconds: float) -> dict[str, float]:
-        """Make requests for some time; return how many, and what they took."""
+        """Make requests for some time; return their number, and their cost."""
         count = 0
         clock = time.perf_counter
 
@@ -214,7 +214,7 @@ class SyncLoad:
         """Make one request.
 
         Raises:
-            WrongAnswer: its answer is not the one that was expected.
+            WrongAnswer: the answer is not the expected one.
         """
         environ = dict(self._environ)
         environ["wsgi.input"] = environ["wsgi.errors"] = io.BytesIO()
@@ -231,7 +231,7 @@ class SyncLoad:
             raise WrongAnswer(f"{environ['PATH_INFO']}: {seen} {body!r}")
 
     def run_for(self, seconds: float) -> dict[str, float]:
-        """Make requests for some time; return how many, and what they took."""
+        """Make requests for some time; return their number, and their cost."""
         count = 0
         clock = time.perf_counter
         stopwatch = _Stopwatch()

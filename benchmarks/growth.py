@@ -1,7 +1,7 @@
-"""What many requests take: threads, memory, connections, and each other's time.
+"""What many requests take: threads, memory, connections, and time from each other.
 
 These are counts, and one ratio. Counts are exact, so one round is enough for them. The
-baseline's are shown beside, for comparison.
+baseline's counts are shown for comparison.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = ("trio_asgi", "asyncio")
 CONCURRENCY = 32
-#: ``TRIO_ASGI["THREADS"]``, which is left at its default.
+#: The default of ``TRIO_ASGI["THREADS"]``, which is not changed.
 THREADS = 40
 #: Seconds for PostgreSQL to notice that a client is gone.
 PATIENCE = 5
@@ -38,11 +38,11 @@ def _candidate(
 
 
 def threads(databases: Mapping[str, str], *, requests: int) -> Iterator[Line | Note]:
-    """Count the threads that requests start, once all is warm.
+    """Count the threads that requests start after a warm-up.
 
     Raises:
-        Skipped: this system does not tell.
-        Broken: a candidate failed, or did not answer as it should.
+        Skipped: this system does not count threads.
+        Broken: a candidate failed, or gave a wrong answer.
     """
     _need_proc()
     for work in ("seven-async", "seven-sync"):
@@ -66,13 +66,13 @@ def threads(databases: Mapping[str, str], *, requests: int) -> Iterator[Line | N
 def waiting(
     databases: Mapping[str, str], *, requests: int, rounds: int, seconds: float
 ) -> Iterator[Line | Note]:
-    """Let requests wait in the view: what each takes, and whether others notice.
+    """Let requests wait in the view; measure what each takes, and what others notice.
 
     The baseline may fail, as it needs a thread for each; then it gets a fifth of them.
 
     Raises:
-        Skipped: this system does not tell.
-        Broken: trio_asgi failed, or somebody did not answer as they should.
+        Skipped: this system does not count threads and memory.
+        Broken: trio_asgi failed, or a candidate gave a wrong answer.
     """
     _need_proc()
     yield from _waiting("trio_asgi", databases, requests, rounds, seconds)
@@ -94,7 +94,7 @@ def _waiting(
     with _candidate(kind, "seven-async", databases) as candidate:
 
         def cost() -> float:
-            """Return the seconds of one request: of three tries, the middle one."""
+            """Return the seconds of one request, the median of three tries."""
             results = [
                 candidate.order("run_for", concurrency=1, seconds=seconds)
                 for _ in range(3)
@@ -142,11 +142,11 @@ def _waiting(
 def connections(
     databases: Mapping[str, str], *, requests: int
 ) -> Iterator[Line | Note]:
-    """Count the connections to PostgreSQL that requests open, and that stay.
+    """Count the connections to PostgreSQL that requests open, and those that stay.
 
     Raises:
         Skipped: there is no server.
-        Broken: a candidate failed, or did not answer as it should.
+        Broken: a candidate failed, or gave a wrong answer.
     """
     if "postgresql" not in databases:
         raise Skipped(databases["no postgresql"])
@@ -186,7 +186,7 @@ def _count_connections(database: str, kind: str) -> int:
 
 
 def _wait_closed(database: str, kind: str) -> int:
-    """Return how many are left, after the time that the server takes to close them."""
+    """Wait while the server closes connections; return how many are left."""
     end = time.monotonic() + PATIENCE
     while (left := _count_connections(database, kind)) and time.monotonic() < end:
         time.sleep(0.05)

@@ -1,10 +1,9 @@
 """Throughput without a server: trio_asgi beside Django's own handlers.
 
-The candidates of one work are alive at the same time, but only one does anything. In
-each round each is measured for a moment, in an order that is shuffled anew. What
-disturbs the machine disturbs neighbours alike, so each round yields ratios, and the
-report shows their medians. The floor knows no concurrency: one thread makes one request
-at a time.
+The candidates of one work are alive at the same time, but only one works at a time.
+Each round measures each for a moment, in a new random order. Disturbances of the
+machine affect neighbours alike, so each round yields ratios, and the report shows their
+medians. The floor has no concurrency: one thread makes one request at a time.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ WARM_UP = 64
 def measure(
     work: Work, databases: Mapping[str, str], *, rounds: int, seconds: float
 ) -> Iterator[Line | Note]:
-    """Measure one work; yield what is found.
+    """Measure one work; yield the results.
 
     Raises:
-        Broken: a candidate failed, or did not answer as it should.
+        Broken: a candidate failed, or gave a wrong answer.
     """
     if work.database not in databases:
         yield Note(f"{work.title}: skipped: {databases[f'no {work.database}']}")
@@ -74,7 +73,7 @@ def _lines(
     work: Work, concurrency: int, rounds: list[dict[str, Any]]
 ) -> Iterator[Line | Note]:
     def used(figure: str, kind: str) -> list[float]:
-        """Return what a request took, in each round, in milliseconds."""
+        """Return the milliseconds of a request, in each round."""
         return [1e3 * each[kind][figure] / each[kind]["requests"] for each in rounds]
 
     facts = {"work": work.name, "concurrency": concurrency}
@@ -87,7 +86,7 @@ def _lines(
         facts={**facts, "against": "asyncio"},
     )
     yield Line(
-        "    the same for a second of CPU time",
+        "    the same per second of CPU time",
         _ratios(cpu["asyncio"], cpu["trio_asgi"]),
         facts={**facts, "against": "asyncio's CPU time"},
     )

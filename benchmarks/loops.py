@@ -1,4 +1,4 @@
-"""The little that the driver needs of an event loop, from Trio and from asyncio."""
+"""The few functions of an event loop that the driver needs, on Trio and on asyncio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class AsyncioLoop:
-    """Asyncio, on its own event loop."""
+    """asyncio, on its own event loop."""
 
     make_event = asyncio.Event
     sleep = staticmethod(asyncio.sleep)
@@ -23,7 +23,7 @@ class AsyncioLoop:
 
     @asynccontextmanager
     async def background(self) -> AsyncIterator[None]:
-        """Surround the tasks of `start_soon`: if one fails, all ends."""
+        """Run the tasks of `start_soon` inside this block: if one fails, all end."""
         self._main = asyncio.current_task()
         self._tasks: set[asyncio.Future[Any]] = set()
         try:
@@ -54,7 +54,7 @@ class AsyncioLoop:
 
 
 class TrioLoop:
-    """Trio. It is imported when it is used, to keep it out of asyncio's process."""
+    """Trio, imported only when it is used, to keep it out of asyncio's process."""
 
     def __init__(self) -> None:
         """Import Trio."""
@@ -73,7 +73,7 @@ class TrioLoop:
 
     @asynccontextmanager
     async def background(self) -> AsyncIterator[None]:
-        """Surround the tasks of `start_soon`: if one fails, all ends."""
+        """Run the tasks of `start_soon` inside this block: if one fails, all end."""
         async with self._trio.open_nursery() as self._nursery:
             yield
 

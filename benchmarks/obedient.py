@@ -1,9 +1,9 @@
 """A candidate's own process: a script, which `candidates.Candidate` runs.
 
-It makes the application, and obeys. Each line of its standard input is an order: the
-name of a method, and its arguments. Each line of its output is the result. Both are
-JSON. To wait for an order it blocks the whole loop, on purpose: a candidate stands
-still while another one is measured.
+It makes the application, and takes orders. Each line of its standard input is an order:
+the name of a method, and its arguments. Each line of its output is a result. Both are
+JSON. While it waits for an order it blocks the whole loop, on purpose: a candidate does
+nothing while another one is measured.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from works import WORKS, Work
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-#: Its session is made by `project.prepare`.
+#: `project.prepare` makes its session.
 COOKIE = "sessionid=0123456789abcdefghijklmnopqrstuv"
 
 
 def make_application(kind: str) -> Any:
-    """Return the application of a candidate, and import nothing of the others."""
+    """Return a candidate's application, without importing anything of the others."""
     if kind == "trio_asgi":
         import trio_asgi  # noqa: PLC0415
 
@@ -56,7 +56,10 @@ def make_loop(kind: str) -> Loop:
 def make_load(
     loop: Loop, app: Callable[..., Awaitable[None]], work: Work, view: str
 ) -> Load:
-    """Return requests to a view, from the visitor of this work; any answer will do."""
+    """Return requests to a view, from this work's visitor.
+
+    Only the work's own view must give its answer; for any other, any answer will do.
+    """
     cookie = COOKIE if work.signed_in else ""
     return Load(
         loop,
@@ -67,7 +70,7 @@ def make_load(
 
 
 class Obedient:
-    """An asynchronous candidate: each order is the method of this name."""
+    """An asynchronous candidate: each order is the name of a method."""
 
     def __init__(self, kind: str, work: Work) -> None:
         """Make the application, and the loop that it will run on."""
@@ -82,7 +85,7 @@ class Obedient:
         return make_load(self.loop, self._app, self._work, view)
 
     async def obey(self) -> None:
-        """Answer the first requests, then do what is ordered, until told to stop."""
+        """Make the first requests, then carry out orders, until told to stop."""
         await self._usual.run_count(2, 10)
         answer("ready")
         async with self.loop.background():
@@ -92,15 +95,15 @@ class Obedient:
                 answer(await getattr(self, name)(**arguments))
 
     async def warm_up(self, concurrency: int, count: int) -> None:
-        """Make some of the usual requests."""
+        """Make so many usual requests."""
         await self._usual.run_count(concurrency, count)
 
     async def run_for(self, concurrency: int, seconds: float) -> dict[str, float]:
-        """Measure the usual requests for some time."""
+        """Make usual requests for some time, and measure them."""
         return await self._usual.run_for(concurrency, seconds)
 
     async def bodies(self, view: str, concurrency: int, count: int) -> list[str]:
-        """Make requests to a view; return what was answered, each answer once."""
+        """Make requests to a view; return the different answers."""
         found = await self._load(view).run_count(concurrency, count)
         return sorted({body.decode() for body in found})
 
@@ -122,7 +125,7 @@ class Obedient:
         return started
 
     async def hold(self, count: int) -> None:
-        """Start requests that wait in the view; return when all of them do."""
+        """Start requests that wait in the view; return when all are waiting."""
         from project.views import gate  # noqa: PLC0415 - Django has to be set up
 
         if gate.opened is None:
@@ -140,7 +143,7 @@ class Obedient:
             await self.loop.sleep(0.01)
 
     async def release(self) -> None:
-        """Let the waiting requests go on; return when all have been answered."""
+        """Let the waiting requests continue; return when all have been answered."""
         from project.views import gate  # noqa: PLC0415
 
         gate.opened.set()
@@ -164,19 +167,19 @@ def _usage() -> dict[str, int]:
 
 
 def orders() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what comes in, until there is no more."""
+    """Yield the orders, until the input ends."""
     for line in sys.stdin:
         yield tuple(json.loads(line))
 
 
 def answer(result: Any) -> None:
-    """Say that an order was done."""
+    """Write the result of an order."""
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
 
 
 def main(kind: str, work: Work) -> None:
-    """Be a candidate. After "stop" the process stays, for others to look at."""
+    """Run a candidate. After "stop" the process stays, so that it can be inspected."""
     if kind == "wsgi":
         load = make_sync_load(work)
         load.run_count(10)

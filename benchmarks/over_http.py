@@ -1,11 +1,11 @@
 """Throughput over HTTP: whole servers, under the load of wrk.
 
-Each server has one process, and all of them stay up; wrk loads one at a time, in each
-round all of them, in an order that is shuffled anew. As without servers, each round
-yields ratios. The seven middleware of ``startproject`` are in use.
+Each server has one process, and all of them stay up. In each round, wrk loads one after
+the other, in a new random order. As without servers, each round yields ratios. The
+seven middleware of ``startproject`` are in use.
 
-A bare application under hypercorn's Trio worker, which only answers, shows what that
-worker itself allows: nothing under it can be faster.
+A bare application under hypercorn's Trio worker only answers. It shows the limit of
+that worker: nothing under it can be faster.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CONNECTIONS = 32
-#: Seconds in which a server starts or ends, and in which wrk ends after its time.
+#: Seconds for a server to start or end, and for wrk to end after its time.
 PATIENCE = 30
 
 _HYPERCORN = ("hypercorn", "--workers", "0", "--log-level", "error")
@@ -46,12 +46,12 @@ SERVERS = {
     "hypercorn": ("asgi_django", *_HYPERCORN, "--worker-class", "asyncio", "--bind"),
     "bare": ("asgi_bare", *_HYPERCORN, "--worker-class", "trio", "--bind"),
 }
-#: A view, what it is called, and how often uvicorn's throughput is hoped for.
+#: A view, its title, and the target as a multiple of uvicorn's throughput.
 VIEWS = {
     "hello_async": ("async view", at_least(3.5)),
     "hello": ("sync view", at_least(2.2)),
 }
-#: What the bare application answers: messages and bytes in each.
+#: The bare application's answers: the number of messages, and the bytes of each.
 SHAPES = ("1x5", "10x5", "1x65536", "16x4096")
 
 
@@ -69,10 +69,10 @@ def wrk_version() -> str:
 
 
 def need_modules(*names: str) -> None:
-    """Check that servers, or what they need, are installed.
+    """Check that servers, or modules that they need, are installed.
 
     Raises:
-        Skipped: one is not.
+        Skipped: one is missing.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -85,7 +85,7 @@ class Server:
     def __init__(
         self, name: str, databases: Mapping[str, str], **variables: str
     ) -> None:
-        """Start it, with more in its environment; `wait_ready` waits for its answer."""
+        """Start it, with more environment variables; `wait_ready` waits for it."""
         self.name = name
         application, *command = SERVERS[name]
         with socket.socket() as free:
@@ -122,7 +122,7 @@ class Server:
         """Wait until the server answers.
 
         Raises:
-            Broken: it does not, or it has ended.
+            Broken: it does not answer, or it has ended.
         """
         end = time.monotonic() + PATIENCE
         while self._process.poll() is None and time.monotonic() < end:
@@ -153,7 +153,7 @@ class Server:
         """Return how many requests a second it answers.
 
         Raises:
-            Broken: an answer had another status than 200, or none came.
+            Broken: an answer had a status other than 200, or none came.
         """
         command = ("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s")
         done = subprocess.run(  # noqa: S603 - a command of ours
@@ -173,11 +173,11 @@ class Server:
 def measure(
     databases: Mapping[str, str], *, rounds: int, seconds: int
 ) -> Iterator[Line | Note]:
-    """Measure the servers; yield what is found.
+    """Measure the servers; yield the results.
 
     Raises:
         Skipped: a tool or a server is missing here.
-        Broken: a server failed, or did not answer as it should.
+        Broken: a server failed, or gave a wrong answer.
     """
     if shutil.which("wrk") is None:
         raise Skipped("no wrk: apt-get install wrk")
@@ -222,7 +222,7 @@ def _lines(found: dict[tuple[str, str], list[float]]) -> Iterator[Line | Note]:
                 facts={"view": view, "against": other},
             )
         yield Line(
-            "    of what hypercorn's Trio worker allows",
+            "    of the maximum under hypercorn's Trio worker",
             [100 * us / most for us, most in zip(own, bound, strict=True)],
             unit="%",
             facts={"view": view, "against": "bare"},

@@ -1,7 +1,7 @@
 """A picture of the ratios, in SVG: ``python plot.py results.json picture.svg``.
 
 One bar for each ratio, whiskers for the quartiles, a mark for the target. The colours
-are readable on white and on black, as the page that shows the picture may be either.
+are readable on white and on black, since the page around the picture may be either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTH = 760
 #: Where bars begin and end.
 LEFT, RIGHT = 330, 700
 ROW, GAP, TOP = 20, 10, 60
-SUBJECT = "requests a second, times what Django does on asyncio"
+SUBJECT = "requests a second, as multiples of Django's on asyncio"
 TIMES = "\N{MULTIPLICATION SIGN}"
 #: About so many steps on the axis.
 STEPS = 6
@@ -45,7 +45,7 @@ class Bar:
     """One ratio."""
 
     label: str
-    #: Begins a group of bars.
+    #: Whether it begins a group of bars.
     first: bool
     style: str
     median: float
@@ -54,7 +54,7 @@ class Bar:
 
 
 def bars(results: dict[str, Any]) -> Iterator[Bar]:
-    """Yield the ratios of throughput that were measured."""
+    """Yield the measured ratios of throughput."""
     before = None
     for part in ("in-process", "http"):
         for line in results["parts"].get(part, ()):
@@ -135,7 +135,7 @@ def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> str:
 
 
 def _step(least: float) -> float:
-    """Return a round number that is not smaller."""
+    """Return the next round number that is not smaller."""
     power: float = 10.0 ** math.floor(math.log10(least))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least)
 

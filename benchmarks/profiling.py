@@ -1,10 +1,10 @@
 """Where the time of one candidate goes, for one work.
 
-A script, which ``run.py --profile`` starts with the environment of a candidate. First
-it measures without the profiler: CPU time, in the loop's thread and in all, and context
-switches, each of which is a thread that gave up the processor to wait for something.
-Then the same requests run under `cProfile`. From Python 3.12 on it sees all threads,
-before that only the loop's.
+``run.py --profile`` starts this script with the environment of a candidate. First it
+measures without the profiler: CPU time, in the loop's thread and in all threads, and
+context switches, in each of which a thread gave up the processor to wait. Then the same
+requests run under `cProfile`. From Python 3.12 on it sees all threads, before that only
+the loop's.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(kind: str, work: Work, concurrency: int, seconds: float) -> None:
                 await requests.run_count(concurrency, REQUESTS)
 
         loop.run(run)
-    print(f"Profile of {REQUESTS} requests: a second here is a millisecond of each.")
+    print(f"Profile of {REQUESTS} requests: a second here is a millisecond for each.")
     pstats.Stats(profiler).sort_stats("tottime").print_stats(LINES)
 
 

@@ -1,4 +1,4 @@
-"""Figures and how they are shown: medians with quartiles, beside their targets."""
+"""Figures and their output: medians with quartiles, beside their targets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: From here on, figures are shown with one decimal, and with none.
+#: From these values on, figures are shown with one decimal, and with none.
 ONE_DECIMAL, NO_DECIMAL = 10, 100
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is hoped for; a measurement that misses it is no failure."""
+    """A goal; a measurement that misses it is not a failure."""
 
     sense: Literal["at least", "at most"]
     value: float
@@ -31,34 +31,34 @@ class Target:
 
 
 def at_least(value: float) -> Target:
-    """Make a target for what should be large."""
+    """Return a target for a figure that should be large."""
     return Target("at least", value)
 
 
 def at_most(value: float) -> Target:
-    """Make a target for what should be small."""
+    """Return a target for a figure that should be small."""
     return Target("at most", value)
 
 
 @dataclass
 class Line:
-    """A figure of each round, and what their median should be."""
+    """A figure of each round, and the target for their median."""
 
     title: str
     values: Sequence[float]
     unit: str = "x"
     target: Target | None = None
-    #: What the plot and other readers want to know.
+    #: Data for the plot and other programs.
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
-        """The middle of the rounds."""
+        """The median of the rounds."""
         return statistics.median(self.values)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Between them lies the middle half of the rounds."""
+        """The bounds of the middle half of the rounds."""
         if len(self.values) == 1:
             return self.values[0], self.values[0]
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
@@ -70,7 +70,7 @@ class Line:
         return None if self.target is None else self.target.is_reached(self.median)
 
     def show(self, *, judge: bool) -> str:
-        """Return it as text; say whether the target is reached, or leave it open."""
+        """Return it as text; if ``judge``, say whether the target is reached."""
         figure = _show(self.median) + self.unit
         spread = ""
         if len(self.values) > 1:
@@ -84,7 +84,7 @@ class Line:
         return f"{text} {verdict if judge else ''}".rstrip()
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything, with what was computed."""
+        """Return everything, including the computed figures."""
         low, high = self.quartiles
         computed = {
             "median": self.median,
@@ -96,7 +96,7 @@ class Line:
 
 @dataclass
 class Note:
-    """A line of text, about the lines before it."""
+    """A line of text about the lines before it."""
 
     text: str
     facts: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def middle(values: Sequence[float]) -> str:
 
 
 def _show(value: float) -> str:
-    """Return a figure with as many digits as mean something; a count is exact."""
+    """Return a figure with the digits that are significant; a count is exact."""
     if isinstance(value, int) or abs(value) >= NO_DECIMAL:
         return f"{value:,.0f}"
     if abs(value) >= ONE_DECIMAL:

@@ -1,7 +1,7 @@
 """Measure trio_asgi beside Django's own handlers: everything, or some of it.
 
 ``nox -s benchmarks`` runs this; README.md says how to read the output. Each part is a
-module that yields lines. They are printed as they come, and kept for ``--output`` and
+module that yields lines. They are printed at once, and kept for ``--output`` and
 ``--plot``. No figure is ever an error, but a wrong answer is.
 """
 
@@ -51,9 +51,9 @@ class Scale:
     seconds: float
     http_rounds: int
     http_seconds: int
-    #: For what is counted.
+    #: For the counts.
     requests: int
-    #: How many wait at once.
+    #: How many requests wait at once.
     waiting: int
     waiting_rounds: int
     bridge_rounds: int
@@ -71,7 +71,7 @@ FULL = Scale(
     bridge_rounds=15,
     bodies=bodies.FULL,
 )
-#: All parts, but nothing to judge by.
+#: All parts, but too little to judge by.
 SHORT = Scale(
     rounds=2,
     seconds=0.05,
@@ -89,12 +89,12 @@ class Results:
     """Prints the lines of each part, and keeps them."""
 
     def __init__(self, *, judge: bool) -> None:
-        """Say whether targets are reached, or leave that open."""
+        """Print nothing yet; if ``judge``, lines say whether targets are reached."""
         self._judge = judge
         self.parts: dict[str, list[Line | Note]] = {}
 
     def section(self, part: str, title: str, lines: Iterable[Line | Note]) -> None:
-        """Print the lines under a title, or why there are none."""
+        """Print the lines under a title, or the reason why there are none."""
         print(f"\n{title}")
         kept = self.parts.setdefault(part, [])
         try:
@@ -123,8 +123,8 @@ class Results:
         }
 
 
-# The parts: each takes the results that it adds to, the databases, how much to do, and
-# the works to do it with.
+# The parts: each takes the results to add to, the databases, how much to do, and the
+# works to measure.
 
 
 def run_in_process(
@@ -186,14 +186,14 @@ def run_growth(
 def run_bodies(
     results: Results, databases: Mapping[str, str], scale: Scale, _works: Sequence[str]
 ) -> None:
-    """Measure what large bodies take of memory and of time."""
+    """Measure the memory and time of large bodies."""
     sizes = scale.bodies
     titles = {
         "download": f"download of a file of {sizes.file // bodies.MIB:,} MiB",
         "upload": f"upload of {sizes.file // bodies.MIB:,} MiB, read by an async view",
         "rows": f"{sizes.rows:,} rows of CSV from a sync generator",
-        "crowd": f"{sizes.fast} fast clients download, and as many of 10 KiB/s",
-        "events": f"{sizes.streams:,} event streams, an event each {sizes.period:g} s",
+        "crowd": f"{sizes.fast} fast clients download, and as many slow (10 KiB/s)",
+        "events": f"{sizes.streams:,} event streams, an event every {sizes.period:g} s",
     }
 
     def lines(name: str) -> Iterator[Line | Note]:
@@ -211,7 +211,7 @@ def run_bridge(
     scale: Scale,
     _works: Sequence[str],
 ) -> None:
-    """Measure what the installed bridge costs code on asyncio."""
+    """Measure the cost of the installed bridge for code on asyncio."""
 
     def lines() -> Iterator[Line]:
         import bridge_cost  # noqa: PLC0415 - changes asgiref
@@ -235,7 +235,7 @@ PARTS = {
 
 
 def versions() -> dict[str, str]:
-    """Return the version of everything that takes part."""
+    """Return the versions of all packages and programs involved."""
     installed = {
         distribution.name: distribution.version for distribution in distributions()
     }
@@ -265,9 +265,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--short", action="store_true", help="all parts, but too little to judge by")
     add("--only", action="append", choices=PARTS, help="a part; can be repeated")
-    add("--work", action="append", choices=WORKS, help="only in-process, this work")
-    add("--rounds", type=int, help="in-process, over HTTP, bodies")
-    add("--seconds", type=float, help="for a candidate in one round, in-process")
+    add("--work", action="append", choices=WORKS, help="only this work, in-process")
+    add("--rounds", type=int, help="of in-process, over HTTP and bodies")
+    add("--seconds", type=float, help="of a candidate in one round, in-process")
     add("--output", type=Path, metavar="FILE", help="all figures as JSON")
     add("--plot", type=Path, metavar="FILE", help="a picture, in SVG")
     add("--profile", choices=WORKS, metavar="WORK", help="where the time goes")
@@ -277,7 +277,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_scale(options: argparse.Namespace) -> Scale:
-    """Return how much is to be done."""
+    """Return how much to do."""
     scale = SHORT if options.short else FULL
     changes: dict[str, Any] = {}
     if options.rounds:
@@ -292,7 +292,7 @@ def choose_scale(options: argparse.Namespace) -> Scale:
 
 
 def measure(databases: Mapping[str, str], options: argparse.Namespace) -> None:
-    """Run the chosen parts, and write what was asked for."""
+    """Run the chosen parts, and write the chosen files."""
     scale = choose_scale(options)
     header = versions()
     print(", ".join(f"{name} {number}" for name, number in header.items()))
@@ -320,7 +320,7 @@ def measure(databases: Mapping[str, str], options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     options = parse_arguments()
     try:
         with open_databases() as databases:

@@ -1,7 +1,7 @@
-"""What the candidates are asked to do, and what is hoped for.
+"""The works of the candidates, and their targets.
 
-A work is a request of one kind, with the settings that it meets. This table is all that
-the other modules know about them.
+A work is a request of one kind, with its settings. This table is all that the other
+modules know about the works.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Work:
     #: The view, and its sync twin, which the floor runs.
     view: str
     sync_view: str
-    #: What it answers.
+    #: The expected answer.
     body: str = "hello"
     middleware: Literal["none", "seven"] = "none"
     database: Literal["sqlite", "postgresql"] = "sqlite"
     signed_in: bool = False
-    #: Times the baseline's throughput, and the concurrencies that it is asked of.
+    #: As a multiple of the baseline's throughput, and for which concurrencies.
     target: Target | None = None
     concurrencies: tuple[int, ...] = (1, 32)
-    #: Times the floor's seconds.
+    #: As a multiple of the floor's seconds.
     floor_target: Target | None = None
-    #: Whether trio_asgi and the floor keep connections, as the baseline cannot.
+    #: Whether trio_asgi and the floor keep connections, which the baseline cannot.
     keeps_connections: bool = False
 
 

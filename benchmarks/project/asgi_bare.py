@@ -1,6 +1,6 @@
-"""An application that does nothing but answer: what the server itself takes.
+"""An application that does nothing but answer, to measure the server itself.
 
-The path says the response's body: ``/3x100/`` is three messages of a hundred bytes.
+The path sets the response's body: ``/3x100/`` is three messages of a hundred bytes.
 """
 
 from __future__ import annotations

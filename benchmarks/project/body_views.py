@@ -1,4 +1,4 @@
-"""Views with large bodies; some tell when they began, for their first byte's time."""
+"""Views with large bodies; some send the time of their start, to time the first byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from trio_asgi import ASGIRequest
 
-#: How much a view reads at once.
+#: How many bytes a view reads at once.
 BLOCK = 2**16
 
 
@@ -39,7 +39,7 @@ def download(_request: HttpRequest, name: str) -> FileResponse:
 
 
 class Echo:
-    """What `csv.writer` writes to: it gives back what it is given."""
+    """A file for `csv.writer` that gives each line back."""
 
     def write(self, line: str) -> str:
         """Return the line."""
@@ -61,7 +61,7 @@ def rows(_request: HttpRequest, count: int) -> StreamingHttpResponse:
 
 @csrf_exempt
 async def upload(request: HttpRequest) -> HttpResponse:
-    """Read the body in blocks, and tell its size: as it is done in Django."""
+    """Read the body in blocks, as usual in Django, and answer with its size."""
     size = 0
     while block := request.read(BLOCK):
         size += len(block)
@@ -71,7 +71,7 @@ async def upload(request: HttpRequest) -> HttpResponse:
 @csrf_exempt
 @trio_asgi.stream_body
 async def upload_stream(request: ASGIRequest) -> HttpResponse:
-    """Read the body as it comes, and tell its size."""
+    """Read the body as it arrives, and answer with its size."""
     size = 0
     async for block in request.stream():
         size += len(block)
@@ -79,10 +79,10 @@ async def upload_stream(request: ASGIRequest) -> HttpResponse:
 
 
 async def events(_request: HttpRequest, milliseconds: int) -> StreamingHttpResponse:
-    """Send an event in each period; it tells its time.
+    """Send an event with its time in each period.
 
-    The second one comes at any time of the first period, so that streams that were
-    opened together do not stay so.
+    The second event comes at a random time in the first period, so that streams that
+    were opened together do not stay in step.
     """
     period = milliseconds / 1000
     sleep = trio.sleep if trio.lowlevel.in_trio_task() else asyncio.sleep

@@ -1,6 +1,6 @@
 """Fill an empty database: ``python -m project.prepare``, in the project's environment.
 
-The session has a key that is known, so that every request can carry its cookie.
+The session has a known key, so that every request can carry its cookie.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import django
 from django.conf import settings
 from django.core.management import call_command
 
-#: Whose session the cookie is.
+#: The user of the session.
 USERNAME = "leaf"
 SESSION_KEY = "0123456789abcdefghijklmnopqrstuv"
 

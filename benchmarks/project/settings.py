@@ -1,13 +1,13 @@
-"""Settings as ``startproject`` makes them, in production; the environment varies them.
+"""The settings of ``startproject``, in production; the environment varies them.
 
-A candidate's process is given, see `works.Work.environment`:
+A candidate's process gets these variables, see `candidates.environment`:
 
-- ``BENCHMARK_MIDDLEWARE``: "none", or "seven", which are those of ``startproject``.
+- ``BENCHMARK_MIDDLEWARE``: "none", or "seven" for those of ``startproject``.
 - ``BENCHMARK_SQLITE``: the path of a SQLite file, or
 - ``BENCHMARK_POSTGRESQL``: the name of a database on the server of ``PGHOST``,
   ``PGPORT``, ``PGUSER`` and ``PGPASSWORD``.
 - ``BENCHMARK_CONN_MAX_AGE``: seconds.
-- ``BENCHMARK_NAME``: what PostgreSQL is told of who connects.
+- ``BENCHMARK_NAME``: the application's name for PostgreSQL.
 - ``BENCHMARK_FILES``: the directory of the files that are downloaded.
 """
 
@@ -62,9 +62,9 @@ DATABASES = {
         "CONN_MAX_AGE": int(os.environ.get("BENCHMARK_CONN_MAX_AGE", "0")),
     }
 }
-# At "warning", it says a line for each message to a client that has left.
+# At "WARNING", asyncio logs a line for each message to a client that has left.
 LOGGING = {"version": 1, "loggers": {"asyncio": {"level": "ERROR"}}}
 FILES = os.environ.get("BENCHMARK_FILES", "")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-# Tables are made from the models at once, which is quicker than by steps.
+# Tables are created from the models directly, which is quicker than migrations.
 MIGRATION_MODULES = dict.fromkeys(["auth", "contenttypes", "sessions"])

@@ -1,4 +1,4 @@
-"""One path for each view: its name, and what it wants to know."""
+"""One path for each view: its name and its arguments."""
 
 from __future__ import annotations
 

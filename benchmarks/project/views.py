@@ -1,4 +1,4 @@
-"""The views: each does one thing, and exists for sync and async."""
+"""The views: each does one thing; most exist in a sync and an async version."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """Where requests wait until the driver opens it. Of the loop's thread alone."""
+    """Requests wait here until the driver opens it. Only the loop's thread uses it."""
 
     def __init__(self) -> None:
-        #: How many requests wait.
+        #: How many requests are waiting.
         self.waiting = 0
-        #: An event of the loop that runs: the driver's.
+        #: An event of the running loop, which the driver makes and sets.
         self.opened: Any = None
 
 
@@ -59,7 +59,7 @@ async def row_async(_request: HttpRequest) -> HttpResponse:
 
 
 def backend(_request: HttpRequest) -> HttpResponse:
-    """Tell which connection of PostgreSQL was used: the process at its other end."""
+    """Answer with the PostgreSQL process at the other end of the connection."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (number,) = cursor.fetchone()
