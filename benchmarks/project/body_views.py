@@ -1,4 +1,4 @@
-"""Views with large bodies; some send the time of their start, to time the first byte."""
+"""Views with large bodies; some send their time of start, to time the first byte."""
 
 from __future__ import annotations
 
