@@ -73,7 +73,7 @@ async def _back_from_thread(calls: int) -> None:
 CASES: dict[str, Callable[[int], Awaitable[None]]] = {
     "sync_to_async": _sensitive,
     "sync_to_async, thread_sensitive=False": _insensitive,
-    "sync_to_async, wrapped anew": _made_for_each_call,
+    "sync_to_async, wrapped for each call": _made_for_each_call,
     "async_to_sync in sync_to_async": _back_from_thread,
 }
 
