@@ -107,7 +107,7 @@ class Answer:
 
 
 def download(port: int, path: str) -> dict[str, Any]:
-    """Download a body; ``first`` is the time from the view's start to a first byte."""
+    """Download a body; ``first``: seconds from the view's start to the first byte."""
     buffer = bytearray(BLOCK)
     start = time.monotonic()
     with connect(port) as connection:
