@@ -18,7 +18,7 @@ from psycopg import sql
 
 from support import skip_without_server
 from trio_asgi.bridge import pool_options
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -15,7 +15,7 @@ import trio_asgi
 from support import application, http_scope, signal_log
 from trio_asgi import ASGIHandler, ASGIRequest, BodyTimeout, BodyTooLarge
 from trio_asgi.asgi.receive import LINGER_SECONDS
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

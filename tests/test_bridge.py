@@ -44,9 +44,9 @@ from trio.testing import wait_all_tasks_blocked
 import trio_asgi
 from thread_support import run_script
 from trio_asgi.errors import leaves
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

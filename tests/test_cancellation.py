@@ -31,8 +31,8 @@ from support import (
 from thread_support import assert_at_rest
 from trio_asgi import ASGIHandler
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

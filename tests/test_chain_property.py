@@ -334,11 +334,6 @@ EXAMPLES = {
     "a hook of Django's is patched": Chain(
         (Layer(f"patched:{SECURITY}", ALL_HOOKS), *PLAIN[1:]), views=(ASYNC, ASYNC)
     ),
-    "a hook of Django's is patched late": Chain(
-        (Layer(f"patched:{SECURITY}", ALL_HOOKS), *PLAIN[1:]),
-        views=(ASYNC, ASYNC),
-        settings=("patch late",),
-    ),
     "the mixin's calls are patched": Chain(
         (MIXIN, *PLAIN),
         views=(SYNC, ASYNC),

@@ -12,7 +12,7 @@ from django.test import override_settings
 
 from thread_support import run_script
 from trio_asgi import conf, get_asgi_application
-from trio_asgi.threads import pool as _worker
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +117,7 @@ def test_the_worker_threads_have_the_settings() -> None:
     import trio  # noqa: PLC0415
 
     async def main() -> tuple[float, float]:
-        pool = _worker.current_pool()
+        pool = current_pool()
         return pool.limiter.total_tokens, pool.idle_seconds
 
     with override_settings(TRIO_ASGI={"THREADS": 3, "THREAD_IDLE_SECONDS": 0.5}):
@@ -155,7 +155,7 @@ def query():
     return connection
 
 async def show():
-    from trio_asgi.threads.pool import current_pool
+    from trio_asgi.threads.current import current_pool
     pool = current_pool()
     print(
         pool.limiter.total_tokens,
@@ -228,7 +228,7 @@ except Exception as error:
 
 async def test_a_new_handler_changes_the_options_of_the_run() -> None:
     """The bound applies to new leases; those that hold a thread keep it."""
-    pool = _worker.current_pool()
+    pool = current_pool()
     before = pool.lease()
     await before.run_sync(int)
     try:

@@ -28,7 +28,7 @@ from database_support import (
 from support import Answer, application, request
 from trio_asgi import release_thread
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -36,7 +36,7 @@ from project_support import counts, run_pytest, run_python
 from support import application, http_scope, receive_answer, request
 from trio_asgi import conf
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 from trio_asgi.uploads import StorageUploadedFile, StorageUploadHandler
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_asgi.asgi.exchange import Exchange
 from trio_asgi.errors import leaves
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

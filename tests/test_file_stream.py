@@ -23,10 +23,10 @@ from support import Answer, application, http_scope, receive_answer, request, si
 from trio_asgi.response.file_stream import LARGEST_BLOCK, DiskFile
 from trio_asgi.response.files import is_plain, path_to_send
 from trio_asgi.response.message_size import SMALLEST
-from trio_asgi.response.send import thread_stream
+from trio_asgi.response.sync_content import thread_stream
 from trio_asgi.response.thread_stream import LARGEST, ThreadStream
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -909,7 +909,7 @@ import errno, io, os, sys, trio
 {change}
 
 from trio_asgi.response.file_stream import disk_file, DiskFileStream
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 from trio_asgi.response.file_stream import FileStream
 
 async def main():

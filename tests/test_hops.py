@@ -54,7 +54,7 @@ from hop_support import (
 from support import application, http_scope, request
 from trio_asgi import ASGIHandler, release_thread
 from trio_asgi.asgi.exchange import SEND_SECONDS
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

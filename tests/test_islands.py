@@ -27,8 +27,8 @@ from trio_asgi import asyncio_island, trio_island
 from trio_asgi.errors import note_asyncio
 from trio_asgi.islands.loop import close_loop
 from trio_asgi.islands.stream import IslandStream
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

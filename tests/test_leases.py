@@ -35,13 +35,15 @@ from thread_support import (
 )
 from trio_asgi import asyncio_island, release_thread
 from trio_asgi.bridge import pool_options
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.pool import WorkerPool, current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from trio_asgi.threads.pool import WorkerPool
 
 
 # When a lease takes a thread

@@ -24,11 +24,13 @@ from thread_support import (
     variable,
     wait_set,
 )
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Detached, Lease
-from trio_asgi.threads.pool import WorkerPool, current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from trio_asgi.threads.pool import WorkerPool
 
 
 async def test_a_call_can_be_left() -> None:

@@ -20,7 +20,7 @@ from support import application, request
 from trio_asgi import ASGIHandler, asyncio_island
 from trio_asgi.testing import ApplicationCommunicator
 from trio_asgi.threads.abandon import Abandoner
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -46,7 +46,7 @@ from hop_support import (
 from support import Answer, application, request
 from trio_asgi.chain import loop_safe as _loop_safe
 from trio_asgi.chain.loop_safe import DJANGOS
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

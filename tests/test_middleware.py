@@ -36,7 +36,7 @@ from hop_support import (
 from support import application, http_scope, request, signal_log
 from thread_support import Gate, assert_at_rest
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

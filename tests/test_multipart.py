@@ -31,7 +31,7 @@ from support import Answer, application, http_scope, receive_answer, request
 from thread_support import assert_at_rest
 from trio_asgi import ASGIHandler, ASGIRequest, stream_body
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 from trio_asgi.uploads import StorageUploadHandler
 
 if TYPE_CHECKING:

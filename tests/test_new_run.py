@@ -28,9 +28,9 @@ from django.utils import timezone
 import trio_asgi
 from thread_support import SECONDS, run_script, variable
 from trio_asgi.threads.call import calling
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.new_run import run_in_new_run
-from trio_asgi.threads.pool import current_pool
 from trio_asgi.threads.trio_state import in_trio_thread
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from support import application, http_scope, receive_answer, request
 from trio_asgi import ASGIHandler, ASGIRequest, asyncio_island, stream_body
 from trio_asgi.islands.loop import close_loop
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.offload import HeldLog, finish_in_thread, log
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -17,7 +17,7 @@ def test_a_forked_child_belongs_to_no_call() -> None:
         import os, sys, trio, warnings
         from trio_asgi.threads.call import calling
         from trio_asgi.threads.trio_state import in_trio_thread
-        from trio_asgi.threads.pool import current_pool
+        from trio_asgi.threads.current import current_pool
 
         # A process with threads should not be forked, says Python 3.12.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -50,7 +50,7 @@ def test_a_forked_child_belongs_to_no_call() -> None:
 INTERRUPTED = """
     import signal, sys, trio
     from trio_asgi.threads.reentry import run_async
-    from trio_asgi.threads.pool import current_pool
+    from trio_asgi.threads.current import current_pool
 
     def interrupt():
         signal.raise_signal(signal.SIGINT)
@@ -97,7 +97,7 @@ def test_an_interrupt_reaches_a_coroutine() -> None:
         """
         import signal, trio
         from trio_asgi.threads.reentry import run_async
-        from trio_asgi.threads.pool import current_pool
+        from trio_asgi.threads.current import current_pool
 
         async def coroutine():
             try:

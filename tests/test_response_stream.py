@@ -19,10 +19,10 @@ from trio_asgi.errors import leaves
 from trio_asgi.response.message_size import SMALLEST
 from trio_asgi.response.send import close_stream, send_parts
 from trio_asgi.response.thread_stream import LARGEST, TURN
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import HeldLog
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import (

@@ -22,8 +22,8 @@ from support import application, http_scope, request
 from thread_support import assert_at_rest, join
 from trio_asgi import ASGIHandler, release_thread
 from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -15,7 +15,7 @@ from django.urls import path
 
 from support import application, http_scope, request, signal_log
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

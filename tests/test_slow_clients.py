@@ -25,7 +25,7 @@ from django.urls import path
 from support import application, http_scope, request, signal_log
 from thread_support import assert_at_rest
 from trio_asgi.asgi.exchange import SEND_SECONDS
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

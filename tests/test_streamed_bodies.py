@@ -40,7 +40,7 @@ from support import (
 from trio_asgi import ASGIHandler, ASGIRequest, stream_body
 from trio_asgi.asgi.receive import AHEAD
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

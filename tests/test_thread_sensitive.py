@@ -39,9 +39,9 @@ from thread_support import (
     variable,
     worker_threads,
 )
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

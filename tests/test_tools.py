@@ -26,7 +26,7 @@ from tools.site_of_many import COUNT, KINDS
 from tools.wrapped import CODE_NAMES, NAMES
 from trio_asgi import ASGIHandler, get_asgi_application
 from trio_asgi.testing import ApplicationCommunicator
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

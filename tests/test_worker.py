@@ -30,12 +30,14 @@ from thread_support import (
     worker_threads,
 )
 from trio_asgi.threads.call import calling
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.pool import WorkerPool, current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from trio_asgi.threads.pool import WorkerPool
 
 
 # Which thread, and when

@@ -200,10 +200,11 @@ def run_script(script: str, *args: str) -> str:
 
 _INTERRUPTED = """
 import signal, sys, trio
-from trio_asgi.threads import call, lease as leases, loop, pool as pools
+from trio_asgi.threads import call, lease as leases, loop, pool
 from trio_asgi.threads import wakeups, worker
+from trio_asgi.threads.current import current_pool
 
-modules = [call, leases, loop, pools, wakeups, worker]
+modules = [call, leases, loop, pool, wakeups, worker]
 files = {{module.__file__ for module in modules}}
 remaining = 0
 
@@ -228,7 +229,7 @@ async def use(pool, lease):
 
 async def main(line):
     global remaining
-    pool = pools.current_pool()
+    pool = current_pool()
     {setup}
     await use(pool, lease)
     remaining = line

@@ -40,8 +40,8 @@ from .request.signals import RequestSignals, disown_caches
 from .request.state import RequestState
 from .response.file_stream import LARGEST_BLOCK
 from .response.send import send_over_asgi
+from .threads.current import current_pool, reserved_lease
 from .threads.loop import current_loop
-from .threads.pool import current_pool, reserved_lease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import outcome
 import trio
 
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     import concurrent.futures

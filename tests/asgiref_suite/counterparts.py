@@ -20,9 +20,9 @@ import pytest
 import trio_asgi.testing
 from suite_support import hand_out
 from trio_asgi.threads.call import calling
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import CallLoop, current_loop
-from trio_asgi.threads.pool import current_pool
 from trio_asgi.threads.trio_state import in_trio_task
 
 from . import asyncio_on_trio

@@ -23,7 +23,7 @@ from django.utils.module_loading import import_string
 
 from .acts import act, act_async, closed_at_end, respond
 from .notes import note, note_made, word
-from .specs import SYNC_HOOKS, Act, Chain, Layer, OopsError
+from .specs import Act, Chain, Layer, OopsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -248,13 +248,8 @@ def _subclass(layer: Layer, index: int, base: type[Any]) -> type[Any]:
 
 
 @contextmanager
-def patches(chain: Chain, *, late: bool) -> Iterator[None]:
-    """Replace Django's code for a time, as measuring tools do.
-
-    Args:
-        chain: Says what to replace.
-        late: Whether the handler was made before.
-    """
+def patches(chain: Chain) -> Iterator[None]:
+    """Replace Django's code for a time, as measuring tools do: what a chain says."""
     kept: list[tuple[type[Any], str, Any]] = []
 
     def patch(cls: type[Any], name: str, replacement: Any) -> None:
@@ -262,20 +257,15 @@ def patches(chain: Chain, *, late: bool) -> Iterator[None]:
         setattr(cls, name, replacement)
 
     for index, layer in enumerate(chain.layers):
-        if layer.kind.startswith("patched:") and late == (
-            "patch late" in chain.settings
-        ):
+        if layer.kind.startswith("patched:"):
             cls = import_string(layer.kind.removeprefix("patched:"))
             for name, does in layer.hooks:
-                if late and does.is_async and name in SYNC_HOOKS:
-                    # Django would ask each time, and then refuse it.
-                    continue
                 method = getattr(cls, name, None)
                 patch(cls, name, _hook_before(does, f"{index}.{name}", method))
-    if "patch the mixin" in chain.settings and not late:
+    if "patch the mixin" in chain.settings:
         patch(MiddlewareMixin, "__call__", _noted(MiddlewareMixin.__call__))
         patch(MiddlewareMixin, "__acall__", _noted(MiddlewareMixin.__acall__))
-    if "patch the handler" in chain.settings and not late:
+    if "patch the handler" in chain.settings:
         original = BaseHandler.get_response_async
         patch(BaseHandler, "get_response_async", _noted(original))
     try:

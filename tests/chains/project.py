@@ -132,7 +132,6 @@ SETTINGS_BY_NAME: dict[str, dict[str, Any]] = {
     # Not settings, but things that projects do
     "patch the mixin": {},
     "patch the handler": {},
-    "patch late": {},  # patched layers: after the handler was made
     "set variables at start": {},  # in a receiver of request_started
     "fail at start": {},
 }
@@ -257,7 +256,7 @@ def chain_loaded(chain: Chain) -> Iterator[None]:
     database = connections.settings["default"]
     database["ATOMIC_REQUESTS"] = "atomic requests" in chain.settings
     try:
-        with override_settings(**options), patches(chain, late=False):
+        with override_settings(**options), patches(chain):
             yield
     finally:
         database["ATOMIC_REQUESTS"] = False

@@ -21,7 +21,6 @@ from trio_asgi import ASGIHandler
 from trio_asgi.testing import http_scope
 
 from . import notes
-from .layers import patches
 from .notes import Event, Recording, note, recording
 from .project import USES_DATABASE
 
@@ -138,8 +137,7 @@ def _run(
     notes.made.clear()
     app = handler()
     made = list(notes.made)
-    with patches(chain, late=True):
-        outcomes = contextvars.Context().run(serve, app)
+    outcomes = contextvars.Context().run(serve, app)
     for outcome in outcomes:
         for coroutine in outcome.recording.coroutines:
             coroutine.close()

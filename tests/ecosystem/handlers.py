@@ -32,7 +32,7 @@ import trio_asgi.testing
 from django_suite import counterparts, sync_client
 from django_suite.recorder import Recorder
 from suite_support import hand_out
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator

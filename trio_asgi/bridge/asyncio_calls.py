@@ -12,9 +12,9 @@ from asgiref.sync import SyncToAsync
 
 from trio_asgi.errors import raise_sole_error
 from trio_asgi.islands.context import restore_context
+from trio_asgi.threads.current import current_pool, has_own_thread
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop, switch_context
-from trio_asgi.threads.pool import current_pool, has_own_thread
 from trio_asgi.threads.trio_state import in_trio_run, in_trio_task
 
 from .executor import ExecutorInbox

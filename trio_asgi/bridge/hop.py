@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 from asgiref.sync import sync_to_async
 
 from trio_asgi.islands.context import restore_context
+from trio_asgi.threads.current import sensitive_loop
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.pool import sensitive_loop
 from trio_asgi.threads.trio_state import in_trio_task
 
 from .sync_to_async import is_wrapped

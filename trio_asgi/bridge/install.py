@@ -26,7 +26,7 @@ from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.http import StreamingHttpResponse
 
 from trio_asgi.islands import context
-from trio_asgi.threads import new_run, pool
+from trio_asgi.threads import current, new_run
 
 from . import (
     async_to_sync,
@@ -117,7 +117,7 @@ def install_bridge(
             for patch in patches:
                 setattr(patch.owner, patch.name, patch.replacement)
             _installed.extend(patches)
-            pool.pool_options = pool_options.pool_options
+            current.pool_options = pool_options.pool_options
             new_run.in_transaction = connections.in_transaction
         if async_to_sync_backend is not None:
             async_to_sync.async_to_sync_backend = async_to_sync_backend

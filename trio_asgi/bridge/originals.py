@@ -15,8 +15,11 @@ from __future__ import annotations
 import sys
 from functools import cache
 from importlib.machinery import PathFinder
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, GetSetDescriptorType
 from typing import TYPE_CHECKING, Any
+
+from django.utils.functional import cached_property
+from django.utils.module_loading import import_string
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,3 +80,36 @@ def _codes_in(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _codes_in(constant)
+
+
+def is_original_class(cls: type) -> bool:
+    """Whether all code of a class was written in its own module.
+
+    What it inherits is not looked at.
+    """
+    if import_string(class_name(cls)) is not cls:
+        return False
+    module = sys.modules[cls.__module__]
+    return all(
+        is_original(code, module)
+        for value in vars(cls).values()
+        for code in _code_in(value)
+    )
+
+
+def _code_in(value: Any) -> tuple[Any, ...]:
+    """Return what an attribute of a class calls, if anything."""
+    if type(value) is property:
+        return tuple(filter(None, (value.fget, value.fset, value.fdel)))
+    if type(value) is cached_property:
+        return (value.func,)
+    if type(value) in (classmethod, staticmethod):
+        return (value.__func__,)
+    if isinstance(value, (type, GetSetDescriptorType)):
+        return ()
+    return (value,) if callable(value) or hasattr(value, "__get__") else ()
+
+
+def class_name(cls: type) -> str:
+    """Return the dotted name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -7,7 +7,7 @@ from typing import Any, Final
 from django.conf import settings
 
 from trio_asgi import conf
-from trio_asgi.threads.pool import existing_pool
+from trio_asgi.threads.current import existing_pool
 
 from .connections import close_connections, tidy_up
 

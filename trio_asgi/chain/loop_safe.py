@@ -18,17 +18,15 @@ middleware is loaded.
 from __future__ import annotations
 
 import inspect
-import sys
-from types import FunctionType, GetSetDescriptorType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, request as request_module
-from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
 
-from trio_asgi.bridge.originals import Original, is_original
+from trio_asgi.bridge.originals import Original, class_name, is_original_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,7 +54,9 @@ class _Djangos:
     def __contains__(self, cls: type) -> bool:
         """Whether a class is one of these; as Django wrote it, when first met."""
         if cls not in self._met:
-            if _name(cls) not in self._names or not _are_as_written(cls):
+            if class_name(cls) not in self._names:
+                return False
+            if not all(map(is_original_class, cls.__mro__[:-1])):
                 return False
             self._met.add(cls)
         return True
@@ -257,10 +257,10 @@ class LoopSafety:
 
 
 def _conditions(cls: type) -> Mapping[str, Condition]:
-    name = _name(cls)
+    name = class_name(cls)
     djangos = DJANGOS.get(name)
     if djangos is not None:
-        return djangos if _is_as_written(cls) else {}
+        return djangos if is_original_class(cls) else {}
     declared = vars(cls).get("loop_safe_hooks", ())
     if not isinstance(declared, (tuple, list)) or not all(
         hook in DECLARABLE for hook in declared
@@ -280,37 +280,3 @@ def _hides_methods(instance: Any) -> bool:
         isinstance(inspect.getattr_static(cls, name, None), FunctionType)
         for name in getattr(instance, "__dict__", ())
     )
-
-
-def _are_as_written(cls: type) -> bool:
-    """Whether a class is, and those that it inherits from."""
-    return all(map(_is_as_written, cls.__mro__[:-1]))
-
-
-def _is_as_written(cls: type) -> bool:
-    """Whether all code of a class was written in its own module."""
-    if import_string(_name(cls)) is not cls:
-        return False
-    module = sys.modules[cls.__module__]
-    return all(
-        is_original(code, module)
-        for value in vars(cls).values()
-        for code in _code_in(value)
-    )
-
-
-def _code_in(value: Any) -> tuple[Any, ...]:
-    """Return what an attribute of a class calls, if anything."""
-    if type(value) is property:
-        return tuple(filter(None, (value.fget, value.fset, value.fdel)))
-    if type(value) is cached_property:
-        return (value.func,)
-    if type(value) in (classmethod, staticmethod):
-        return (value.__func__,)
-    if isinstance(value, (type, GetSetDescriptorType)):
-        return ()
-    return (value,) if callable(value) or hasattr(value, "__get__") else ()
-
-
-def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

@@ -15,7 +15,7 @@ from django.core.signals import request_finished, request_started
 from trio_asgi.bridge import sync_to_async
 from trio_asgi.bridge.hop import hop
 from trio_asgi.chain.passage import Passage
-from trio_asgi.request import body, body_file, release_thread, signals
+from trio_asgi.request import body, body_file, closing, release_thread, signals
 from trio_asgi.response import send
 from trio_asgi.response.file_stream import FileStream
 from trio_asgi.response.thread_stream import ThreadStream
@@ -107,9 +107,9 @@ def _end_causes(names: dict[str, Any]) -> list[Cause]:
     """Return why a request ends in its thread."""
     causes = _receivers(request_finished, signals._djangos_of_finish)
     response = names["response"]
-    if response is not None and not signals._closes_nothing(response):
+    if response is not None and not closing.closes_nothing(response):
         causes.append(Cause("closing the response"))
-    if signals.has_caches_to_close():
+    if closing.has_caches_to_close():
         causes.append(Cause("closing a cache"))
     advice = "Keep them: set CONN_MAX_AGE."
     return causes or [Cause("closing old database connections", advice)]

@@ -20,9 +20,9 @@ from asgiref.sync import iscoroutinefunction
 
 from trio_asgi.chain.passage import Passage
 from trio_asgi.chain.plan import Kind
+from trio_asgi.threads.current import current_pool, reserved_lease
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import CallLoop, current_loop
-from trio_asgi.threads.pool import current_pool, reserved_lease
 
 from .causes import Cause, causes_of_call, causes_of_start, hook_cause, name_of
 

@@ -20,10 +20,10 @@ from trio_asgi.threads.abandon import (
     describe_asyncio_task,
     forget_asyncio_task,
 )
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import call_in_thread_soon, log
-from trio_asgi.threads.pool import current_pool
 
 from .executor import make_executor
 

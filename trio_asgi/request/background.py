@@ -21,12 +21,12 @@ from trio_asgi.bridge.connections import tidy_up
 from trio_asgi.errors import note_asyncio, reraise, split_ending
 from trio_asgi.islands.context import restore_context, with_locals, without_locals
 from trio_asgi.islands.loop import below_asyncio, end_tasks
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import HeldLog, log
-from trio_asgi.threads.pool import current_pool
 
+from .closing import has_caches_to_close
 from .errors import cleanup_seconds
-from .signals import has_caches_to_close
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,7 +15,7 @@ from django.http import RawPostDataException, UnreadablePostError
 
 from trio_asgi.bridge.hop import hop
 from trio_asgi.errors import LEFT_EARLY, BodyTimeout, BodyTooLarge, ClientDisconnected
-from trio_asgi.threads.pool import current_pool
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.trio_state import in_trio_run, in_trio_task
 
 if TYPE_CHECKING:

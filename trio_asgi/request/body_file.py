@@ -11,8 +11,8 @@ from django.conf import settings
 from django.core.exceptions import RequestAborted
 
 from trio_asgi import conf
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.offload import finish_in_thread
-from trio_asgi.threads.pool import current_pool
 
 from .body_options import BodyOptions, options_for
 from .body_stream import BodyFile, open_body

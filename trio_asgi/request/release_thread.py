@@ -9,9 +9,9 @@ import trio
 from django.db import close_old_connections, connections
 
 from trio_asgi.islands.functions import run_on_trio
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.pool import current_pool
 from trio_asgi.threads.trio_state import in_trio_run, in_trio_task
 
 if TYPE_CHECKING:

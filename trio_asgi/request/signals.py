@@ -15,33 +15,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.core import signals
 from django.core.cache import caches, close_caches
-from django.core.cache.backends import base as cache_base
-from django.core.cache.backends.base import BaseCache
-from django.core.handlers import asgi
-from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import reset_urlconf
 from django.db import close_old_connections, connections, reset_queries
 from django.db.backends.base import base as database_base
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal, dispatcher
-from django.http import (
-    HttpRequest,
-    request as request_module,
-    response as response_module,
-)
-from django.http.response import HttpResponseBase
 from django.urls import set_urlconf
 
 from trio_asgi.bridge.connections import keep_connections, tidy_up
 from trio_asgi.bridge.hop import hop
 from trio_asgi.bridge.originals import Original
 from trio_asgi.islands.context import with_locals
-from trio_asgi.response.files import is_plain, sends_file
 
+from .closing import close_on_loop, closes_anywhere, closes_nothing, has_caches_to_close
 from .errors import guard_closers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from django.http.response import HttpResponseBase
 
     from trio_asgi.asgi.types import Scope
     from trio_asgi.threads.lease import Lease
@@ -94,7 +86,7 @@ class RequestSignals:
         A file can be read in any thread; that it has to be closed is no reason to keep
         this one.
         """
-        if self._lease.retire or not (_closes_anywhere(response) and self._is_tidy()):
+        if self._lease.retire or not (closes_anywhere(response) and self._is_tidy()):
             return False
         self._lease.release_idle_thread(on_take=close_old_connections)
         return True
@@ -105,7 +97,7 @@ class RequestSignals:
             return False
         self._finished = True
         if response is not None:
-            _close_on_loop(response)
+            close_on_loop(response)
         set_urlconf(None)
         return True
 
@@ -159,7 +151,7 @@ class RequestSignals:
 
         So its end needs no hop, if nothing else of the request runs there after this.
         """
-        if _closes_anywhere(response) and _djangos_of_finish.are_alone():
+        if closes_anywhere(response) and _djangos_of_finish.are_alone():
             self._tidy_up()
 
     def _tidy_up(self) -> None:
@@ -174,7 +166,7 @@ class RequestSignals:
 
     def needs_no_thread(self, response: HttpResponseBase | None) -> bool:
         """Whether the request's end has nothing to do there. The request's task."""
-        return self._is_tidy() and (response is None or _closes_nothing(response))
+        return self._is_tidy() and (response is None or closes_nothing(response))
 
     def _is_tidy(self) -> bool:
         """Whether Django's receivers have nothing to do there, and no other listens."""
@@ -227,6 +219,11 @@ _djangos_of_finish = _Djangos(
 )
 
 
+_CLOSE_IF_OBSOLETE = Original(
+    BaseDatabaseWrapper.close_if_unusable_or_obsolete, database_base
+)
+
+
 def _may_stay(connection: BaseDatabaseWrapper) -> bool:
     """Whether `close_old_connections` would leave a connection alone."""
     if connection.connection is None:
@@ -243,76 +240,6 @@ def _may_stay(connection: BaseDatabaseWrapper) -> bool:
     )
 
 
-# What was put in their place, earlier or later, is called in the thread.
-_RESPONSE_CLOSE = Original(HttpResponseBase.close, response_module)
-_REQUEST_CLOSE = Original(HttpRequest.close, request_module)
-_ASGI_REQUEST_CLOSE = Original(ASGIRequest.close, asgi)
-_CACHE_CLOSE = Original(BaseCache.close, cache_base)
-_CLOSE_IF_OBSOLETE = Original(
-    BaseDatabaseWrapper.close_if_unusable_or_obsolete, database_base
-)
-
-
-def _closes_anywhere(response: HttpResponseBase) -> bool:
-    """Whether it makes no difference in which thread a response is closed."""
-    return _closes_nothing(response) or _closes_a_file(response)
-
-
-def _has_djangos_close(response: HttpResponseBase) -> bool:
-    return _RESPONSE_CLOSE.is_code_of(type(response).close) and "close" not in vars(
-        response
-    )
-
-
-def _closes_nothing(response: HttpResponseBase) -> bool:
-    """Whether closing a response does no more than to let go of what is in memory.
-
-    An async iterator is closed by the handler.
-    """
-    if response.streaming and not getattr(response, "is_async", False):
-        return False
-    if not _has_djangos_close(response):
-        return False
-    closers = response._resource_closers  # type: ignore[attr-defined]
-    if not closers:
-        return True
-    request = getattr(closers[0], "__self__", None)
-    close = getattr(closers[0], "__func__", None)
-    return (
-        len(closers) == 1
-        and isinstance(request, ASGIRequest)
-        and (close is HttpRequest.close or _ASGI_REQUEST_CLOSE.is_code_of(close))
-        and _REQUEST_CLOSE.is_code_of(HttpRequest.close)
-        # Uploaded files. What is left is the body, which the handler closes itself.
-        and not getattr(request, "_files", None)
-    )
-
-
-def _closes_a_file(response: HttpResponseBase) -> bool:
-    """Whether closing a response closes a plain file, which any thread may do."""
-    return (
-        sends_file(response)
-        and _has_djangos_close(response)
-        and all(
-            isinstance(owner, ASGIRequest) or is_plain(owner)
-            for owner in (
-                getattr(closer, "__self__", None)
-                for closer in response._resource_closers  # type: ignore[attr-defined]
-            )
-        )
-    )
-
-
-def has_caches_to_close() -> bool:
-    """Whether this request has used a cache that has to be closed; most have not."""
-    used = caches._connections  # type: ignore[attr-defined]
-    return any(
-        hasattr(used, alias)
-        and not _CACHE_CLOSE.is_code_of(type(getattr(used, alias)).close)
-        for alias in caches.settings
-    )
-
-
 def disown_caches() -> None:
     """Close the caches that were used here, and have no request inherit them.
 
@@ -323,9 +250,3 @@ def disown_caches() -> None:
     for alias in caches.settings:
         if hasattr(caches._connections, alias):  # type: ignore[attr-defined]
             del caches[alias]
-
-
-def _close_on_loop(response: HttpResponseBase) -> None:
-    """Close a response that closes nothing. Its signal is none of this."""
-    response._resource_closers.clear()  # type: ignore[attr-defined]
-    response.closed = True

@@ -20,6 +20,7 @@ from .thread_stream import TURN, ThreadStream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+
 #: How much of a file is read, and sent, at a time; bytes. Each block costs as much as
 #: some 100 KiB of it, in the thread and in the server.
 LARGEST_BLOCK: Final = 2**21

@@ -21,14 +21,14 @@ from trio_asgi.bridge.streaming_content import (
 )
 from trio_asgi.errors import ClientDisconnected, ends_more, leaves
 from trio_asgi.islands.stream import IslandStream
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.offload import log
-from trio_asgi.threads.pool import current_pool
 
-from .file_stream import LARGEST_BLOCK, DiskFileStream, FileStream, disk_file
-from .files import MAKE_BYTES, file_of, is_plain, path_to_send, plain_file
+from .file_stream import LARGEST_BLOCK
+from .files import file_of, path_to_send
 from .headers import response_start
 from .message_size import next_size
-from .thread_stream import ThreadStream
+from .sync_content import thread_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -281,36 +281,3 @@ def _raise_without_exit(group: BaseExceptionGroup[BaseException]) -> None:
             raise rest
     finally:
         del group, rest
-
-
-def thread_stream(response: StreamingHttpResponse) -> ThreadStream:
-    """Return what sends the sync content of a response."""
-    make_bytes = _bytes_maker(response)
-    file = file_of(response)
-    if file is None:
-        return ThreadStream(response._iterator, make_bytes)  # type: ignore[attr-defined]
-    length = response.headers.get("Content-Length", "")
-    size = int(length) if length.isdecimal() else None
-    if not is_plain(file):
-        return FileStream(file, make_bytes, size=size)
-    run = current_pool().run_sync
-    on_disk = disk_file(plain_file(file))
-    if on_disk is not None:
-        return DiskFileStream(on_disk, size=size, run=run)
-    return FileStream(file, make_bytes, size=size, run=run)
-
-
-def _bytes_maker(response: StreamingHttpResponse) -> Callable[[Any], bytes]:
-    """Return the response's ``make_bytes``, for many parts.
-
-    Django's finds out the charset for each, which takes longer than most rows of CSV.
-    """
-    make_bytes: Callable[[Any], bytes] = response.make_bytes
-    if not MAKE_BYTES.is_code_of(type(response).make_bytes):
-        return make_bytes
-    charset = response.charset
-
-    def make_bytes_of_part(part: Any) -> bytes:
-        return part.encode(charset) if type(part) is str else make_bytes(part)
-
-    return make_bytes_of_part

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import trio
 from asgiref.sync import sync_to_async
 
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.new_run import run_in_new_run
-from trio_asgi.threads.pool import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -3,8 +3,8 @@
 A cancelled Trio task still waits for its sync code, for a thread of
 `trio.to_thread.run_sync`, and for code of asyncio. None of these can be stopped. If one
 never ends, then neither does the task, its nursery, the server and the process. So at a
-shutdown an `Abandoner` looks at the tasks that must end. When one has been cancelled for
-long enough, and still waits, the task goes on without what it waits for.
+shutdown an `Abandoner` looks at the tasks that must end. When one was cancelled long
+enough ago, and still waits, it goes on without what it waits for.
 
 What is left runs on alone, in a thread that does not keep the process from exiting. It
 is logged by name.

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import outcome
 import trio
 
+from .current import current_pool
 from .loop import Ended, current_loop, serve, switch_context
-from .pool import current_pool
 from .trio_state import interrupts, no_call
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .current import current_pool
 from .lease import Lease
-from .pool import current_pool
 from .trio_state import in_trio_run
 
 if TYPE_CHECKING:

@@ -1,0 +1,90 @@
+"""What the closing of a response does, and whether that needs the request's thread."""
+
+from __future__ import annotations
+
+from django.core.cache import caches
+from django.core.cache.backends import base as cache_base
+from django.core.cache.backends.base import BaseCache
+from django.core.handlers import asgi
+from django.core.handlers.asgi import ASGIRequest
+from django.http import (
+    HttpRequest,
+    request as request_module,
+    response as response_module,
+)
+from django.http.response import HttpResponseBase
+
+from trio_asgi.bridge.originals import Original
+from trio_asgi.response.files import is_plain, sends_file
+
+# What was put in their place, earlier or later, is called in the thread.
+_RESPONSE_CLOSE = Original(HttpResponseBase.close, response_module)
+_REQUEST_CLOSE = Original(HttpRequest.close, request_module)
+_ASGI_REQUEST_CLOSE = Original(ASGIRequest.close, asgi)
+_CACHE_CLOSE = Original(BaseCache.close, cache_base)
+
+
+def closes_anywhere(response: HttpResponseBase) -> bool:
+    """Whether it makes no difference in which thread a response is closed."""
+    return closes_nothing(response) or _closes_a_file(response)
+
+
+def _has_djangos_close(response: HttpResponseBase) -> bool:
+    return _RESPONSE_CLOSE.is_code_of(type(response).close) and "close" not in vars(
+        response
+    )
+
+
+def closes_nothing(response: HttpResponseBase) -> bool:
+    """Whether closing a response does no more than to let go of what is in memory.
+
+    An async iterator is closed by the handler.
+    """
+    if response.streaming and not getattr(response, "is_async", False):
+        return False
+    if not _has_djangos_close(response):
+        return False
+    closers = response._resource_closers  # type: ignore[attr-defined]
+    if not closers:
+        return True
+    request = getattr(closers[0], "__self__", None)
+    close = getattr(closers[0], "__func__", None)
+    return (
+        len(closers) == 1
+        and isinstance(request, ASGIRequest)
+        and (close is HttpRequest.close or _ASGI_REQUEST_CLOSE.is_code_of(close))
+        and _REQUEST_CLOSE.is_code_of(HttpRequest.close)
+        # Uploaded files. What is left is the body, which the handler closes itself.
+        and not getattr(request, "_files", None)
+    )
+
+
+def _closes_a_file(response: HttpResponseBase) -> bool:
+    """Whether closing a response closes a plain file, which any thread may do."""
+    return (
+        sends_file(response)
+        and _has_djangos_close(response)
+        and all(
+            isinstance(owner, ASGIRequest) or is_plain(owner)
+            for owner in (
+                getattr(closer, "__self__", None)
+                for closer in response._resource_closers  # type: ignore[attr-defined]
+            )
+        )
+    )
+
+
+def has_caches_to_close() -> bool:
+    """Whether this request has used a cache that has to be closed; most have not."""
+    used = caches._connections  # type: ignore[attr-defined]
+    return any(
+        hasattr(used, alias)
+        and not _CACHE_CLOSE.is_code_of(type(getattr(used, alias)).close)
+        for alias in caches.settings
+    )
+
+
+def close_on_loop(response: HttpResponseBase) -> None:
+    """Close a response that closes nothing. Its signal is none of this."""
+    response._resource_closers.clear()  # type: ignore[attr-defined]
+    response.closed = True
