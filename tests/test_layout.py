@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,15 @@ def test_no_module_is_a_giant() -> None:
         if len(file.read_text().splitlines()) > MAX_LINES
     }
     assert longer == set(LONGER)
+
+
+def test_the_design_pages_name_files_that_exist() -> None:
+    """A page is changed with the module that it names."""
+    pages = Path(__file__).parents[1] / "docs/design"
+    for page in pages.glob("*.md"):
+        for name in re.findall(r"`(\w+/\w+\.py)`", page.read_text()):
+            if not name.startswith("tests/"):
+                assert (PACKAGE / name).exists(), f"{page.name}: {name}"
 
 
 def run_python(code: str) -> str:
