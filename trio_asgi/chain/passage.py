@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import TypeAlias
 
+    from .loop_safe import LoopSafety
     from .plan import Hook, Layer, Plan
 
     #: Yields `THREAD`, or what is to be awaited on the loop; returns a response.
@@ -163,20 +164,30 @@ class Passage:
         if response.status_code >= _BAD_REQUEST and not _was_logged(response):
             if not self.in_thread:
                 yield THREAD
-            self._log(response, request)
+            self.note("logging the status of a", type(response))
+            log_response(
+                "%s: %s",
+                response.reason_phrase,
+                request.path,
+                response=response,
+                request=request,
+            )
         if self.in_thread and signals is not None:
             signals.tidy_early(response)
         return response
 
-    def _log(self, response: Any, request: Any) -> None:
-        """Log a response to an error, as Django does. Worker thread."""
-        log_response(
-            "%s: %s",
-            response.reason_phrase,
-            request.path,
-            response=response,
-            request=request,
-        )
+    def note(
+        self, what: str, code: Any, safety: LoopSafety | None = None, *seen: Any
+    ) -> None:
+        """Do nothing, before sync code runs; overridden to record it. Worker thread.
+
+        Args:
+            what: Says what the code is. For a hook, the hook's name.
+            code: The function, or the class of what is rendered, answered or logged.
+            safety: Says whether a hook could have run on the loop, given what it has
+                seen.
+            seen: The hook's arguments that decide that.
+        """
 
     def through(self, layer: Layer, request: Any) -> Steps:
         """Go through a layer, and answer its errors, as Django does around each."""
@@ -190,6 +201,7 @@ class Passage:
             else:
                 if not self.in_thread:
                     yield THREAD
+                self.note("the sync middleware", layer.instance)
                 response = layer.instance(request)
         except Exception as error:  # noqa: BLE001 - Django answers it
             yield from self._take_to_thread(error, request)
@@ -210,8 +222,10 @@ class Passage:
         if process_request is not None:
             if not (self.in_thread or safety.allows("process_request", request)):
                 yield THREAD
-            if self.in_thread and not safety.known:
-                note_unfinished()
+            if self.in_thread:
+                self.note("process_request", middleware, safety, request)
+                if not safety.known:
+                    note_unfinished()
             response = process_request(request)
         response = response or (yield from self.through(below, request))
         process_response = getattr(middleware, "process_response", None)
@@ -220,6 +234,8 @@ class Passage:
                 self.in_thread or safety.allows("process_response", request, response)
             ):
                 yield THREAD
+            if self.in_thread:
+                self.note("process_response", middleware, safety, request, response)
             response = process_response(request, response)
         return response
 
@@ -264,6 +280,7 @@ class Passage:
             else:
                 if not self.in_thread:
                     yield THREAD
+                self.note("the sync view", view)
                 response = view(request, *args, **kwargs)
         # A sync view may stream async code, too. What middleware puts around that is
         # Trio's.
@@ -290,16 +307,13 @@ class Passage:
                 return (yield response.render)
             if not self.in_thread:
                 yield THREAD
-            return self._render_here(response)
+            self.note("rendering a", type(response))
+            return response.render()
         except Exception as error:
             answer = yield from self._ask_exception_hooks(error, request)
             if answer is None:
                 raise
             return answer
-
-    def _render_here(self, response: Any) -> Any:
-        """Render a template response. Worker thread."""
-        return response.render()
 
     def _call_hook(self, hook: Hook, name: str, request: Any, *args: Any) -> Steps:
         if hook.is_async:
@@ -309,8 +323,10 @@ class Passage:
             safety is not None and safety.allows(name, request, args[0])
         ):
             yield THREAD
-        if self.in_thread and not (safety is not None and safety.known):
-            note_unfinished()
+        if self.in_thread:
+            self.note(name, hook.method, safety, request, args[0])
+            if safety is None or not safety.known:
+                note_unfinished()
         return hook.method(request, *args)
 
     def _ask_exception_hooks(self, error: Exception, request: Any) -> Steps:
@@ -330,6 +346,7 @@ class Passage:
             except trio.Cancelled:
                 log_lost(error, request.path)
                 raise
+        self.note("answering a", type(error))
 
 
 def _advance(resume: Callable[[Any], Any], value: Any) -> Any:

@@ -1,268 +1,250 @@
 """A record of a request's hops: what asked for each, and how long it took.
 
-Recorded is a real request, while it runs. It gets a `RecordingLease`, which sees each
-call that goes to a thread, and a `RecordingPassage`, which sees each hook that runs
-there. A request that is not recorded has neither, and pays nothing.
+A real request is recorded, while it runs. It gets a `RecordingLease`, which sees each
+call that goes to a thread, and a `RecordingPassage`, which sees the code that runs in
+the request's thread. Other requests have neither.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import inspect
 import re
 import sys
+import threading
 import time
-from contextlib import contextmanager
+import weakref
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import AsyncToSync, SyncToAsync
 
+from trio_asgi.bridge import sync_to_async
+from trio_asgi.bridge.hop import hop
 from trio_asgi.chain.passage import Passage
-from trio_asgi.chain.plan import Kind
-from trio_asgi.threads.current import current_pool, reserved_lease
+from trio_asgi.request import body, body_file, closing, release_thread, signals
+from trio_asgi.response import send
+from trio_asgi.response.thread_stream import ThreadStream
 from trio_asgi.threads.lease import Lease
-from trio_asgi.threads.loop import CallLoop, current_loop
-
-from .causes import Cause, causes_of_call, causes_of_start, hook_cause, name_of
+from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
-    import contextvars
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import FrameType
 
     from trio_asgi.asgi.types import Receive, Scope, Send
-    from trio_asgi.chain.passage import Steps
-    from trio_asgi.chain.plan import Hook, Layer
+    from trio_asgi.chain.loop_safe import LoopSafety
 
-T = TypeVar("T")
-
-#: What the header shows at most: metrics, of which two are sums, and characters of each
-#: description. Servers and proxies limit what all headers have together.
-METRICS: Final = 20
+#: How many hops the header shows, and how many characters of each description. Servers
+#: and proxies limit the size of all headers together.
+SHOWN_HOPS: Final = 18
 DESCRIPTION: Final = 80
 
-#: What cannot stand in a quoted string of a header. A project may call its functions
-#: anything.
+#: What a quoted string of a header cannot contain, though the name of a function may.
 _UNQUOTED: Final = re.compile(r"[^ !#-\[\]-~]")
 
-#: Where a hop of async code runs that sync code waits for.
-NESTED: Final = "within the hop that waits for it"
+# What has asked for a hop, in words
 
-# What is recorded
+#: How to save a hop, by what a cause begins with. The first that matches counts.
+_ADVICE: Final = {
+    r"process_\w+ of django\.": "It stores something, or checks a form or a 404.",
+    "process_template_response": "Write the hook async.",
+    "process_": "If it does no I/O: declare it in loop_safe_hooks.",
+    "the sync middleware": "Write it for sync and async code.",
+    "the sync view": "An async view needs no hop, unless it calls sync code.",
+    "sync_to_async": "Calls that follow each other share a hop in one sync function.",
+    "a receiver": "Do the same in an async middleware.",
+    "closing old database connections": "Keep them: set CONN_MAX_AGE.",
+    "reading the response": "Stream from an async iterator, or a file on disk.",
+    "(writ|read)ing the body": "Up to FILE_UPLOAD_MAX_MEMORY_SIZE it is in memory.",
+}
+
+#: Packages whose functions only pass on what the project's have asked for.
+_BENEATH: Final = {"asgiref", "contextlib", "django", "trio", "trio_asgi"}
+
+
+def advice_for(cause: str) -> str:
+    """Return how to save a hop with this cause; empty if there is nothing to say."""
+    found = (advice for start, advice in _ADVICE.items() if re.match(start, cause))
+    return next(found, "")
+
+
+def name_of(thing: Any) -> str:
+    """Return the dotted name by which a project knows a class, function or object."""
+    if isinstance(thing, (functools.partial, SyncToAsync)):
+        return name_of(thing.func)
+    if isinstance(thing, AsyncToSync):
+        return name_of(thing.awaitable)
+    if inspect.ismethod(thing) and not inspect.isclass(thing.__self__):
+        return f"{name_of(type(thing.__self__))}.{thing.__name__}"
+    named = getattr(thing, "view_class", thing)
+    if not hasattr(named, "__qualname__"):
+        named = type(named)
+    return f"{named.__module__}.{named.__qualname__}".removeprefix("builtins.")
+
+
+def causes_of_call(frame: FrameType | None, fn: Callable[[], Any]) -> list[str]:
+    """Return what has asked for a call of ``fn``, by the stack of the calling task."""
+    call = ""
+    while frame is not None:
+        code = frame.f_code
+        if code is sync_to_async._sync_to_async.__code__:
+            call = f"sync_to_async({name_of(frame.f_locals['bridge'].func)})"
+        elif code is hop.__code__:
+            call = ""  # it goes through sync_to_async only where a tool looks at that
+        elif code in _OWN:
+            return [call] if call else _OWN[code](frame.f_locals)
+        elif (
+            call and str(frame.f_globals.get("__name__")).split(".")[0] not in _BENEATH
+        ):
+            file = "/".join(Path(code.co_filename).parts[-2:])
+            return [f"{call} at {file}:{frame.f_lineno}, in {code.co_name}"]
+        frame = frame.f_back
+    return [call or name_of(fn)]
+
+
+def _receivers_besides(djangos: signals._Djangos) -> list[str]:
+    """Return what receives a signal of a request besides Django's own receivers."""
+    if djangos.are_alone():
+        return []
+    end = "finished" if djangos is signals._djangos_of_finish else "started"
+    found = []
+    for key, receiver, *_ in djangos._signal.receivers:
+        alive = receiver() if isinstance(receiver, weakref.ReferenceType) else receiver
+        if key not in djangos._keys and alive is not None:
+            found.append(f"a receiver of request_{end}: {name_of(alive)}")
+    # A tool listens, or one of Django's was disconnected.
+    return found or [f"sending request_{end}"]
+
+
+def _causes_of_end(names: dict[str, Any]) -> list[str]:
+    causes = _receivers_besides(signals._djangos_of_finish)
+    response = names["response"]
+    if response is not None and not closing.closes_nothing(response):
+        causes.append("closing the response")
+    if closing.has_caches_to_close():
+        causes.append("closing a cache")
+    return causes or ["closing old database connections"]
+
+
+#: Functions of this package that call something in a thread, and return why, by their
+#: local variables. Of the first two it is noted what runs in the hop.
+_OWN: Final[dict[Any, Callable[[dict[str, Any]], list[str]]]] = {
+    inspect.unwrap(function).__code__: causes
+    for function, causes in (
+        (Passage._drive_on, lambda _: []),
+        (signals.RequestSignals.start, lambda _: []),
+        (signals.RequestSignals.finish, _causes_of_end),
+        (ThreadStream._pull_all, lambda _: ["reading the response"]),
+        (body_file.spool_body, lambda _: ["writing the body to disk"]),
+        (body._read_block, lambda _: ["reading the body"]),
+        (body.RequestWithBody._read_in_thread, lambda _: ["reading the form"]),
+        (send._path_for_server, lambda _: ["looking up the path of the file"]),
+        (release_thread._release_thread, lambda _: ["release_thread()"]),
+    )
+}
+
+
+# Recording
+
+#: Has the `RecordedHop` that this thread runs, the innermost, as ``hop``.
+_running: Final = threading.local()
 
 
 @dataclass(eq=False)
 class RecordedHop:
-    """One call in a thread that a request has waited for. Is what the thread calls."""
+    """One call in a thread that a request has waited for. The thread calls this."""
 
-    fn: Callable[[], Any] | None
+    fn: Any
     #: In the order in which they ran.
-    causes: list[Cause]
+    causes: list[str]
     #: The request's hops that have begun, in that order.
     record: list[RecordedHop]
     #: Where it has run, if not by itself in the request's thread.
-    place: str = ""
-    #: By `time.perf_counter`; 0 if it is not so far.
+    place: str
+    #: Times of `time.perf_counter`; 0 until it has begun, or ended.
     asked: float = field(default_factory=time.perf_counter)
     began: float = 0
     ended: float = 0
 
     @property
     def seconds(self) -> float:
-        """How many it took in the thread, or has taken until now."""
+        """How many seconds it took in the thread, or has taken until now."""
         return (self.ended or time.perf_counter()) - self.began
 
-    @property
-    def waited(self) -> float:
-        """How many seconds the thread was waited for."""
-        return self.began - self.asked
-
-    def note(self, causes: list[Cause]) -> None:
-        """Add what would have asked for the hop, if it did not share it."""
-        self.causes += [cause for cause in causes if cause not in self.causes]
-
-    @contextmanager
-    def timed(self) -> Iterator[Callable[[], Any]]:
-        """Surround the call of the function that is given, once. Worker thread."""
+    def __call__(self, call: Callable[[Any], Any] = lambda fn: fn()) -> Any:
+        """Run it, by way of ``call``, and take the time. Worker thread."""
         fn, self.fn = self.fn, None  # it may refer to what refers to the record
-        assert fn is not None
-        self.began = time.perf_counter()
+        outer = getattr(_running, "hop", None)
+        if outer is not None:
+            self.place = "within the hop that waits for it"
+        _running.hop = self
         self.record.append(self)
+        self.began = time.perf_counter()
         try:
-            yield fn
+            return call(fn)
         finally:
             self.ended = time.perf_counter()
-
-    def __call__(self) -> Any:
-        """Run it. Worker thread."""
-        with self.timed() as fn:
-            return fn()
+            _running.hop = outer
 
 
-class _RecordingLoop(CallLoop):
-    """A loop whose calls are recorded by its lease."""
-
-    async def run_sync(
-        self, fn: Callable[[], T], *, context: contextvars.Context | None = None
-    ) -> T:
-        # It was recorded if it comes from an inner loop that was closed.
-        if not isinstance(fn, RecordedHop):
-            fn = cast("RecordingLease", self.lease).recorded(fn)
-        return await super().run_sync(fn, context=context)
-
-    def inner_loop(self) -> CallLoop:
-        return _RecordingLoop(self.pool, parent=self)
+def _note(*causes: str) -> None:
+    """Add causes to the hop that runs in this thread. Worker thread."""
+    running: RecordedHop | None = getattr(_running, "hop", None)
+    if running is not None:
+        running.causes += [one for one in causes if one not in running.causes]
 
 
-class RecordingLease(_RecordingLoop, Lease):
-    """A lease that records what runs in its thread, and in others for it."""
+class RecordingLease(Lease):
+    """A lease that records its calls, and those that are made under it elsewhere."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Record nothing yet."""
-        super().__init__(*args, **kwargs)
-        self.hops: list[RecordedHop] = []
-        #: What the thread runs, the innermost. Changes in the worker thread.
-        self.running_hop: RecordedHop | None = None
-        self._started = False
+    #: Those that have begun.
+    hops: list[RecordedHop]
 
-    def recorded(self, fn: Callable[[], Any], place: str = "") -> RecordedHop:
-        """Return a call that is recorded when it runs. Called in the asking task."""
+    def wrap_call(self, fn: Callable[[], Any], place: str = "") -> RecordedHop:
+        """Return a call that is recorded when it runs. In the calling task."""
         return RecordedHop(fn, causes_of_call(sys._getframe(1), fn), self.hops, place)
 
-    def around_other(self, fn: Callable[[], T]) -> Callable[[], T]:
-        """Record a call that runs in any thread."""
-        return self.recorded(fn, "in another thread")
-
-    async def release_thread(
-        self, last: Callable[[], object], *, on_take: Callable[[], object]
-    ) -> None:
-        """Record it, if there is a thread to release."""
-        await super().release_thread(self.recorded(last), on_take=on_take)
-
-    def run_call(self, fn: Callable[[], T]) -> T:
-        """Time the call, with what comes before and after it. Worker thread."""
-        call = fn if isinstance(fn, RecordedHop) else self.recorded(fn)
-        outer, self.running_hop = self.running_hop, call
-        if outer is not None:
-            call.place = NESTED
-        try:
-            with call.timed() as timed_fn:
-                result: T = super().run_call(timed_fn)
-            return result
-        finally:
-            self.running_hop = outer
+    def run_call(self, fn: Any) -> Any:
+        """Run a `RecordedHop`, with what is called around it. Worker thread."""
+        return fn(super().run_call)
 
     def begin_call(self) -> None:
-        """Note who receives ``request_started``, if it is sent now. Worker thread."""
-        if self._fresh and self.on_take is not None and not self._started:
-            self._started = True
-            note_running(causes_of_start())
+        """Note what receives ``request_started``, if it is sent now. Worker thread."""
+        if self.on_take is not None and not self.calls:
+            _note(*_receivers_besides(signals._djangos_of_start))
         super().begin_call()
 
 
-def note_running(causes: list[Cause]) -> None:
-    """Note what runs in the running hop, if that is recorded. Worker thread."""
-    loop = current_loop.get()
-    if loop is not None and isinstance(loop.lease, RecordingLease):
-        running = loop.lease.running_hop
-        if running is not None:
-            running.note(causes)
-
-
 class RecordingPassage(Passage):
-    """A passage that notes what runs in the thread, and could not run on the loop."""
+    """A passage that notes the code that runs in the thread, in the hop there."""
 
-    def through(self, layer: Layer, request: Any) -> Steps:
-        """Go through a layer."""
-        instance = layer.instance
-        if layer.kind is Kind.SYNC:
-            # A function that another one has made is known by that one's name.
-            name = name_of(instance).partition(".<locals>")[0]
-            what = f"the sync middleware {name}"
-            cause = Cause(what, "Write it for sync and async code.")
-            instance = self._noted(instance, lambda *_: [cause])
-        elif layer.kind is Kind.HOOKS:
-            hooks = {
-                name: self._noted_hook(getattr(instance, name), name, layer.safety)
-                for name in ("process_request", "process_response")
-                if hasattr(instance, name)
-            }
-            instance = SimpleNamespace(**hooks)
-        layer = dataclasses.replace(layer, instance=instance)
-        return super().through(layer, request)
-
-    def _call_hook(self, hook: Hook, name: str, request: Any, *args: Any) -> Steps:
-        if not hook.is_async:
-            noted = self._noted_hook(hook.method, name, hook.safety)
-            hook = dataclasses.replace(hook, method=noted)
-        return super()._call_hook(hook, name, request, *args)
-
-    def _call_view(self, view: Any, request: Any, args: Any, kwargs: Any) -> Steps:
-        if not iscoroutinefunction(view):
-            advice = "An async view needs no hop, unless it calls sync code."
-            cause = Cause(f"the sync view {name_of(view)}", advice)
-            view = self._noted(view, lambda *_, **__: [cause])
-        return super()._call_view(view, request, args, kwargs)
-
-    def _render_here(self, response: Any) -> Any:
-        note_running([Cause(f"rendering a {name_of(type(response))}")])
-        return super()._render_here(response)
-
-    def _log(self, response: Any, request: Any) -> None:
-        note_running([Cause(f"logging a status {response.status_code}")])
-        super()._log(response, request)
-
-    def _ask_exception_hooks(self, error: Exception, request: Any) -> Steps:
-        response = yield from super()._ask_exception_hooks(error, request)
-        for hook in self._plan.handler._exception_middleware:
-            note_running([hook_cause(hook, "process_exception")])
-        return response
-
-    def _take_to_thread(self, error: Exception, request: Any) -> Steps:
-        yield from super()._take_to_thread(error, request)
-        note_running([Cause(f"answering a {name_of(type(error))}")])
-
-    def _noted_hook(self, hook: Any, name: str, safety: Any) -> Any:
-        def causes(request: Any, subject: Any = None, *_: Any) -> list[Cause]:
-            if safety and safety.allows(name, request, subject):
-                return []
-            return [hook_cause(hook, name)]
-
-        return self._noted(hook, causes)
-
-    def _noted(self, fn: Any, causes: Callable[..., list[Cause]]) -> Any:
-        """Return a function that is noted when it runs in the thread."""
-
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            __traceback_hide__ = True
-            if self.in_thread:
-                note_running(causes(*args, **kwargs))
-            return fn(*args, **kwargs)
-
-        # A view says there what is to be done with it.
-        vars(noted).update(getattr(fn, "__dict__", {}))
-        return noted
+    def note(
+        self, what: str, code: Any, safety: LoopSafety | None = None, *seen: Any
+    ) -> None:
+        """Note it, unless it is a hook that could have run on the loop."""
+        if safety is not None and safety safety.allows(what, *seen):
+            return
+        if what.startswith("process_"):
+            what, code = f"{what} of", getattr(code, "__self__", code)
+        # A function that another one has made is known by that one's name.
+        _note(f"{what} {name_of(code).partition('.<locals>')[0]}")
 
 
-# Recording
+def record_hops(handler: Any) -> None:
+    """Record the hops of a handler's requests, and show them in a header.
 
-
-def record_hops(handler: Any, hops: list[RecordedHop] | None = None) -> None:
-    """Record the hops of a handler's requests from now on.
-
-    Args:
-        handler: May record already.
-        hops: Where to; None: a request's hops are shown in its response's header.
+    ``handler.last_hops`` are those of the latest request, in a list that grows while
+    the request runs.
     """
     handle, make_response = handler.handle, handler._make_response
 
     async def handle_recorded(scope: Scope, receive: Receive, send: Send) -> None:
-        if isinstance(reserved_lease(), RecordingLease):
-            await handle(scope, receive, send)
-            return
         lease = cast("RecordingLease", current_pool().lease(RecordingLease))
         lease.reserved = True
-        lease.hops = [] if hops is None else hops
+        handler.last_hops = lease.hops = []
         outer_loop = current_loop.set(lease)
         try:
             await handle(scope, receive, send)
@@ -273,33 +255,16 @@ def record_hops(handler: Any, hops: list[RecordedHop] | None = None) -> None:
 
     async def make_shown_response(scope: Any, state: Any, refusal: Any) -> Any:
         response = await make_response(scope, state, refusal)
-        show_hops(response, state.lease.hops)
+        hops = state.lease.hops
+        metrics = [f'hops;desc="{len(hops)} in all"']
+        for number, one in enumerate(hops[:SHOWN_HOPS], 1):
+            what = _UNQUOTED.sub("?", " + ".join(one.causes))[:DESCRIPTION]
+            metrics.append(f'hop{number};desc="{what}";dur={1000 * one.seconds:.1f}')
+        if own := response.headers.get("Server-Timing"):
+            metrics.insert(0, own)
+        response.headers["Server-Timing"] = ", ".join(metrics)
         return response
 
     handler.handle = handle_recorded
-    if hops is None:
-        handler._make_response = make_shown_response
+    handler._make_response = make_shown_response
     handler._chain.passage_type = RecordingPassage
-
-
-def seconds_of(hops: list[RecordedHop]) -> float:
-    """Return how long hops took in threads."""
-    return sum(one.seconds for one in hops if one.place != NESTED)
-
-
-def show_hops(response: Any, hops: list[RecordedHop]) -> None:
-    """Add a ``Server-Timing``, in milliseconds, to what the response has of it."""
-    metrics = [
-        ("hops", f"{len(hops)} in all", seconds_of(hops)),
-        ("wait", "waiting for threads", sum(one.waited for one in hops)),
-    ]
-    for number, one in enumerate(hops[: METRICS - len(metrics)], 1):
-        what = " + ".join(cause.what for cause in one.causes)
-        metrics.append((f"hop{number}", what, one.seconds))
-    shown = [
-        f'{name};desc="{_UNQUOTED.sub("?", what)[:DESCRIPTION]}"'
-        f";dur={1000 * seconds:.1f}"
-        for name, what, seconds in metrics
-    ]
-    own = response.headers.get("Server-Timing")
-    response.headers["Server-Timing"] = ", ".join([own, *shown] if own else shown)

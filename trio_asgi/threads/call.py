@@ -45,6 +45,9 @@ class Owner(Protocol):
     def describe_thread(self) -> str:
         """Return the thread's name, and what runs in it, for the log."""
 
+    def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:
+        """Return what runs in the thread instead of ``fn``. In the calling task."""
+
     def run_call(self, fn: Callable[[], T]) -> T:
         """Call ``fn()``, and what is to be called around it. Worker thread."""
 

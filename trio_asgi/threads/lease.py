@@ -193,8 +193,14 @@ class Lease(CallLoop):
             if self.on_return is not None:
                 self.on_return()
 
-    def around_other(self, fn: Callable[[], T]) -> Callable[[], T]:
-        """Return what a call runs that was made under this lease, in any thread."""
+    def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:
+        """Return what a call of ``fn`` runs; one that records calls returns another.
+
+        Args:
+            fn: Is to be called.
+            place: Where, in words, if not in the lease's thread.
+        """
+        del place
         return fn
 
     def begin_request(self) -> None:
@@ -268,7 +274,7 @@ class Lease(CallLoop):
             # They may refer to what refers to the lease.
             self.on_take = self.on_return = None
         else:
-            job = Detached(contextvars.copy_context(), last, self)
+            job = Detached(contextvars.copy_context(), self.wrap_call(last), self)
             self._thread_inbox().put(job)
         if self.running is None or self.abandoned:
             self._give_back()
@@ -297,7 +303,8 @@ class Lease(CallLoop):
             await trio.lowlevel.checkpoint()
             return
         await self._turn.acquire()
-        call = Call(self, self.pool.wakeups, contextvars.copy_context(), last)
+        fn = self.wrap_call(last)
+        call = Call(self, self.pool.wakeups, contextvars.copy_context(), fn)
         try:
             await self.pool.acquire_token(call)
         except BaseException:
@@ -374,7 +381,8 @@ class OneCallLease(Lease):
         above.others.add(self)
         self.impatient = above.impatient
         try:
-            return await super().run_sync(above.around_other(fn), context=context)
+            fn = above.wrap_call(fn, "in another thread")
+            return await super().run_sync(fn, context=context)
         finally:
             above.others.discard(self)
             above.others_abandoned |= self.abandoned

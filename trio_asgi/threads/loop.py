@@ -132,7 +132,7 @@ class CallLoop:
         self._check_deadlock()
         if context is None:
             context = contextvars.copy_context()
-        call = Call(self, self.pool.wakeups, context, fn)
+        call = Call(self, self.pool.wakeups, context, self.lease.wrap_call(fn))
         if not (self.open and await self._begin(call)):
             return await self._outer_loop().run_sync(fn, context=context)
         try:
@@ -185,10 +185,6 @@ class CallLoop:
                 "same request cannot be called: use asgiref.sync.async_to_sync(). "
                 "Below that, start tasks with the context that they inherit."
             )
-
-    def inner_loop(self) -> CallLoop:
-        """Return the loop of a coroutine that the thread is to wait for."""
-        return CallLoop(self.pool, parent=self)
 
     def _outer_loop(self) -> CallLoop:
         """Return where calls go once this loop is closed."""

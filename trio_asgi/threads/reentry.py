@@ -64,7 +64,7 @@ class Reentry:
         loop = call.loop
         assert isinstance(loop, CallLoop)
         self._outer_loop = loop
-        self.loop = loop.inner_loop()
+        self.loop = CallLoop(loop.pool, parent=loop)
         self.context = contextvars.copy_context()
         self._afn = afn
 
