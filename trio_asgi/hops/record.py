@@ -225,7 +225,7 @@ class RecordingPassage(Passage):
         self, what: str, code: Any, safety: LoopSafety | None = None, *seen: Any
     ) -> None:
         """Note it, unless it is a hook that could have run on the loop."""
-        if safety is not None and safety safety.allows(what, *seen):
+        if safety is not None and safety.allows(what, *seen):
             return
         if what.startswith("process_"):
             what, code = f"{what} of", getattr(code, "__self__", code)
