@@ -179,14 +179,9 @@ class Passage:
     def note(
         self, what: str, code: Any, safety: LoopSafety | None = None, *seen: Any
     ) -> None:
-        """Do nothing, before sync code runs; overridden to record it. Worker thread.
+        """Do nothing, before sync code runs; `hops.record` overrides it. Worker thread.
 
-        Args:
-            what: Says what the code is. For a hook, the hook's name.
-            code: The function, or the class of what is rendered, answered or logged.
-            safety: Says whether a hook could have run on the loop, given what it has
-                seen.
-            seen: The hook's arguments that decide that.
+        A hook comes with its name, and with what says whether it needs the thread.
         """
 
     def through(self, layer: Layer, request: Any) -> Steps:
