@@ -1,10 +1,14 @@
-"""The project's chores: ``nox -l`` lists them, ``nox -s tests`` runs one.
+"""The project's chores: ``nox`` before a push, ``nox -l`` for a list of all.
+
+CONTRIBUTING.md says which ones you need. Those that run often keep their environments,
+and install only what is missing: ``nox --reuse-venv=never`` makes them anew.
 
 Versions of Python and groups of dependencies are read from ``pyproject.toml``.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -13,7 +17,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "types", "docs"]
+nox.options.sessions = ["lint", "types", "docs", "quick"]
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False
 
@@ -28,6 +32,18 @@ COMPANIONS = {
     "newest": ["asgiref", "trio"],
 }
 
+
+#: What `quick` leaves out: these tests start many processes.
+SLOW = [
+    "tests/hosting",
+    "tests/test_docs.py",
+    "tests/test_interrupts.py",
+    "tests/test_tools.py",
+    "tests/test_user_testing.py",
+]
+#: What tests have in their environment. pytest keeps what it has compiled; without
+#: that, each of its processes takes a second longer.
+TEST_ENV = {"PYTHONDONTWRITEBYTECODE": ""}
 
 #: What `matrix` runs: Python, Django, companions.
 MATRIX = [
@@ -68,6 +84,13 @@ def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, name))
 
 
+def dependencies(*extras: str) -> list[str]:
+    """Return what the package requires, with these extras."""
+    project = PROJECT["project"]
+    optional = [project["optional-dependencies"][extra] for extra in extras]
+    return [*project["dependencies"], *itertools.chain(*optional)]
+
+
 def install_wheel(session: nox.Session, *extras: str) -> None:
     """Build the wheel, and install what users will get."""
     dist = Path(session.create_tmp()).resolve() / "dist"
@@ -82,41 +105,57 @@ def install_wheel(session: nox.Session, *extras: str) -> None:
 
 def run_tests(session: nox.Session, *command: str) -> None:
     """Run the tests against the installed wheel; one of them sees to that."""
-    session.run(*command, *session.posargs, env={"TRIO_ASGI_WHEEL": "1"})
+    session.run(*command, *session.posargs, env={**TEST_ENV, "TRIO_ASGI_WHEEL": "1"})
 
 
-@nox.session
+def test_sources(session: nox.Session, *arguments: str) -> None:
+    """Run pytest on the source tree, which is found before an installed wheel."""
+    session.install(*group("test"), *dependencies("hypercorn", "anycorn"))
+    session.run("pytest", *arguments, env={**TEST_ENV, "PYTHONPATH": str(Path.cwd())})
+
+
+@nox.session(reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Run the tests that are quick, on the source tree, some with fewer examples."""
+    session.env["TRIO_ASGI_CHAINS"] = "50"
+    test_sources(session, "-q", *(f"--ignore={path}" for path in SLOW))
+
+
+@nox.session(reuse_venv=True)
 def tests(session: nox.Session) -> None:
-    """Run all tests on this Python, on the built wheel, and measure coverage."""
+    """Run all tests on this Python, on the built wheel, and measure coverage.
+
+    With arguments, which are pytest's, just run it on the source tree.
+    """
+    if session.posargs:
+        test_sources(session, *session.posargs)
+        return
     session.install(*group("test"))
     install_wheel(session, "hypercorn", "anycorn")
     session.run("coverage", "erase")
     # Not ``-m pytest``, which would put the source tree before the installed wheel.
     pytest = str(Path(session.bin) / "pytest")
-    if session.posargs:
-        run_tests(session, "coverage", "run", pytest)
-    else:
-        # The tests over sockets mostly wait for their servers, so they run beside the
-        # others, and are shown when those have ended.
-        command = [f"{session.bin}/coverage", "run", pytest, "tests/hosting"]
-        path = os.pathsep.join([str(session.bin), os.environ["PATH"]])
-        env = {**os.environ, "PATH": path, "TRIO_ASGI_WHEEL": "1"}
-        log = Path(session.create_tmp()) / "hosting.log"
-        with (
-            log.open("w") as output,
-            subprocess.Popen(  # noqa: S603 - ours
-                command, env=env, stdout=output, stderr=output
-            ) as hosting,
-        ):
-            try:
-                run_tests(session, "coverage", "run", pytest, "--ignore=tests/hosting")
-            finally:
-                status = hosting.wait()
-                session.log("The tests in tests/hosting:\n%s", log.read_text())
-        if status:
-            session.error("The tests in tests/hosting have failed, see above.")
-        session.run("coverage", "combine", "-q")
-        session.run("coverage", "report", "--fail-under=95")
+    # The tests over sockets mostly wait for their servers, so they run beside the
+    # others, and are shown when those have ended.
+    command = [f"{session.bin}/coverage", "run", pytest, "tests/hosting"]
+    path = os.pathsep.join([str(session.bin), os.environ["PATH"]])
+    env = {**os.environ, **TEST_ENV, "PATH": path, "TRIO_ASGI_WHEEL": "1"}
+    log = Path(session.create_tmp()) / "hosting.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(  # noqa: S603 - ours
+            command, env=env, stdout=output, stderr=output
+        ) as hosting,
+    ):
+        try:
+            run_tests(session, "coverage", "run", pytest, "--ignore=tests/hosting")
+        finally:
+            status = hosting.wait()
+            session.log("The tests in tests/hosting:\n%s", log.read_text())
+    if status:
+        session.error("The tests in tests/hosting have failed, see above.")
+    session.run("coverage", "combine", "-q")
+    session.run("coverage", "report", "--fail-under=95")
 
 
 @nox.session
@@ -194,7 +233,7 @@ def ecosystem(session: nox.Session) -> None:
         )
 
 
-@nox.session
+@nox.session(reuse_venv=True)
 def lint(session: nox.Session) -> None:
     """Check the style with ruff."""
     session.install(*group("lint"))
@@ -202,20 +241,21 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
 
 
-@nox.session
+@nox.session(reuse_venv=True)
 def types(session: nox.Session) -> None:
-    """Check the types with mypy, strictly."""
-    session.install(*group("types"), ".[hypercorn,anycorn,servestatic]")
+    """Check the types with mypy, strictly; but for the first time, what has changed."""
+    needed = dependencies("hypercorn", "anycorn", "servestatic")
+    session.install(*group("types"), *needed)
     session.run("mypy")
 
 
-@nox.session
+@nox.session(reuse_venv=True)
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    session.install(*group("docs"), ".[hypercorn,servestatic]")
-    session.run(
-        "sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", "docs/_build/html"
-    )
+    session.install(*group("docs"), *dependencies("hypercorn", "servestatic"))
+    # All pages, and as a module: that finds the package's source tree.
+    sphinx = ("python", "-m", "sphinx", "-W", "-n", "-q", "-E", "-b", "html")
+    session.run(*sphinx, "docs", "docs/_build/html")
 
 
 @nox.session

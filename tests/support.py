@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+import trio
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
 from django.test import override_settings
@@ -122,6 +123,24 @@ async def request(
         answer = await receive_answer(communicator)
         await communicator.wait()
     return answer
+
+
+async def bare_request(app: ASGIApplication) -> None:
+    """Make one request in the current task; raise what the application raises.
+
+    A communicator would have a task and a context for it, and keep what it has sent.
+    """
+    messages = [{"type": "http.request"}]
+
+    async def receive() -> Message:
+        if not messages:
+            await trio.sleep_forever()
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+
+    await app(http_scope(), receive, send)
 
 
 def skip_without_server(reason: str) -> NoReturn:

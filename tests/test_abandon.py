@@ -170,3 +170,4 @@ async def test_code_of_asyncio_is_cancelled_at_once_in_to_thread() -> None:
         await started.wait()
         nursery.cancel_scope.cancel()
     assert not _go_on.is_set()
+    _go_on.set()  # the end of the run would wait for the thread

@@ -19,7 +19,7 @@ from django.test import override_settings
 from django.urls import get_urlconf, path, reverse
 from django.utils import timezone, translation
 
-from support import application, http_scope, receive_answer, request
+from support import application, bare_request, http_scope, receive_answer, request
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
@@ -293,23 +293,10 @@ async def test_requests_do_not_share_what_start_up_has_used() -> None:
         used.append((await use_cache())[0])
         return HttpResponse()
 
-    async def serve() -> None:
-        messages = [{"type": "http.request"}]
-
-        async def receive() -> Any:
-            if not messages:
-                await trio.sleep_forever()
-            return messages.pop()
-
-        async def send(message: Any) -> None:
-            await trio.lowlevel.checkpoint()
-
-        await app(http_scope(), receive, send)
-
     app = application(path("", view))
     # Not by `ApplicationCommunicator`, which has an empty context for each request.
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        nursery.start_soon(serve)
+        nursery.start_soon(bare_request, app)
+        nursery.start_soon(bare_request, app)
     assert len({id(cache) for cache in used}) == 3
     assert {id(cache) for cache, _ in Cache.closed} == {id(cache) for cache in used}

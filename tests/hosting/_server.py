@@ -113,6 +113,8 @@ class Server:
     #: How many tracebacks the tests have caused so far on purpose.
     tracebacks: int = 0
     _at_rest: State | None = field(default=None, repr=False)
+    _journal: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    _journal_read: int = field(default=0, repr=False)  # bytes
     _ids: Iterator[int] = field(default_factory=lambda: count(1), repr=False)
 
     @property
@@ -187,10 +189,14 @@ class Server:
     @property
     def journal(self) -> list[dict[str, Any]]:
         """Everything that the site has written down."""
-        with suppress(FileNotFoundError):
-            lines = self.journal_file.read_text().split("\n")
-            return [json.loads(line) for line in lines[:-1]]
-        return []
+        with suppress(FileNotFoundError), self.journal_file.open("rb") as file:
+            file.seek(self._journal_read)
+            # The last line may not be whole yet.
+            new = file.read().rpartition(b"\n")[0]
+            if new:
+                self._journal_read += len(new) + 1
+                self._journal += map(json.loads, new.split(b"\n"))
+        return self._journal
 
     def journal_of(self, event: str) -> list[dict[str, Any]]:
         """Return the journal's entries for one event, of all requests."""

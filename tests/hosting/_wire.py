@@ -30,8 +30,10 @@ class ConnectionEndedError(Exception):
 
 
 def pause(seconds: float) -> None:
-    """Pause for a time that is too short for `time.sleep`."""
+    """Let a moment pass, to some microseconds: `time.sleep` alone comes later."""
     end = time.perf_counter() + seconds
+    if seconds > 0.001:
+        time.sleep(seconds - 0.001)
     while time.perf_counter() < end:
         pass
 

@@ -149,19 +149,24 @@ def test_bytes_after_an_awaited_body(server: Server, path: str) -> None:
             assert connection.read_to_end().startswith(b"HTTP/1.1 100")
 
 
+def answer_to_bytes_around(server: Server, target: str, seconds: float) -> bytes:
+    """Send bytes with a last request, and some time later; return what comes."""
+    with server.connect() as connection:
+        connection.send(request_bytes(target, "Connection: close") + b"x" * 10)
+        pause(seconds)
+        with suppress(ConnectionError):
+            connection.send(b"y" * 10)
+        return connection.read_to_end()
+
+
 @pytest.mark.parametrize("what", ["cookie", "NUL", "length"])
 def test_bytes_behind_an_answer_that_cannot_be_sent(server: Server, what: str) -> None:
     """The application answers itself, 200 times: the server's answer would not help."""
     logged = len(server.log)
     target = f"/unsendable/?what={what}"
     for number in range(TRIES):
-        with server.connect() as connection:
-            connection.send(request_bytes(target, "Connection: close") + b"x" * 10)
-            pause(number / TRIES * 0.002)
-            with suppress(ConnectionError):
-                connection.send(b"y" * 10)
-            received = connection.read_to_end()
-            assert received.startswith((b"HTTP/1.1 500", BAD_REQUEST)) or not received
+        received = answer_to_bytes_around(server, target, number / TRIES * 0.002)
+        assert received.startswith((b"HTTP/1.1 500", BAD_REQUEST)) or not received
     server.wait_for_rest()
     server.tracebacks += server.log[logged:].count("Traceback")
     assert "Error in ASGI Framework" not in server.log[logged:]
@@ -173,12 +178,7 @@ def test_bytes_behind_a_stream_of_another_length(server: Server, size: int) -> N
     logged = len(server.log)
     target = f"/wrong/length/?bytes={size}"
     for number in range(TRIES):
-        with server.connect() as connection:
-            connection.send(request_bytes(target, "Connection: close") + b"x" * 10)
-            pause(number / TRIES * 0.002)
-            with suppress(ConnectionError):
-                connection.send(b"y" * 10)
-            assert_is_answer(connection.read_to_end())
+        assert_is_answer(answer_to_bytes_around(server, target, number / TRIES * 0.002))
     server.wait_for_rest()
     server.tracebacks += server.log[logged:].count("Traceback")
 

@@ -113,19 +113,24 @@ def test_head_is_answered_without_a_body(server: Server, path: str) -> None:
         assert connection.read_response().body == b"hello 2"
 
 
-async def test_50_streams_of_http2_run_at_once(
-    tls_server: Server, certificates: Certificates
-) -> None:
-    """50 requests on one HTTP/2 connection over TLS, each of which waits for all."""
-    answers: dict[int, str] = {}
-    async with httpx.AsyncClient(
-        base_url=tls_server.url,
+def http2_client(server: Server, certificates: Certificates) -> httpx.AsyncClient:
+    """Return a client of HTTP/2 over TLS."""
+    return httpx.AsyncClient(
+        base_url=server.url,
         verify=certificates.client_context(),
         http1=False,
         http2=True,
         trust_env=False,
         timeout=30,
-    ) as client:
+    )
+
+
+async def test_50_streams_of_http2_run_at_once(
+    tls_server: Server, certificates: Certificates
+) -> None:
+    """50 requests on one HTTP/2 connection over TLS, each of which waits for all."""
+    answers: dict[int, str] = {}
+    async with http2_client(tls_server, certificates) as client:
 
         async def meet(number: int) -> None:
             answer = await client.get(f"/meet/?place=h2&crowd=50&id={number}")
@@ -143,14 +148,7 @@ async def test_50_streams_of_http2_share_the_threads(
 ) -> None:
     """50 sync requests at once on one HTTP/2 connection get their own answers."""
     answers: dict[int, str] = {}
-    async with httpx.AsyncClient(
-        base_url=tls_server.url,
-        verify=certificates.client_context(),
-        http1=False,
-        http2=True,
-        trust_env=False,
-        timeout=30,
-    ) as client:
+    async with http2_client(tls_server, certificates) as client:
 
         async def greet(number: int) -> None:
             answers[number] = (await client.get(f"/sync/hello/?id={number}")).text

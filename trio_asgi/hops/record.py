@@ -26,9 +26,9 @@ from trio_asgi.chain.passage import Passage
 from trio_asgi.request import body, body_file, closing, release_thread, signals
 from trio_asgi.response import send
 from trio_asgi.response.thread_stream import ThreadStream
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
