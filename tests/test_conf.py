@@ -46,7 +46,7 @@ WRONG: list[tuple[Any, str, str]] = [
         {"MAX_HELD_THREADS": 0},
         "E003",
         "TRIO_ASGI['MAX_HELD_THREADS'] must be a whole number of threads, 1 or more, "
-        "or None for no bound, not 0.",
+        "or None for no limit, not 0.",
     ),
     (
         {"THREAD_IDLE_SECONDS": -1},

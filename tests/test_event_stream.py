@@ -151,12 +151,12 @@ def test_the_lines_of_an_item(item: object, lines: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"event": "a\nb"}, r"event can have neither CR nor LF in it: 'a\\nb'"),
-        ({"event": "a\rb"}, r"event can have neither CR nor LF in it: 'a\\rb'"),
-        ({"id": "a\nb"}, r"id can have no CR, LF or NUL in it: 'a\\nb'"),
-        ({"id": "a\rb"}, r"id can have no CR, LF or NUL in it: 'a\\rb'"),
-        ({"id": "a\0b"}, r"id can have no CR, LF or NUL in it: 'a\\x00b'"),
-        ({"retry": -1}, "retry is 0 milliseconds or more, not -1"),
+        ({"event": "a\nb"}, r"event cannot contain CR or LF: 'a\\nb'"),
+        ({"event": "a\rb"}, r"event cannot contain CR or LF: 'a\\rb'"),
+        ({"id": "a\nb"}, r"id cannot contain CR, LF or NUL: 'a\\nb'"),
+        ({"id": "a\rb"}, r"id cannot contain CR, LF or NUL: 'a\\rb'"),
+        ({"id": "a\0b"}, r"id cannot contain CR, LF or NUL: 'a\\x00b'"),
+        ({"retry": -1}, "retry must be 0 milliseconds or more, not -1"),
     ],
 )
 def test_values_that_no_line_can_carry(values: dict[str, Any], message: str) -> None:
@@ -168,13 +168,13 @@ def test_values_that_no_line_can_carry(values: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"event": 1}, "event is str, not int: 1"),
-        ({"id": 1.5}, "id is str or int, not float: 1.5"),
-        ({"id": True}, "id is str or int, not bool: True"),
-        ({"retry": "5"}, "retry is int, not str: '5'"),
-        ({"retry": 1.5}, "retry is int, not float: 1.5"),
-        ({"retry": True}, "retry is int, not bool: True"),
-        ({"comment": b"x"}, "comment is str, not bytes: b'x'"),
+        ({"event": 1}, "event must be str, not int: 1"),
+        ({"id": 1.5}, "id must be str or int, not float: 1.5"),
+        ({"id": True}, "id must be str or int, not bool: True"),
+        ({"retry": "5"}, "retry must be int, not str: '5'"),
+        ({"retry": 1.5}, "retry must be int, not float: 1.5"),
+        ({"retry": True}, "retry must be int, not bool: True"),
+        ({"comment": b"x"}, "comment must be str, not bytes: b'x'"),
         ({"data": b"x"}, "is text, not bytes: b'x': decode it"),
         ({"data": bytearray(b"x")}, "is text, not bytearray"),
         ({"data": memoryview(b"x")}, "is text, not memoryview"),
@@ -192,7 +192,7 @@ def test_events_that_are_none() -> None:
         ServerSentEvent()
     with pytest.raises(ValueError, match="An event of type 'tick' has no data"):
         ServerSentEvent(event="tick", id="1")
-    with pytest.raises(TypeError, match="item None of an EventStream is no event"):
+    with pytest.raises(TypeError, match="item None of an EventStream is not an event"):
         encode_item(None)
 
 
@@ -298,7 +298,7 @@ def test_a_content_type_of_the_views_own(name: str, pack: Any) -> None:
 @pytest.mark.parametrize("seconds", [0, -1, math.nan])
 def test_a_keep_alive_that_is_none(seconds: float) -> None:
     """An interval that is over at once, or never, is an error."""
-    with pytest.raises(ValueError, match="keep_alive is a positive number of seconds"):
+    with pytest.raises(ValueError, match="keep_alive must be a positive number"):
         EventStream(numbers(1), keep_alive=seconds)
 
 

@@ -976,7 +976,7 @@ async def test_a_file_that_is_closed_while_it_is_sent(file: Path) -> None:
         opened_file.close()
         await trio.lowlevel.checkpoint()
 
-    with pytest.raises(ValueError, match="was closed while it was sent"):
+    with pytest.raises(ValueError, match="was closed while being sent"):
         await thread_stream(response).send_all(send)
 
 

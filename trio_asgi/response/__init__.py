@@ -1,1 +1,1 @@
-"""A response to messages."""
+"""From a response to ASGI messages."""

@@ -1,9 +1,9 @@
-"""Byte ranges, as RFC 9110 has them in section 14, without Django and without I/O.
+"""Byte ranges as in RFC 9110, section 14, without Django and without I/O.
 
-A request asks for ranges, and gets sections: what of the ranges lies in the file, in
-few pieces that do not overlap. So no request makes the server send more than the file
-and a hundred heads of parts, however often it names the same bytes. A header that makes
-no sense is ignored, as the RFC wants it: then the whole file is the answer.
+The ranges of a request become sections of the file that do not overlap. So an answer
+has at most the bytes of the file and the heads of a hundred parts, however often the
+request names the same bytes. A header that makes no sense is ignored, as the RFC
+allows: the answer is the whole file.
 """
 
 from __future__ import annotations
@@ -15,37 +15,33 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-#: More ranges than this are ignored, as if none had been asked for.
+#: A header with more ranges than this is ignored.
 MAX_RANGES: Final = 100
 
-#: Ranges are joined with at most this many bytes between them: the head of one more
-#: part would be longer.
+#: Ranges with at most this many bytes between them are joined: the head of another part
+#: would be longer.
 MAX_GAP: Final = 80
 
-# Numbers longer than that are no positions, and take long to read.
+# Longer numbers are not positions, and take long to parse.
 _RANGE: Final = re.compile("([0-9]{0,100})-([0-9]{0,100})")
 
 
 class Section(NamedTuple):
-    """Bytes of a file, with both ends as in a slice."""
+    """A slice of a file, in bytes."""
 
     start: int
     stop: int
 
     def content_range(self, size: int) -> str:
-        """Return the value of Content-Range, for a file of this size."""
+        """Return the value of Content-Range for a file of this size."""
         return f"bytes {self.start}-{self.stop - 1}/{size}"
 
 
 def parse_ranges(header: str, size: int) -> list[Section] | None:
-    """Return the sections to be sent, in the order in which they are asked for.
+    """Return the sections to send for a Range header, in the order of its ranges.
 
-    Args:
-        header: The value of a Range header.
-        size: How many bytes the file has.
-
-    Returns:
-        None if the header is to be ignored; nothing if no range lies in the file.
+    None means that the header is to be ignored. The list is empty if no range lies in
+    the file of ``size`` bytes.
     """
     unit, _, ranges = header.partition("=")
     if unit.strip().lower() != "bytes" or ranges.count(",") >= MAX_RANGES:
@@ -59,12 +55,12 @@ def parse_ranges(header: str, size: int) -> list[Section] | None:
             return None
         if section.start < section.stop:
             sections.append(section)
-    # None of the ranges of an empty file could be named in a Content-Range.
+    # A Content-Range cannot name any range of an empty file.
     return _join(sections) if wanted and size else None
 
 
 def _parse_range(text: str, size: int) -> Section | None:
-    """Return the section that a range names, maybe an empty one; None if it is none."""
+    """Return the section, perhaps empty, of a range; None if it makes no sense."""
     match = _RANGE.fullmatch(text)
     if match is None or text == "-":
         return None
@@ -78,7 +74,7 @@ def _parse_range(text: str, size: int) -> Section | None:
 
 
 def _join(sections: Iterable[Section]) -> list[Section]:
-    """Join what overlaps or nearly touches; the first of each decides the order."""
+    """Join sections that overlap or nearly touch, in the place of the first of them."""
     joined: list[tuple[int, Section]] = []
     for order, section in sorted(enumerate(sections), key=lambda item: item[1]):
         if joined and section.start <= joined[-1][1].stop + MAX_GAP:
@@ -89,22 +85,16 @@ def _join(sections: Iterable[Section]) -> list[Section]:
     return [section for _, section in sorted(joined)]
 
 
-# What is sent
-
-#: Bytes to be sent as they are, or a section of the file.
+#: Bytes to send, or a section of the file.
 Piece = bytes | Section
 
 
 def multipart(
     sections: Sequence[Section], *, size: int, content_type: str | None, boundary: str
 ) -> list[Piece]:
-    """Return the body of a ``multipart/byteranges`` with these sections.
+    """Return a ``multipart/byteranges`` body, with a part for each section.
 
-    Args:
-        sections: One for each part.
-        size: How many bytes the file has.
-        content_type: The file's; None to leave it out.
-        boundary: What separates the parts.
+    ``size`` and ``content_type`` are those of the file.
     """
     type_line = f"Content-Type: {content_type}\r\n" if content_type else ""
     pieces: list[Piece] = []
@@ -118,7 +108,7 @@ def multipart(
 
 
 def length(pieces: Iterable[Piece]) -> int:
-    """Return how many bytes pieces are together."""
+    """Return the total length of pieces in bytes."""
     return sum(
         piece.stop - piece.start if isinstance(piece, Section) else len(piece)
         for piece in pieces
@@ -126,32 +116,29 @@ def length(pieces: Iterable[Piece]) -> int:
 
 
 class PieceReader:
-    """Pieces, some of them from a file, to be read as if they were a file themselves.
+    """A file-like object that reads pieces one after another.
 
-    It holds no more than what one call of `read` returns. It is used by one thread at a
-    time, and does not close the file, which belongs to whoever has opened it.
+    It holds no more than one call of `read` returns. One thread at a time may use it.
+    It does not close the file.
     """
 
     def __init__(self, file: Any, pieces: Iterable[Piece], *, offset: int = 0) -> None:
-        """Read nothing yet.
+        """Read nothing yet. The file must be able to seek.
 
-        Args:
-            file: What the sections are of; it can seek.
-            pieces: What is to be read.
-            offset: Where in the file position 0 of the sections is.
+        ``offset`` is the position in the file that is 0 for the sections.
         """
-        #: For messages about the file.
+        #: For error messages.
         self.name = getattr(file, "name", "")
-        #: For those who ask in which thread it may be read.
+        #: Decides in which thread the pieces may be read.
         self.file = file
         self._pieces = deque(pieces)
         self._offset = offset
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes: at most so many, and fewer only at the end.
+        """Return the next bytes: at most ``size``, and fewer only at the end.
 
-        If the file has become too short for a section, that is the end: what follows
-        must not stand where bytes of the file should.
+        If the file has become too short for a section, the reading ends there: later
+        pieces must not take the place of missing bytes.
         """
         blocks = []
         while size and (block := self._read_some(size)):
@@ -161,24 +148,21 @@ class PieceReader:
         return b"".join(blocks)
 
     def _read_some(self, size: int) -> bytes:
+        block: bytes
         if not self._pieces:
             return b""
         piece = self._pieces.popleft()
+        wanted = min(length([piece]), size) if size > 0 else length([piece])
+        rest: Piece
         if isinstance(piece, Section):
-            block, rest = self._read_section(piece, size)
+            self.file.seek(self._offset + piece.start)
+            # Some files return more than they are asked for.
+            block = self.file.read(wanted)[:wanted]
+            rest = Section(piece.start + len(block), piece.stop)
         else:
-            end = size if size > 0 else len(piece)
-            block, rest = piece[:end], piece[end:]
+            block, rest = piece[:wanted], piece[wanted:]
         if not block:
             self._pieces.clear()
         elif length([rest]):
             self._pieces.appendleft(rest)
         return block
-
-    def _read_section(self, section: Section, size: int) -> tuple[bytes, Piece]:
-        wanted = length([section])
-        self.file.seek(self._offset + section.start)
-        wanted = min(wanted, size) if size > 0 else wanted
-        # Some give more than they are asked for.
-        block: bytes = self.file.read(wanted)[:wanted]
-        return block, Section(section.start + len(block), section.stop)

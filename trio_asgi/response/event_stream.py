@@ -4,14 +4,14 @@
     ─────────────────                          ──────────────────────────────
     enters the nursery ─────────────────────►  begins to iterate the events
     asks for a part                            gives an event
-      ◄──────────────────── event ───────────  waits until it was sent
+      ◄──────────────────── event ───────────  waits until it has been sent
     sends it, asks for the next ────────────►  iterates on
       keep_alive seconds without one:
     sends a comment, asks again
-    leaves, with what has ended the sending ►  is cancelled, and closes the events
+    leaves the nursery ─────────────────────►  is cancelled, and closes the events
 
-Waiting for an event must not end because a comment is due: a cancelled async generator
-is at its end. So the waiting has a task of its own.
+A due comment must not cancel the wait for an event: that would end an async generator.
+So the events have a separate task.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-#: What an event stream says, if the view says nothing else.
+#: The headers of an event stream, unless the view sets others.
 HEADERS: Final = {
     "Content-Type": "text/event-stream",
-    # A cache must ask for the stream each time, never answer with an old one.
+    # A cache must never answer with an old stream.
     "Cache-Control": "no-cache",
-    # nginx, and others that know its header, pass on each event when it comes.
+    # nginx, and others that know its header, pass on each event at once.
     "X-Accel-Buffering": "no",
-    # GZipMiddleware, and proxies that compress, leave alone what has an encoding. Up to
-    # Django 5.2 the former makes a gzip member of each part, and Chromium reads one.
+    # GZipMiddleware and proxies do not compress a response that has an encoding. Up to
+    # Django 5.2 GZipMiddleware makes each part a gzip member; Chromium reads only one.
     "Content-Encoding": "identity",
 }
 
@@ -55,19 +55,18 @@ HEADERS: Final = {
 class EventStream(StreamingHttpResponse):
     """A response of server-sent events, as a browser's ``EventSource`` reads them.
 
-    Each event is sent when it comes, and the next one is asked for when it was sent:
-    nothing is made faster than the client reads. The events are iterated, and closed,
-    in one task of their own, with the context of the request. If they raise, that ends
-    the response, after the events before it, so that the client can tell; it connects
-    again by itself.
+    Each event is sent at once, and the next one is asked for when that is done: events
+    are made no faster than the client reads. They are iterated and closed in one
+    separate task, with the context of the request. If they raise, earlier events are
+    sent, and the response breaks off, so that the browser notices and reconnects.
 
-    A client that leaves cancels the events, whose closing may then take
-    ``TRIO_ASGI["CLEANUP_SECONDS"]``. So does the server at its shutdown, and there the
-    response ends as if the events had.
+    If the client disconnects, the events are cancelled; closing them may take
+    ``TRIO_ASGI["CLEANUP_SECONDS"]``. They are also cancelled at the server's shutdown;
+    then the response ends as if the events had.
     """
 
     #: For the handler: the end is sent even if the server cancels the request, so that
-    #: the browser connects again, to the server that comes next.
+    #: the browser reconnects, to the next server.
     ends_cleanly: ClassVar[bool] = True
 
     def __init__(
@@ -82,24 +81,23 @@ class EventStream(StreamingHttpResponse):
         """Make the response; nothing is iterated before it is sent.
 
         Args:
-            events: An async iterable, or an async context manager that gives one, as
-                `trio.as_safe_channel` makes it. Of each item that is no
-                `ServerSentEvent`, one is made, with the item as its data.
+            events: An async iterable, or an async context manager that gives one, such
+                as `trio.as_safe_channel` makes. An item that is not a `ServerSentEvent`
+                becomes the data of one.
             keep_alive: After how many seconds without an event a comment is sent, so
-                that proxies do not take the connection for a dead one; None for never.
-            status: As for all responses. After any other than 200 browsers do not
-                connect again.
+                that proxies do not close the connection as idle; None for never.
+            status: As for all responses. Browsers reconnect only after 200.
             reason: As for all responses.
-            headers: As for all responses. They take the place of those set here.
+            headers: As for all responses. They override those that are set here.
 
         Raises:
-            TypeError: the events are neither of these.
-            ValueError: ``keep_alive`` is no positive number.
+            TypeError: ``events`` is neither of these.
+            ValueError: ``keep_alive`` is not a positive number.
         """
         if keep_alive is not None and not keep_alive > 0:
             raise ValueError(
-                "EventStream's keep_alive is a positive number of seconds, or None, "
-                f"not {keep_alive!r}."
+                "EventStream's keep_alive must be a positive number of seconds, or "
+                f"None, not {keep_alive!r}."
             )
         super().__init__(
             EventParts(
@@ -108,8 +106,8 @@ class EventStream(StreamingHttpResponse):
             status=status,
             reason=reason,
             charset="utf-8",
-            # The later of two wins, whatever the case of their names. Not content_type
-            # for the first: Django refuses it beside a Content-Type.
+            # The later of two wins, whatever the case of their names. No content_type:
+            # Django refuses it together with a Content-Type header.
             headers={**HEADERS, **dict(headers or ())},
         )
 
@@ -121,7 +119,7 @@ def _as_iterator(events: Any) -> AsyncIterator[Any]:
         return aiter(events)
     raise TypeError(
         "EventStream takes an async iterable of events, or an async context manager "
-        f"that gives one, not {type(events).__name__}: {events!r:.80}. Give it what an "
+        f"that gives one, not {type(events).__name__}: {events!r:.80}. Pass what an "
         "async generator function returns: async def events(): ... yield ..."
     )
 
@@ -133,17 +131,17 @@ class EventParts(ManagedStream):
         super().__init__(self._open())
         self._events = events
         self._keep_alive = keep_alive
-        #: Whether the events are closed elsewhere, or were closed here.
+        #: Whether `_open` closes the events, or `aclose` has closed them.
         self._is_taken = False
 
     def wrap_events(
         self, wrap: Callable[[AsyncIterator[Any]], AsyncIterator[Any]]
     ) -> None:
-        """Have something around the events, such as what iterates them by asyncio."""
+        """Wrap the events, for example in an iterator that runs them on asyncio."""
         self._events = wrap(self._events)
 
     async def aclose(self) -> None:
-        """Leave the context manager; or close events that were never iterated here."""
+        """Leave the context manager; close the events if it was never entered."""
         await super().aclose()
         aclose = getattr(self._events, "aclose", None)
         if aclose is not None and not self._is_taken:
@@ -159,22 +157,22 @@ class EventParts(ManagedStream):
             nursery.start_soon(self._give_events, handover)
             try:
                 yield handover
-            except BaseException as error:  # noqa: BLE001 - raised again, in no group
-                # A cancellation that is kept here comes from a scope around the
-                # nursery, or else the nursery raises what has cancelled it.
+            except BaseException as error:  # noqa: BLE001 - raised again, ungrouped
+                # A cancellation comes from a scope around the nursery; otherwise the
+                # nursery raises the error that caused it.
                 ended = outcome.Error(error)
             nursery.cancel_scope.cancel()
-        # Such as the caches that the events have used, which the request's end closes.
+        # The end of the request closes the caches in it, for example.
         restore_context(handover.context)
         try:
             ended.unwrap()
         finally:
-            # An error's traceback holds this frame: leave no cycle behind.
+            # An error's traceback refers to this frame: avoid a cycle.
             del ended
             handover.raise_error()
 
     async def _give_events(self, handover: _Handover) -> None:
-        """Iterate the events, and close them. The events' task."""
+        """Iterate and close the events. The events' task."""
         try:
             await send_parts(
                 _Events(self._events),
@@ -193,47 +191,46 @@ class EventParts(ManagedStream):
 
 
 class _Events(StreamingHttpResponse):
-    """The events, to be iterated and closed as the parts of any response are."""
+    """A response of the events alone, for `send_parts` to iterate and close them."""
 
     def make_bytes(self, value: object) -> bytes:
         return encode_item(value)
 
 
 class _Handover:
-    """Where the events' task gives its events to the sender's, one at a time.
+    """Passes events, one at a time, from the events' task to the sender's.
 
-    Guaranteed is that `give` returns when the sender is back from sending the part: so
-    code behind a ``yield`` runs after the event was sent, as it would without the other
-    task. A cancellation of either leaves nothing behind that the other would wait for
-    wrongly, for it ends both.
+    `give` returns only when the sender has sent the part: so code after a ``yield``
+    runs after the event was sent, as it would without the other task. A cancellation
+    ends both tasks, so neither is left waiting for the other.
     """
 
     def __init__(self, keep_alive: float) -> None:
         self._keep_alive = keep_alive
-        #: What the events have left in theirs, when they have ended.
+        #: The context of the events' task when it has ended.
         self.context = contextvars.copy_context()
-        #: Whether the sender had its first part.
+        #: Whether the sender has taken its first part.
         self._has_begun = False
-        #: What was given and not taken yet; set by one task, and taken by the other.
+        #: The part that was given last.
         self._part = b""
-        #: Set while there is such a part, and for good when the events have ended.
+        #: Set while a part waits for the sender, and when the events have ended.
         self._news = trio.Event()
-        #: What the sender raises at the end: once.
+        #: Raised once by the sender, when the events have ended.
         self._end: BaseException | None = None
-        #: Set when the sender is back for more; a new one for each part.
+        #: Set when the sender asks for more; a new one for each part.
         self._wanted = trio.Event()
 
     # The events' task
 
     async def give(self, part: bytes) -> None:
-        """Give a part, and wait until it was sent."""
+        """Give a part, and wait until it has been sent."""
         self._part = part
         wanted = self._wanted = trio.Event()
         self._news.set()
         await wanted.wait()
 
     def end(self, error: BaseException) -> None:
-        """Have the sender raise an error, or `StopAsyncIteration`."""
+        """Make the sender raise an error, or `StopAsyncIteration`."""
         self._end = error
         self._news.set()
 
@@ -244,13 +241,13 @@ class _Handover:
 
     async def __anext__(self) -> bytes:
         if not self._has_begun:
-            # Servers send no headers before there is some of the body, even nothing: a
-            # browser is to know at once that the stream is open.
+            # Servers send the headers with the first part, even an empty one. So the
+            # browser learns at once that the stream is open.
             self._has_begun = True
             await trio.lowlevel.checkpoint()
             return b""
         if not self._news.is_set():
-            # Otherwise a part has come during a comment, and was not sent itself.
+            # Otherwise a part came while a comment was sent, and is still to be sent.
             self._wanted.set()
         with trio.move_on_after(self._keep_alive):
             await self._news.wait()
@@ -263,7 +260,7 @@ class _Handover:
         return self._part
 
     def raise_error(self) -> None:
-        """Raise the error that has ended the events, if one has; the first time."""
+        """Raise the error that ended the events, if any; only once."""
         error, self._end = self._end, StopAsyncIteration()
         try:
             if error is not None and not isinstance(error, StopAsyncIteration):

@@ -1,4 +1,4 @@
-"""The files of responses: which are there, and what may be done with them."""
+"""The file of a response: whether it has one, and which thread may read it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .byte_ranges import PieceReader
 _PLAIN: Final = (io.BufferedReader, io.BufferedRandom, io.FileIO, io.BytesIO)
 _BLOCKS_OF_A_FILE: Final = type(iter(int, 1))
 
-# A tool, or the project, may have put something in their place.
+# A tool, or the project, may have replaced these.
 _READ: Final = Original(vars(FileProxyMixin)["read"].fget, utils)
 MAKE_BYTES: Final = Original(HttpResponseBase.make_bytes, response_module)
 _SET_CONTENT: Final = Original(
@@ -31,12 +31,12 @@ _SET_CONTENT: Final = Original(
 def file_of(response: HttpResponseBase) -> IO[Any] | None:
     """Return the file that a response sends; None if it sends something else.
 
-    Middleware may have put something around the file: then it is no file any more.
+    That includes a file that middleware has wrapped.
     """
     file: IO[Any] | None = getattr(response, "file_to_stream", None)
     if file is None or type(response._iterator) is not _BLOCKS_OF_A_FILE:  # type: ignore[attr-defined]
         return None
-    # A subclass may make something else of the file.
+    # A subclass may send something else.
     kind: Any = type(response)
     if _SET_CONTENT.is_code_of(kind._set_streaming_content) and MAKE_BYTES.is_code_of(
         kind.make_bytes
@@ -46,16 +46,16 @@ def file_of(response: HttpResponseBase) -> IO[Any] | None:
 
 
 def sends_file(response: HttpResponseBase) -> bool:
-    """Whether a response sends a plain file, which any thread may read."""
+    """Return whether a response sends a plain file, which any thread may read."""
     file = file_of(response)
     return file is not None and is_plain(file)
 
 
 def is_plain(file: object) -> bool:
-    """Whether any thread may read a file, since it is no more than that.
+    """Return whether a file, or the file of a `PieceReader`, is a plain one.
 
-    Not so is a file of somebody's own class: what it reads from, a database for
-    example, may belong to the request's thread. Sections of a file are what it is.
+    Any thread may read it. A file of another class may read from something that belongs
+    to the request's thread, such as a database.
     """
     if isinstance(file, PieceReader):
         file = file.file
@@ -63,15 +63,10 @@ def is_plain(file: object) -> bool:
 
 
 def path_to_send(file: object, length: str | None) -> str | None:
-    """Return the path under which a server can send a whole file by itself.
+    """Return the path by which a server can send a whole file itself.
 
-    Args:
-        file: What the response would send.
-        length: Its ``Content-Length``.
-
-    Returns:
-        None if it is not on disk under its name any more, or not to be sent from its
-        beginning to its end. Asks the file system: for a worker thread.
+    None if its name no longer leads to it, or not all of it is to be sent; ``length`` is
+    the ``Content-Length``. Asks the file system, so it runs in a worker thread.
     """
     plain = plain_file(file)
     name = getattr(plain, "name", None)
@@ -81,7 +76,7 @@ def path_to_send(file: object, length: str | None) -> str | None:
     try:
         status = os.fstat(plain.fileno())
         is_whole = plain.tell() == 0 and length == str(status.st_size)
-        # The name may lead elsewhere by now, or may never have been one of a file.
+        # The name may lead elsewhere by now, or may never have named a file.
         if is_whole and os.path.samestat(status, os.stat(path)):  # noqa: PTH116
             return path
     except (OSError, ValueError):
@@ -90,7 +85,7 @@ def path_to_send(file: object, length: str | None) -> str | None:
 
 
 def plain_file(file: Any) -> Any:
-    """Take off what Django and tempfile put around a file; None if it is not plain."""
+    """Return the file inside the wrappers of Django and tempfile; None if not plain."""
     while type(file) not in _PLAIN:
         if type(file) is tempfile._TemporaryFileWrapper:
             file = file.file
@@ -99,12 +94,12 @@ def plain_file(file: Any) -> Any:
             file = vars(file).get("_file") or vars(file).get("file")
         else:
             return None
-    # Below the buffer there may be a class of somebody's own.
+    # The raw file below the buffer may be of any class.
     raw = getattr(file, "raw", None)
     return file if raw is None or type(raw) is io.FileIO else None
 
 
 def _forwards_reading(kind: type) -> bool:
-    """Whether reading is left to the file below, as Django's `File` does it."""
+    """Return whether a class forwards reading as Django's `File` does."""
     read = getattr(kind, "read", None)
     return type(read) is property and _READ.is_code_of(read.fget)

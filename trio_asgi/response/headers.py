@@ -1,8 +1,8 @@
-"""The head of a response as a message of ASGI: what no server can send is refused here.
+"""The head of a response as an ASGI message, checked against RFC 9110.
 
-A server that refuses it does so in ways that differ: hypercorn raises for HTTP/1.1, and
-for HTTP/2 sends nothing at all, for ever. So all of it is checked before any is sent,
-against what RFC 9110 lets a server generate (sections 5.5, 5.6.2 and 15).
+Servers handle a head that they cannot send in different ways: hypercorn raises with
+HTTP/1.1, and with HTTP/2 never sends anything. So the whole head is checked first, by
+what a server may generate (sections 5.5, 5.6.2 and 15).
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
-#: The bytes that a value may have: all but the control characters, of which a tab is
-#: allowed.
+#: The bytes that a value may have: a tab, and all but the control characters.
 _IN_VALUES: Final = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
 
-#: HTTP/2 has frames for what these say, and forbids them (RFC 9113, section 8.2.2).
+#: HTTP/2 forbids these (RFC 9113, section 8.2.2).
 _OF_CONNECTIONS: Final = {
     b"connection",
     b"keep-alive",
@@ -39,14 +38,12 @@ def response_start(
 ) -> Message:
     """Return the first message of a response.
 
-    Args:
-        response: Whose status and headers are sent.
-        size: How long the body is; None: not known, or there is none.
-        is_http1: Whether headers about the connection mean something.
+    ``size`` is the body's length in bytes, or None if it is unknown or there is no
+    body. Without ``is_http1``, headers about the connection are left out.
 
     Raises:
-        ValueError: it has a status or a header that cannot be sent, or announces
-            another length than the body has.
+        ValueError: the status or a header cannot be sent, or the Content-Length is not
+            the body's.
     """
     status: Any = response.status_code
     if not (isinstance(status, int) and 200 <= status <= 999):  # noqa: PLR2004
@@ -55,8 +52,16 @@ def response_start(
             "number from 200 to 999."
         )
     announced = response.headers.get("Content-Length")
-    if announced is not None and size is not None and status not in BODYLESS:
-        _check_length(announced, size)
+    if (
+        announced is not None
+        and size is not None
+        and status not in BODYLESS
+        and not (announced.isdecimal() and int(announced) == size)
+    ):
+        raise ValueError(
+            f"A response of {size} bytes cannot be sent with the Content-Length "
+            f"{announced!r}. Do not set it: CommonMiddleware does."
+        )
     headers = encode_headers(response)
     if not is_http1:
         headers = [pair for pair in headers if pair[0].lower() not in _OF_CONNECTIONS]
@@ -64,10 +69,10 @@ def response_start(
 
 
 def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
-    """Return all headers, in the case that they were set in; each cookie is one.
+    """Return all headers, in their original case, and one for each cookie.
 
     Raises:
-        ValueError: one cannot be sent.
+        ValueError: a header cannot be sent.
     """
     headers = [
         (_encode_name(name), value.encode("latin-1"))
@@ -78,7 +83,7 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
             (b"Set-Cookie", _encode_cookie(cookie.OutputString()))
             for cookie in response.cookies.values()
         )
-    # All at once: hardly any response has such a character.
+    # All values at once: hardly any response has such a character.
     if b"".join([value for _, value in headers]).translate(None, _IN_VALUES):
         _refuse_value(headers)
     return headers
@@ -88,8 +93,8 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
 def _encode_name(name: str) -> bytes:
     if _TOKEN.fullmatch(name) is None:
         raise ValueError(
-            f"A header with the name {name!r} cannot be sent: a name has letters, "
-            "digits, and of other characters most often '-'."
+            f"A header with the name {name!r} cannot be sent: a name may have letters, "
+            "digits, '-' and some other ASCII characters."
         )
     return name.encode("ascii")
 
@@ -99,8 +104,8 @@ def _encode_cookie(cookie: str) -> bytes:
         return cookie.encode("ascii")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"The cookie {cookie!r} cannot be sent: it must be all ASCII. Encode its "
-            "value before, with urllib.parse.quote() for example."
+            f"The cookie {cookie!r} cannot be sent: it must be ASCII. Encode its value "
+            "first, for example with urllib.parse.quote()."
         ) from error
 
 
@@ -111,11 +116,3 @@ def _refuse_value(headers: list[tuple[bytes, bytes]]) -> None:
                 f"The header {name.decode()!r} cannot be sent: its value has the "
                 f"control character {found[:1].decode('latin-1')!r}."
             )
-
-
-def _check_length(announced: str, size: int) -> None:
-    if not (announced.isdecimal() and int(announced) == size):
-        raise ValueError(
-            f"A response of {size} bytes cannot be sent with the Content-Length "
-            f"{announced!r}. Leave that out: CommonMiddleware sets it."
-        )

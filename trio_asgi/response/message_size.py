@@ -1,37 +1,37 @@
 """How much of a body one message holds.
 
-A message costs the server time, so a quick client gets large ones. And it costs memory
-for as long as the client does not take it, so everybody else gets small ones.
+Each message costs the server time, so quick clients get large ones. Until the client
+takes it, a message costs memory, so all others get small ones.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-#: A client is quick that takes no longer than this for a message. Seconds.
+#: A quick client takes a message in less than this; seconds.
 QUICK: Final = 0.005
-#: A client is slow that takes longer than this. Seconds.
+#: A slow client takes longer than this; seconds.
 SLOW: Final = 0.1
 
-#: The least that a message holds, if there is so much; bytes.
+#: The smallest limit of a message; bytes.
 SMALLEST: Final = 2**14
-#: How much it may hold for a client that has only begun to read; bytes.
+#: The largest limit for a client that has only begun to read; bytes.
 LARGE: Final = 2**18
 
-#: Above that, a message may hold such a part of what the client has taken. The kernels
-#: of both sides take some megabytes at once, for a client that reads nothing, too.
+#: Above `LARGE`, a message may hold one part in so many of what the client has taken:
+#: the kernels of both sides buffer some megabytes even for a client that reads nothing.
 _PART: Final = 32
 
 
 def next_size(size: int, sent: int, *, seconds: float, taken: int, largest: int) -> int:
-    """Return how much the next message may hold, after one was sent.
+    """Return how many bytes the next message may hold, after one was sent.
 
     Args:
-        size: How much that one could hold.
-        sent: How much it held.
+        size: How many bytes the last message could hold.
+        sent: How many it held.
         seconds: How long the server took for it.
-        taken: How much the client has taken in all.
-        largest: The most that a message may ever hold.
+        taken: How many bytes the client has taken in all.
+        largest: How many bytes any message may hold.
     """
     if seconds > SLOW:
         return max(size // 2, SMALLEST)

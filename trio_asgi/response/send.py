@@ -1,4 +1,4 @@
-"""Django's responses to bytes: headers, and the parts of a streamed body."""
+"""Sends Django's responses: the headers, and the parts of a streamed body."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ if sys.version_info < (3, 11):
 
 logger = logging.getLogger("django.request")
 
-#: What the first message of a response in one piece holds at most; bytes.
+#: The most that the first message of a response in one piece holds; bytes.
 FIRST_PIECE: Final = 2**16
 
 
 def iterate_in_island(response: HttpResponseBase) -> None:
-    """Have async content that is asyncio's iterated, and closed, by asyncio."""
-    # An event stream is Trio's; only its events are asyncio's.
+    """Make asyncio iterate and close the async content of an asyncio view."""
+    # An event stream runs on Trio; only its events are asyncio code.
     wrap_events = getattr(contents(response)[0], "wrap_events", None)
     if wrap_events is not None:
         wrap_events(IslandStream)
@@ -62,21 +62,21 @@ async def send_over_asgi(
     send: Send,
     chunk_bytes: Callable[[Any], Iterator[tuple[Any, bool]]],
 ) -> None:
-    """Send a response in messages of ASGI.
+    """Send a response in ASGI messages.
 
     Args:
         response: The response, which is not closed here.
-        send: Sends one message; a `ResponseSender` knows what the server takes.
-        chunk_bytes: Splits bytes for several messages, and says which are the last.
+        send: Sends one message; a `ResponseSender` knows what the server accepts.
+        chunk_bytes: Splits bytes for several messages, and tells which is the last.
     """
     path = None
-    if getattr(send, "takes_paths", False) and getattr(send, "wants_body", True):
-        path = await _path_for_server(response)
     wants_body = getattr(send, "wants_body", True)
+    if wants_body and getattr(send, "takes_paths", False):
+        path = await _path_for_server(response)
     content: bytes | None = None
     if not response.streaming:
         content = response.content  # type: ignore[attr-defined]
-    # Nothing may fail between this and the sending of it.
+    # Nothing may fail between this and sending it.
     start = response_start(
         response,
         size=len(content) if content is not None and wants_body else None,
@@ -111,9 +111,9 @@ async def send_over_asgi(
 async def _send_pieces(
     content: bytes, send_part: Callable[[bytes], Awaitable[None]]
 ) -> bytes:
-    """Send bytes in pieces that follow the client, and return the last piece.
+    """Send bytes in pieces whose sizes suit the client, and return the last piece.
 
-    Each is a copy, which the server has for as long as the client does not take it.
+    Each is a copy, which the server keeps until the client takes it.
     """
     sent, size = 0, FIRST_PIECE
     while len(content) - sent > size:
@@ -126,10 +126,7 @@ async def _send_pieces(
 
 
 async def _path_for_server(response: HttpResponseBase) -> str | None:
-    """Return the path of a file that the server shall send by itself, if any.
-
-    It is looked up in a worker thread.
-    """
+    """Return the path of a file that the server can send, asked in a worker thread."""
     file = file_of(response)
     if file is None:
         return None
@@ -140,8 +137,7 @@ async def _path_for_server(response: HttpResponseBase) -> str | None:
 async def end_body(send: Send) -> None:
     """End the body of a stream that the server has cancelled, within a second.
 
-    For a stream that has no end of its own, this is as good as any other: its client
-    asks again, and gets another server.
+    An endless stream may end anywhere: its client reconnects, to another server.
     """
     with trio.move_on_after(SEND_SECONDS, shield=True), suppress(ClientDisconnected):
         await send({"type": "http.response.body"})
@@ -155,21 +151,20 @@ async def send_parts(
 ) -> None:
     """Send each part of a streamed body as it comes.
 
-    An async iterator is iterated, and closed, in this task; a context manager is
-    entered and left here. A sync iterator is iterated in the request's thread, no
-    faster than the parts are sent, and a file is read in a thread; ``response.close()``
-    closes both.
+    An async iterator is iterated and closed in this task; a context manager is entered
+    and left in it. A sync iterator is iterated in the request's thread, no faster than
+    parts are sent, and a file is read in a thread; ``response.close()`` closes both.
 
     Args:
         response: The response; its parts may be bytes or str.
         send: Sends one part.
-        cleanup_seconds: How long the closing of async content may take. No cancellation
-            interrupts that of generators.
+        cleanup_seconds: How long the closing of async content may take. Generators are
+            closed behind a shield.
     """
     if not response.is_async:
         await thread_stream(response).send_all(send)
         return
-    # Not `streaming_content`, which hides the iterator in a generator of its own.
+    # Not `streaming_content`, which wraps the iterator in another generator.
     iterator: AsyncIterator[Any] = response._iterator  # type: ignore[attr-defined]
     sent: outcome.Outcome[None] = outcome.Value(None)
     closed: outcome.Outcome[None] = outcome.Value(None)
@@ -188,11 +183,10 @@ async def send_parts(
                     await stack.enter_async_context(content)
             with trio.CancelScope() as scope:
                 sent = await outcome.acapture(send_all)
-                # The shield is put up on a scope that was there before the generator's
-                # own: a new one around the closing would break the order in which they
-                # nest. The manager is inside of none, but left as by any other code
-                # that is cancelled: its nursery would take the cancellation for one of
-                # its own, and what follows there would run as if all had been sent.
+                # This scope was entered before those of the generator: a new one around
+                # the closing would break their nesting. A manager is left without a
+                # shield, like any cancelled code. Behind a shield its nursery would
+                # absorb the cancellation, and go on as if everything had been sent.
                 scope.shield = True
                 scope.deadline = trio.current_time() + cleanup_seconds
                 closed = await _capture_closing(response)
@@ -205,7 +199,7 @@ async def send_parts(
         if isinstance(sent, outcome.Error) and (
             leaving.cancelled_caught or _is_cancelled(ended)
         ):
-            # The end has taken too long, unless it is the same.
+            # The closing took too long; or both outcomes are the same cancellation.
             ended = sent
         await _raise_what_counts(ended, closed)
     finally:
@@ -215,15 +209,14 @@ async def send_parts(
 async def _raise_what_counts(
     ended: outcome.Outcome[None], closed: outcome.Outcome[None]
 ) -> None:
-    """Raise the error of a stream, or that of its closing; log it if both failed.
+    """Raise the error of a stream, or of its closing; if both failed, log the latter.
 
-    Called outside the scope around the stream, which would take a cancellation for one
-    of its own.
+    Called outside the scope around the stream, which would absorb a cancellation.
     """
     try:
         if _is_cancelled(ended):
-            # It may also come from a scope of the generator's, and be at its end there:
-            # only what cancels this task still goes on.
+            # A cancellation may come from a scope of the generator, and end there: only
+            # one of this task is raised.
             ended = await outcome.acapture(trio.lowlevel.checkpoint_if_cancelled)
         if isinstance(ended, outcome.Error) and isinstance(closed, outcome.Error):
             message = "Error in the closing of a stream"
@@ -235,17 +228,17 @@ async def _raise_what_counts(
 
 
 def _is_cancelled(ended: outcome.Outcome[None]) -> bool:
-    """Whether nothing but cancellations has ended it; a nursery groups even one."""
+    """Return whether only cancellations ended it; a nursery groups even one."""
     return isinstance(ended, outcome.Error) and all(
         isinstance(leaf, trio.Cancelled) for leaf in leaves(ended.error)
     )
 
 
 async def close_stream(response: HttpResponseBase | None) -> None:
-    """Close the async content of a response that has some; again does no harm.
+    """Close the async content of a response, if any; a second call does no harm.
 
-    What middleware has put around the view's content is closed first. A sync iterator
-    is left to ``response.close()``, for it belongs in a thread.
+    The wrappers of middleware are closed before the view's content. A sync iterator is
+    left to ``response.close()``, because it belongs to a thread.
     """
     if response is None or not response.streaming:
         return
@@ -271,13 +264,9 @@ async def _close_content(content: Any) -> None:
         await content.aclose()
     except BaseExceptionGroup as group:
         # A nursery that is open in the generator wraps even its GeneratorExit.
-        _raise_without_exit(group)
-
-
-def _raise_without_exit(group: BaseExceptionGroup[BaseException]) -> None:
-    rest = group.split(GeneratorExit)[1]
-    try:
-        if rest is not None:
-            raise rest
-    finally:
-        del group, rest
+        rest = group.split(GeneratorExit)[1]
+        try:
+            if rest is not None:
+                raise rest
+        finally:
+            del rest

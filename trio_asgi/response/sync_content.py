@@ -1,4 +1,4 @@
-"""What sends the sync content of a response: an iterator, or a file."""
+"""Chooses the stream for the sync content of a response: an iterator or a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def thread_stream(response: StreamingHttpResponse) -> ThreadStream:
-    """Return what sends the sync content of a response."""
+    """Return the stream that sends the sync content of a response."""
     make_bytes = _bytes_maker(response)
     file = file_of(response)
     if file is None:
@@ -34,9 +34,9 @@ def thread_stream(response: StreamingHttpResponse) -> ThreadStream:
 
 
 def _bytes_maker(response: StreamingHttpResponse) -> Callable[[Any], bytes]:
-    """Return the response's ``make_bytes``, for many parts.
+    """Return the response's ``make_bytes``, or a faster equivalent of Django's.
 
-    Django's finds out the charset for each, which takes longer than most rows of CSV.
+    Django's looks up the charset for each part, which costs more than most rows of CSV.
     """
     make_bytes: Callable[[Any], bytes] = response.make_bytes
     if not MAKE_BYTES.is_code_of(type(response).make_bytes):

@@ -1,18 +1,19 @@
-"""What a thread makes of a streamed body while it is sent; `file_stream` has files.
+"""A streamed body that a thread makes while it is sent; for files see `file_stream`.
 
 The thread makes a batch while the one before it is being sent:
 
     thread   ──► pull ─► [parts that wait] ──► batch ──► send     the request's task
     at most one limit of bytes ──┘                └── at most one more
 
-The limit follows the client. It begins small, grows as long as full batches leave at
-once, and shrinks if one takes long: so a quick client gets few large messages, and a
-thousand slow ones hold little memory.
+The limit starts small, grows while full batches leave at once, and shrinks if one takes
+long: a quick client gets few large messages, and a thousand slow ones hold little
+memory.
 """
 
 from __future__ import annotations
 
 import contextvars
+import functools
 import math
 import time
 from collections import deque
@@ -31,12 +32,12 @@ from .message_size import LARGE, QUICK, SMALLEST, next_size
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-#: How far the limit goes for an iterator, and what a batch of small parts holds; bytes.
+#: The largest limit for an iterator, and the largest batch of small parts; bytes.
 LARGEST: Final = LARGE
 
-#: For how long one call in the thread makes parts, besides the last of them. A call
-#: holds a token of the pool, and others may wait for one. To ask for it anew costs as
-#: much as some 50 rows of CSV. Seconds.
+#: After this, one call in the thread makes no further part; seconds. A call holds a
+#: token of the pool, for which others may wait. A new call costs as much as some 50
+#: rows of CSV.
 TURN: Final = 0.02
 
 _END: Final = object()
@@ -45,28 +46,26 @@ _END: Final = object()
 class ThreadStream:
     """The parts of a sync iterator, pulled in the request's thread while they are sent.
 
-    One call in the thread pulls until enough bytes wait for being sent, and returns,
-    rather than blocking the thread for a client that reads slowly. It also returns
-    after `TURN`, and queues for its next turn behind all other sync code: so parts that
-    come slowly keep nobody waiting for longer than one of them takes. What comes after
-    a pause is sent at once; what comes quickly is gathered, up to the limit, for no
-    longer than `QUICK`.
+    One call in the thread pulls until enough bytes wait to be sent, and then returns,
+    so a client that reads slowly does not block the thread. It also returns after
+    `TURN`, and queues for its next turn behind all other sync code: slow parts keep
+    nobody waiting for longer than one of them takes. A part that comes after a pause is
+    sent at once. Parts that come quickly are gathered, up to the limit, for at most
+    `QUICK`.
 
     Owned by the task that calls `send_all`; `_pull` runs in the thread. A cancellation
     waits for the part that is being made.
     """
 
-    #: How far the limit may go, and what a batch may hold; bytes.
+    #: The largest limit, and the largest batch of small parts; bytes.
     largest = LARGEST
 
     def __init__(
         self, iterator: Iterator[Any], make_bytes: Callable[[Any], bytes]
     ) -> None:
-        """Take an iterator; whoever made it closes it.
+        """Pull nothing yet. The iterator is not closed here.
 
-        Args:
-            iterator: Gives the parts.
-            make_bytes: Makes bytes of a part; called in the thread.
+        ``make_bytes`` makes bytes of a part, in the thread.
         """
         self._iterator = iterator
         self._make_bytes = make_bytes
@@ -74,41 +73,37 @@ class ThreadStream:
         self._run: Callable[[Callable[[], None]], Awaitable[None]] = hop
         self._token = trio.lowlevel.current_trio_token()
         self._parts: deque[bytes] = deque()
-        #: Bytes pulled, which the thread counts, and bytes sent, which the task does.
+        #: Bytes pulled, counted by the thread, and bytes sent, counted by the task.
         self._pulled = self._sent = 0
-        #: How many bytes may wait for being sent, besides the part that exceeds it.
+        #: How many bytes may wait to be sent, besides the part that exceeds it.
         self._limit = SMALLEST
         #: How many bytes the server has taken.
         self._taken_bytes = 0
-        #: Set when the task is told that parts have come, or the end has.
+        #: Set to tell the task that parts have come, or the end.
         self._news = trio.Event()
-        #: Whether the thread need not tell the task of a part: it has been told, or
-        #: gathers.
+        #: Whether the thread need not tell the task of a part: it knows, or gathers.
         self._told = False
         #: Set when a batch was taken.
         self._taken = trio.Event()
         self._stopped = False
         self._exhausted = False
         self._ended: outcome.Outcome[None] | None = None
-        #: What the iterator has left in its context.
+        #: The iterator's context at its end.
         self._context: contextvars.Context | None = None
 
     async def send_all(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send all parts; then raise what the iterator raised, if it did."""
-
-        async def send_batches() -> None:
-            await self._send_batches(send)
-
-        def stop() -> None:
-            self._stopped = True
-
+        """Send all parts; then raise what the iterator raised, if anything."""
+        send_batches = functools.partial(self._send_batches, send)
         try:
-            await run_beside(self._keep_pulling, send_batches, stop=stop)
+            await run_beside(self._keep_pulling, send_batches, stop=self._stop)
         finally:
-            # Such as the caches that it has used, which the request's end closes.
+            # The end of the request closes the caches in it, for example.
             if self._context is not None:
                 restore_context(self._context)
                 self._context = None
+
+    def _stop(self) -> None:
+        self._stopped = True
 
     # The request's task
 
@@ -116,13 +111,12 @@ class ThreadStream:
         sent_at = -math.inf
         while await self._has_parts():
             await self._gather(until=sent_at + QUICK)
-            batch = self._take_batch()
-            sent_at = await self._send_batch(send, batch)
+            sent_at = await self._send_batch(send, self._take_batch())
 
     async def _has_parts(self) -> bool:
-        """Wait for parts; False if there are none any more."""
+        """Wait for parts; return False at the end."""
         while True:
-            # Before the look: a part that comes after it is told of.
+            # Reset before the check, so that the thread tells of every later part.
             self._told = False
             if self._parts:
                 return True
@@ -137,7 +131,7 @@ class ThreadStream:
             await self._news.wait()
 
     async def _gather(self, until: float) -> None:
-        """Let more parts come, if the last batch left just now and more are pulled."""
+        """Wait for more parts, if the last batch left just now and more are pulled."""
         self._told = True
         while self._is_pulling() and self._ended is None:
             if trio.current_time() >= until:
@@ -160,7 +154,7 @@ class ThreadStream:
     async def _send_batch(
         self, send: Callable[[bytes], Awaitable[None]], batch: bytes
     ) -> float:
-        """Send a batch, and have the limit follow the client; return when that was."""
+        """Send a batch, and adapt the limit to the client; return the time."""
         begun = trio.current_time()
         await send(batch)
         sent_at = trio.current_time()
@@ -182,7 +176,7 @@ class ThreadStream:
         except BaseException as error:
             if ends_more(error):
                 raise
-            # Raised after the parts before it.
+            # Raised after earlier parts were sent.
             self._ended = outcome.Error(error)
         else:
             self._ended = outcome.Value(None)
@@ -195,19 +189,16 @@ class ThreadStream:
             await self._run(self._pull)
             if self._is_full():
                 self._news.set()
-                await self._wait_room()
-
-    async def _wait_room(self) -> None:
-        while not self._is_pulling():
-            self._taken = trio.Event()
-            await self._taken.wait()
+                while not self._is_pulling():
+                    self._taken = trio.Event()
+                    await self._taken.wait()
 
     # The thread
 
     def _pull(self) -> None:
-        """Pull parts until enough wait for being sent, for one turn. Worker thread."""
+        """Pull parts for one turn, or until enough wait to be sent. Worker thread."""
         until = time.perf_counter() + TURN
-        # Not `for`, which asks for an iterator each time: some begin anew then.
+        # Not `for`, which would call `iter` each time: some iterators then start again.
         while (item := next(self._iterator, _END)) is not _END:
             if part := self._make_bytes(item):
                 self._add(part)
@@ -223,11 +214,11 @@ class ThreadStream:
             self._token.run_sync_soon(self._tell, idempotent=True)
 
     def _is_full(self) -> bool:
-        """Whether so much waits for being sent that pulling stops."""
+        """Return whether so much waits to be sent that pulling stops."""
         return self._pulled - self._sent >= self._limit
 
     def _is_pulling(self) -> bool:
-        """Whether so little waits that pulling goes on."""
+        """Return whether so little waits that pulling goes on."""
         return self._pulled - self._sent <= self._limit // 2
 
     def _tell(self) -> None:
