@@ -1,18 +1,16 @@
 """Uploads that go straight to a storage.
 
-Django's own handlers collect a file in memory or in a temporary directory. From there
-it is copied when a form is saved. Here each chunk is written to the storage as it
-comes: a file is written once, and there is never more than a chunk of it in memory.
+Django's own handlers collect a file in memory or in a temporary directory, and saving a
+form copies it from there. Here each chunk goes to the storage when it comes: a file is
+written once, and no more than a chunk of it is in memory.
 
-What is in a storage does not go away by itself, and there are many ways for an upload
-to come to nothing: the client leaves, a later part is malformed, the form's token is
-wrong, the view raises. So such a file is the request's, and is deleted with it, until
-the view says that it keeps it.
+Many uploads fail: the client disconnects, a later part is malformed, the CSRF token is
+wrong, the view raises. So the file is deleted at the end of the request, unless the
+view keeps it.
 """
 
 from __future__ import annotations
 
-import enum
 import functools
 import logging
 import posixpath
@@ -36,68 +34,59 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trio_asgi")
 
 
-class _State(enum.Enum):
-    TEMPORARY = enum.auto()
-    KEPT = enum.auto()
-    DELETED = enum.auto()
-
-
 class StorageUploadedFile(UploadedFile):  # type: ignore[type-arg] # in stubs alone
-    """An uploaded file that is in a storage already.
+    """An uploaded file that is already in a storage.
 
     Closing it deletes it, as with Django's `TemporaryUploadedFile`, unless `keep` was
     called. Django closes all files of a request at its end.
 
-    Its methods do the storage's work in the thread that calls them, but for `keep`,
-    which async code may call as well. One thread at a time may use it.
+    Its methods access the storage in the calling thread. Only `keep` does not, so async
+    code may call it too. One thread at a time may use the file.
 
     Attributes:
-        name: The client's name for it, without directories. Not to be trusted.
-        storage: Where it is.
-        stored_name: Its name there.
-        size: How many bytes it has.
-        content_type: What the client says that it is. Not to be trusted.
+        name: The client's name for it, without directories. Do not trust it.
+        storage: The storage that has it.
+        stored_name: Its name in the storage.
+        size: Its size in bytes.
+        content_type: Its type, as the client gives it. Do not trust it.
     """
 
     def __init__(self, storage: Storage, stored_name: str, **description: Any) -> None:
         """Describe a file of a storage, without opening it.
 
-        Args:
-            storage: Where it is.
-            stored_name: Its name there.
-            description: What `UploadedFile` takes, but for the file.
+        ``description`` has the arguments of `UploadedFile`, except the file.
         """
         self.storage = storage
         self.stored_name = stored_name
-        self._state = _State.TEMPORARY
+        self._is_kept = self._is_deleted = False
         super().__init__(None, **description)
 
     def keep(self) -> str:
-        """Let the file stay in the storage, and return its name there.
+        """Keep the file in the storage, and return its name there.
 
         Raises:
-            ValueError: it was deleted, as it is when it is closed.
+            ValueError: it was deleted, for example by `close`.
         """
         self._check_exists()
-        self._state = _State.KEPT
+        self._is_kept = True
         return self.stored_name
 
     def delete(self) -> None:
         """Delete the file from the storage. Does nothing the second time."""
-        if self._state is not _State.DELETED:
-            self._state = _State.DELETED
+        if not self._is_deleted:
+            self._is_deleted = True
             try:
                 self._close_opened()
             finally:
                 self.storage.delete(self.stored_name)
 
     def close(self) -> None:
-        """Close the file; if it is not kept, delete it.
+        """Close the file; delete it unless it is kept.
 
-        An error while deleting is logged. Django closes files on its way out of other
-        errors, which are more important.
+        An error while deleting is logged, not raised: Django may be handling a more
+        important error when it closes files.
         """
-        if self._state is not _State.TEMPORARY:
+        if self._is_kept or self._is_deleted:
             self._close_opened()
             return
         try:
@@ -108,29 +97,27 @@ class StorageUploadedFile(UploadedFile):  # type: ignore[type-arg] # in stubs al
     def open(  # type: ignore[override] # of Django's, some take more, some do not
         self, mode: str | None = None
     ) -> StorageUploadedFile:
-        """Go to the beginning, for reading it anew."""
+        """Open the file again, at its beginning."""
         self._close_opened()
         self._open(mode or "rb")
         return self
 
     @property
     def temporary_file_path(self) -> Callable[[], str]:
-        """What Django's `FileSystemStorage` asks a file for, to move it, not copy it.
+        """Lets Django's `FileSystemStorage` move the file instead of copying it.
 
-        So a form that is saved keeps the file without further ado.
+        So a form that is saved keeps the file without a call of `keep`.
 
         Raises:
-            AttributeError: there is no such path, or the file is to stay there.
+            AttributeError: there is no such path, or the file was kept or deleted.
         """
-        storage = self.storage
-        # Other storages have paths as well, but not of files.
-        if self._state is not _State.TEMPORARY or not isinstance(
-            storage, FileSystemStorage
-        ):
+        # Other storages may have a `path` too, but not on disk.
+        is_on_disk = isinstance(self.storage, FileSystemStorage)
+        if self._is_kept or self._is_deleted or not is_on_disk:
             raise AttributeError("temporary_file_path")
-        return functools.partial(storage.path, self.stored_name)
+        return functools.partial(self.storage.path, self.stored_name)
 
-    # What UploadedFile's methods read from is opened when it is first needed.
+    # UploadedFile's methods read `file`, which is opened when first needed.
 
     @property
     def file(self) -> IO[Any]:
@@ -143,7 +130,7 @@ class StorageUploadedFile(UploadedFile):  # type: ignore[type-arg] # in stubs al
 
     @property
     def closed(self) -> bool:
-        """Whether nothing of it is open."""
+        """Whether the storage's file is not open."""
         return self._opened is None
 
     def _open(self, mode: str) -> IO[Any]:
@@ -152,10 +139,10 @@ class StorageUploadedFile(UploadedFile):  # type: ignore[type-arg] # in stubs al
         return self._opened
 
     def _check_exists(self) -> None:
-        if self._state is _State.DELETED:
+        if self._is_deleted:
             raise ValueError(
-                f"The upload {self.name!r} was deleted. To have it longer than the "
-                "request, and after close(), call keep() before."
+                f"The upload {self.name!r} was deleted. To have it after the request, "
+                "or after close(), call keep() first."
             )
 
     def _close_opened(self) -> None:
@@ -165,28 +152,28 @@ class StorageUploadedFile(UploadedFile):  # type: ignore[type-arg] # in stubs al
 
 
 class StorageUploadHandler(FileUploadHandler):
-    """Writes each part of a form that is a file to a storage, as it arrives.
+    """Writes each file of a form to a storage as it arrives.
 
-    ``request.FILES`` then has a `StorageUploadedFile` for each. Those that do not get
-    there are deleted at once: a part that is cut off or skipped, and all parts of a
-    form that cannot be parsed to its end, whatever the reason.
+    ``request.FILES`` then has a `StorageUploadedFile` for each. Files that do not get
+    there are deleted at once: one that is cut off or skipped, and all files of a form
+    that cannot be parsed to its end.
 
-    All its work is done in the thread that parses the form.
+    Everything runs in the thread that parses the form.
 
-    To be set before the form is parsed, in ``request.upload_handlers``; or, with its
-    path or that of a subclass, in the setting ``FILE_UPLOAD_HANDLERS``. No handler
-    behind it in that list gets files.
+    Set it before the form is parsed, in ``request.upload_handlers``; or put its path,
+    or that of a subclass, into the setting ``FILE_UPLOAD_HANDLERS``. Handlers after it
+    in the list get no files.
     """
 
     request: HttpRequest
 
-    #: Where the files go.
+    #: The storage for the files.
     storage: Storage = default_storage
 
-    #: The directory in the storage, where `time.strftime` fills in the date.
+    #: The directory in the storage. `time.strftime` fills in the date.
     upload_to = ""
 
-    #: How long a name in the storage may be: what a ``FileField`` has room for.
+    #: The most characters of a name in the storage; by default, as in a ``FileField``.
     max_length: int | None = 100
 
     def __init__(
@@ -196,33 +183,30 @@ class StorageUploadHandler(FileUploadHandler):
         storage: Storage | None = None,
         upload_to: str | None = None,
     ) -> None:
-        """Prepare for the one form of a request.
+        """Prepare for the form of a request.
 
-        Args:
-            request: The request, with this handler among its ``upload_handlers``.
-            storage: Takes the place of the class's.
-            upload_to: Takes the place of the class's.
+        ``storage`` and ``upload_to`` override those of the class.
         """
         super().__init__(request)
         if storage is not None:
             self.storage = storage
         if upload_to is not None:
             self.upload_to = upload_to
-        #: Everything that was begun in the storage; None before the parsing.
+        #: All files that were begun in the storage; None before the parsing.
         self._begun: list[StorageUploadedFile] | None = None
-        #: What chunks belong to.
+        #: The file that chunks are written to.
         self._incoming: StorageUploadedFile | None = None
 
     def generate_filename(self, filename: str) -> str:
-        """Return the name under which to store a file; for overriding.
+        """Return the name for a file in the storage. Subclasses may override this.
 
-        The storage adds something random to it, before the extension.
+        The storage inserts something random before the extension.
 
         Args:
             filename: The client's name. Django has removed directories from it.
 
         Raises:
-            SuspiciousFileOperation: nothing of the name can be used.
+            SuspiciousFileOperation: no part of the name can be used.
         """
         directory = time.strftime(self.upload_to)
         return self.storage.generate_filename(posixpath.join(directory, filename))
@@ -237,38 +221,42 @@ class StorageUploadHandler(FileUploadHandler):
         boundary: bytes | str,  # noqa: ARG002
         encoding: str | None = None,
     ) -> tuple[QueryDict, MultiValueDict[str, UploadedFile[Any]]] | None:
-        """Have the form parsed, and delete what did not get into ``request.FILES``.
+        """Parse the form, and delete files that did not get into ``request.FILES``.
 
-        Django's parser tells its handlers of few of the ways in which it can end. So
-        the first time it calls this, it is called in turn, which shows all of them.
+        Django's parser tells its handlers of only a few of its possible endings. So
+        the first call of this method runs a second parser, and sees how it ends.
         """
         if self._begun is not None:
             return None
         self._begun = []
-        files: MultiValueDict[str, UploadedFile[Any]] | None = None
+        arrived: list[Any] = []
+        # From Django 6.1 on, a request may have another parser.
+        parser = getattr(self.request, "multipart_parser_class", MultiPartParser)
+        handlers = self.request.upload_handlers
         try:
-            post, files = _parser_class(self.request)(
-                META, input_data, self.request.upload_handlers, encoding
-            ).parse()
+            post, files = parser(META, input_data, handlers, encoding).parse()
+            arrived = [*chain.from_iterable(uploads for _, uploads in files.lists())]
             return post, files
         finally:
-            self._delete_all_but(files)
+            for file in self._begun:
+                if file not in arrived:
+                    file.close()
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         """Reserve a name in the storage.
 
         Raises:
-            StopFutureHandlers: always, as the file has found its handler.
+            StopFutureHandlers: always, so that no other handler gets the file.
         """
         super().new_file(*args, **kwargs)
         assert self._begun is not None
         assert self.file_name is not None
         root, extension = posixpath.splitext(self.generate_filename(self.file_name))
-        # Random: nobody can ask for a file that nobody has checked. And when a saved
-        # form has moved the file away, no later one has its name and is deleted for it.
+        # A random name: nobody can request an unchecked file. And if a saved form has
+        # moved the file away, no later file has this name and is deleted by mistake.
         name = self.storage.get_alternative_name(root, extension)
-        # An empty file: saving it is how a storage finds a free name, makes
-        # directories and sets permissions.
+        # Saving an empty file lets the storage find a free name, make directories and
+        # set permissions.
         stored_name = self.storage.save(
             name, ContentFile(b""), max_length=self.max_length
         )
@@ -290,31 +278,16 @@ class StorageUploadHandler(FileUploadHandler):
         raw_data: bytes,
         start: int,  # noqa: ARG002 - the chunks come in order
     ) -> bytes | None:
-        """Write a chunk; pass it on if the file is another handler's."""
+        """Write a chunk; pass it on if another handler has the file."""
         if self._incoming is None:
             return raw_data
         self._incoming.write(raw_data)
         return None
 
     def file_complete(self, file_size: int) -> StorageUploadedFile | None:
-        """Return the file, with all of it in the storage."""
+        """Return the file, which is complete in the storage."""
         file, self._incoming = self._incoming, None
         if file is not None:
             file.size = file_size
             file._close_opened()
         return file
-
-    def _delete_all_but(
-        self, files: MultiValueDict[str, UploadedFile[Any]] | None
-    ) -> None:
-        arrived = files.lists() if files is not None else ()
-        kept = [*chain.from_iterable(uploads for _, uploads in arrived)]
-        assert self._begun is not None
-        for file in self._begun:
-            if file not in kept:
-                file.close()
-
-
-def _parser_class(request: HttpRequest) -> type[MultiPartParser]:
-    # From Django 6.1 on, a request can have another one.
-    return getattr(request, "multipart_parser_class", MultiPartParser)

@@ -13,15 +13,13 @@ from trio_asgi.asgi.order import SendOrder
 from trio_asgi.errors import OutputTimeoutError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self
 
     from trio_asgi.asgi.types import ASGIApplication, Message, Scope
 
 
 class ApplicationCommunicator:
-    """Runs an ASGI application, gives it messages and takes those that it sends.
+    """Runs an ASGI application, sends it messages and receives those that it sends.
 
     Names and meanings are those of `asgiref.testing.ApplicationCommunicator`::
 
@@ -30,34 +28,29 @@ class ApplicationCommunicator:
             start = await communicator.receive_output()
 
     Leaving the block cancels the application, waits for its end, and raises what it
-    raised. Without a block, call `wait` in the end, as with asgiref.
+    raised. Without a block, call `wait` at the end, as with asgiref.
 
-    What the application sends is checked: a message out of order raises
-    `ASGIOrderError` in the application, with the rule that was broken, and comes out of
-    whatever method is called next. A scope of unknown type is not checked.
+    The order of the application's messages is checked, unless the scope's type is
+    unknown. A message out of order raises `ASGIOrderError` in the application, with the
+    broken rule; the next call of a method raises it too.
 
-    As under a server, a client that has left gets nothing: if the application sends
-    before it has received the disconnect, that is dropped.
+    As under a server, a client that has disconnected gets nothing: messages that the
+    application sends before it has received the disconnect are dropped.
 
-    The application runs in a fresh context, as under a server. On a
-    `trio.testing.MockClock` that jumps, time stands still while sync code runs.
+    The application runs in a fresh context, as under a server. With an autojump
+    `trio.testing.MockClock`, time stands still while sync code runs.
     """
 
     def __init__(self, application: ASGIApplication, scope: Scope) -> None:
-        """Prepare; the application starts with the first call of a method.
-
-        Args:
-            application: An ASGI 3 application for Trio.
-            scope: The connection's scope.
-        """
+        """Prepare to run an ASGI 3 application. The first method call starts it."""
         self.application = application
         self.scope = scope
         self._input_send, self._input = trio.open_memory_channel[Any](2**16)
         self._outputs: deque[Message] = deque()
         #: Set at each output and at the application's end.
         self._news = trio.Event()
-        #: Whether a disconnect was given that the application has not received, and
-        #: whether it has sent something meanwhile: then nothing more comes out.
+        #: Whether the application has yet to receive a disconnect, and whether it has
+        #: sent something meanwhile: then all further output is dropped.
         self._has_left = self._drops = False
         self._order: SendOrder | None = None
         if scope.get("type") in ("http", "websocket", "lifespan"):
@@ -71,18 +64,13 @@ class ApplicationCommunicator:
         self._start()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
         await self._cancel_and_wait()
-        if exc is None:
+        if error is None:
             self._raise_error()
 
     async def send_input(self, message: Message) -> None:
-        """Give the application a message, or raise what it has raised."""
+        """Send the application a message, or raise what it has raised."""
         self._start()
         self._raise_error()
         if message.get("type") == "http.disconnect":
@@ -92,13 +80,12 @@ class ApplicationCommunicator:
     async def receive_output(self, timeout: float = 1) -> Message:  # noqa: ASYNC109
         """Return the next message that the application sends.
 
-        Args:
-            timeout: How many seconds to wait for it.
+        Waits ``timeout`` seconds at most.
 
         Raises:
-            OutputTimeoutError: none came in time, and the application, which did not
-                fail, was cancelled. It is a `trio.TooSlowError` and a `TimeoutError`.
-            Exception: the application ended with it, and has sent no more.
+            OutputTimeoutError: none came in time. The application, which did not fail,
+                was cancelled. It is a `trio.TooSlowError` and a `TimeoutError`.
+            Exception: the application has raised it, and sends no more.
         """
         self._start()
         if await self._wait_output(timeout):
@@ -107,7 +94,7 @@ class ApplicationCommunicator:
         await self._cancel_and_wait()
         self._raise_error()
         raise OutputTimeoutError(
-            "The application has ended, and sends nothing any more."
+            "The application has ended, and sends nothing more."
             if has_ended
             else f"The application sent nothing within {timeout} s."
         )
@@ -117,11 +104,9 @@ class ApplicationCommunicator:
         timeout: float = 0.1,  # noqa: ASYNC109
         interval: float = 0.01,
     ) -> bool:
-        """Return whether the application sends nothing in the given time.
+        """Return whether the application sends nothing within ``timeout`` seconds.
 
-        Args:
-            timeout: How many seconds to wait.
-            interval: For compatibility with asgiref, which polls; not used.
+        ``interval`` is not used; asgiref polls with it.
         """
         del interval
         self._start()
@@ -131,10 +116,7 @@ class ApplicationCommunicator:
     async def wait(self, timeout: float = 1) -> None:  # noqa: ASYNC109
         """Wait for the application to end, and raise what it raises.
 
-        If it has not ended in time it is cancelled; as in asgiref that raises nothing.
-
-        Args:
-            timeout: How many seconds to wait.
+        After ``timeout`` seconds it is cancelled; as in asgiref, that raises nothing.
         """
         self._start()
         with trio.move_on_after(timeout):
@@ -145,8 +127,7 @@ class ApplicationCommunicator:
     def stop(self, exceptions: bool = True) -> None:  # noqa: FBT001, FBT002
         """Cancel the application, without waiting for its end.
 
-        Args:
-            exceptions: If it has ended already, whether to raise what it raised.
+        If it has already ended, raise what it raised, unless ``exceptions`` is false.
         """
         if self._ended is None:
             self._cancel_scope.cancel()
@@ -156,8 +137,8 @@ class ApplicationCommunicator:
     def _start(self) -> None:
         if not self._started:
             self._started = True
-            # A system task, for this class can be used without a block. It raises
-            # nothing, and ends at the latest with the run.
+            # A system task, since this class can be used without a block. It raises
+            # nothing, and ends with the run at the latest.
             trio.lowlevel.spawn_system_task(
                 self._run, name=self.application, context=contextvars.Context()
             )
@@ -202,6 +183,6 @@ class ApplicationCommunicator:
 
     def _raise_error(self) -> None:
         if isinstance(self._ended, outcome.Error):
-            # Raised once: the second time it would say nothing new.
+            # Raised only once: a second time it would tell nothing new.
             ended, self._ended = self._ended, outcome.Value(None)
             ended.unwrap()

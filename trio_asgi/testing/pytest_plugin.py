@@ -1,12 +1,12 @@
 """A plugin for pytest with pytest-trio and pytest-django.
 
-Switched on in the project's outermost ``conftest.py``::
+Enable it in the project's outermost ``conftest.py``::
 
     pytest_plugins = ["trio_asgi.testing.pytest_plugin"]
 
-Tests on Trio that use the database run by `trio_asgi.testing.run`, in which their sync
-code runs in pytest's own thread: there pytest-django has opened the test's transaction.
-Other tests run as without the plugin.
+It runs Trio tests that use the database with `trio_asgi.testing.run`. Then their sync
+code runs in pytest's thread, where pytest-django has opened the test's transaction.
+Other tests run as usual.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.types import ASGIApplication
 
-#: By these pytest-django knows that a test uses the database, besides its marker.
+#: A test that uses one of these fixtures of pytest-django uses the database.
 _DATABASE_FIXTURES = {"db", "transactional_db", "live_server"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Install the bridge; which loops it starts is said by the settings.
+    """Install the bridge, and give the requests of `AsyncClient` the handler's class.
 
-    And have Django's `AsyncClient` make requests as the handler does, with `stream()`
-    and `aread()`.
+    So they have `stream()` and `aread()`. The settings choose the bridge's backend.
 
     Raises:
-        pytest.UsageError: pytest-trio is not there.
+        pytest.UsageError: pytest-trio is not installed, or is disabled.
     """
     if not config.pluginmanager.hasplugin("trio"):
         raise pytest.UsageError(
-            f"{__name__} found no pytest-trio: pip install pytest-trio, and do not "
+            f"{__name__} needs pytest-trio: pip install pytest-trio, and do not "
             "disable it."
         )
     install_bridge()
@@ -53,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Give Django's client back its own class of requests."""
+    """Restore the request class of Django's client."""
     vars(client)["ASGIRequest"] = asgi.ASGIRequest
 
 
@@ -61,9 +60,9 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Have pytest-trio use `run` for tests on Trio that use the database.
+    """Make pytest-trio use `run` for tests on Trio that use the database.
 
-    Before pytest-trio does the like: the first marker that names a runner wins.
+    Called before pytest-trio adds a marker: the first one that names a runner wins.
     """
     if config.getini("trio_run") != "trio":
         return  # qtrio needs the main thread
@@ -93,16 +92,16 @@ def _uses_database(item: pytest.Function) -> bool:
 def asgi_application() -> ASGIHandler:
     """The application under test: the project's views and middleware, on Trio.
 
-    Override it in ``conftest.py`` for an application of your own.
+    Override it in ``conftest.py`` to test another application.
     """
     return ASGIHandler()
 
 
 @pytest.fixture
 async def asgi_lifespan(asgi_application: ASGIApplication) -> AsyncIterator[None]:
-    """The application's lifespan around the test, for ``start_soon`` and the like.
+    """Runs the application's lifespan around the test, for example for ``start_soon``.
 
-    The test fails if start-up or shutdown fails.
+    The test fails if startup or shutdown fails.
     """
     scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
     async with ApplicationCommunicator(asgi_application, scope) as server:
@@ -117,7 +116,7 @@ async def asgi_lifespan(asgi_application: ASGIApplication) -> AsyncIterator[None
 
 @pytest.fixture
 async def asgi_server(asgi_application: ASGIApplication) -> AsyncIterator[str]:
-    """A real server, hypercorn, on a free port: its URL, without a slash at the end."""
+    """The URL of a real hypercorn on a free port, without a slash at the end."""
     async with trio.open_nursery() as nursery:
         (url,) = await nursery.start(serve, asgi_application, "127.0.0.1:0")
         yield url

@@ -1,4 +1,4 @@
-"""Scopes, as a server makes them."""
+"""ASGI scopes like those of a server."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def http_scope(
     headers: Mapping[str, str] | None = None,
     **others: Any,
 ) -> Scope:
-    """Return the scope that a server makes of an HTTP request.
+    """Return the scope of an HTTP request, as a server makes it.
 
     Args:
-        path: The path of the URL, with ``?`` and a query string if there is one.
+        path: The path of the URL, optionally with ``?`` and a query string.
         method: The HTTP method.
-        headers: Besides ``Host: testserver``, which they may replace.
-        others: Any other keys of the scope, or these with other values.
+        headers: Headers in addition to ``Host: testserver``, which they may replace.
+        others: Other keys of the scope; they may replace any key.
     """
     raw_path, _, query_string = quote(path, safe="/?%:@!$&'()*+,;=~").partition("?")
     sent = {"host": "testserver"}

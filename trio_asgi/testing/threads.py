@@ -1,13 +1,11 @@
-"""Where the sync code of a test runs: in the thread that has the test's database.
+"""Runs the sync code of a test in the thread that has the test's database.
 
-Django's tests keep their transaction in the thread that sets them up, where an
-in-memory database is too. `run` leaves that thread to sync code, and runs Trio in
-another.
+Django's tests have their transaction, and an in-memory database, in the thread that
+sets them up. `run` leaves that thread to sync code, and runs Trio in another.
 """
 
 from __future__ import annotations
 
-import functools
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -25,20 +23,15 @@ T = TypeVar("T")
 
 
 def run(async_fn: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-    """Do as `trio.run`, and have thread-sensitive code run in the calling thread.
+    """Run as `trio.run` does, but thread-sensitive code in the calling thread.
 
-    Trio runs in a thread of its own, as it does for ``async def`` tests of Django's
-    `TestCase`. The calling thread runs the sync code, the code of requests and of
-    `start_soon` included. What that thread holds, a database connection in a
-    transaction for example, is there for all of it.
+    Trio runs in another thread, as for ``async def`` tests of Django's `TestCase`. The
+    calling thread runs all sync code, including that of requests and of `start_soon`.
+    So all of it sees what that thread has, such as a database connection in a
+    transaction.
 
-    Args:
-        async_fn: An async function.
-        args: Its arguments.
-        options: Those of `trio.run`: ``clock``, ``instruments`` and so on.
-
-    Ctrl-C in the main thread cancels the function, unless sync code runs: then it is
-    raised there.
+    Ctrl-C in the main thread cancels the function; if sync code is running, it is
+    raised there instead.
 
     Raises:
         RuntimeError: called in a Trio task.
@@ -48,8 +41,8 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
     __tracebackhide__ = True
     if trio.lowlevel.in_trio_task():
         raise RuntimeError(
-            "trio_asgi.testing.run() was called in a Trio task: it starts another run, "
-            f"and blocks this one meanwhile. Just await {async_fn!r}."
+            "trio_asgi.testing.run() was called in a Trio task: it would start another "
+            f"run, and block this one meanwhile. Just await {async_fn!r}."
         )
 
     async def main() -> T:
@@ -61,7 +54,7 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
     try:
         return result.unwrap()
     finally:
-        # An error's traceback holds this frame: leave no cycle behind.
+        # An error's traceback refers to this frame: avoid a cycle.
         del result
 
 
@@ -71,23 +64,21 @@ async def sync_context(
 ) -> AsyncIterator[T]:
     """Enter and leave a sync context manager in the thread of thread-sensitive code.
 
-    For what looks at the database connection of its thread, in a Trio task::
+    Use it in a Trio task for one that needs the thread's database connection::
 
         async with sync_context(self.assertNumQueries, 2):
             await client.get("/books/")
 
-    Args:
-        make: Returns the context manager. It is called in the thread too.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
+    ``make`` is called in the same thread. Leaving is shielded from cancellation.
 
     Yields:
         What the context manager's ``__enter__`` returns.
-
-    Leaving is shielded from cancellation.
     """
     stack = ExitStack()
-    enter = functools.partial(_enter, stack, make, *args, **kwargs)
+
+    def enter() -> T:
+        return stack.enter_context(make(*args, **kwargs))
+
     value = await sync_to_async(enter)()
     try:
         yield value
@@ -100,12 +91,3 @@ async def sync_context(
     else:
         with trio.CancelScope(shield=True):
             await sync_to_async(stack.close)()
-
-
-def _enter(
-    stack: ExitStack,
-    make: Callable[P, AbstractContextManager[T]],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
-    return stack.enter_context(make(*args, **kwargs))
