@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public names, and the modules that they are loaded from when first asked for:
-# importing this package imports neither Django nor Trio.
+# Public names and their modules, which are imported when first needed: importing this
+# package imports neither Django nor Trio.
 _MODULES = {
     "ASGIHandler": "handler",
     "ASGIRequest": "request.request",
@@ -64,10 +64,7 @@ _MODULES = {
     "uninstall_bridge": "bridge.install",
 }
 
-__all__ = [  # noqa: PLE0604 - they are all strings
-    "__version__",
-    *_MODULES,
-]
+__all__ = ["__version__", *_MODULES]  # noqa: PLE0604 - they are all strings
 
 
 def __getattr__(name: str) -> Any:

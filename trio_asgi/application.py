@@ -1,4 +1,4 @@
-"""``get_asgi_application()``: what a server is given."""
+"""``get_asgi_application()``, which makes the application for a server."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _making: Final = threading.RLock()
 def get_asgi_application() -> ASGIHandler:
     """Set up Django, and return the application for a server's Trio worker.
 
-    Takes the place of the function of this name in `django.core.asgi`. If a tool has
-    wrapped that one, the wrapper is called here, and what it makes is returned.
+    Use it instead of Django's `django.core.asgi.get_asgi_application`. If a tool has
+    wrapped that function, the wrapper is called, and its result returned.
 
     Raises:
         ImproperlyConfigured: the settings are wrong, ``TRIO_ASGI`` included.
@@ -27,10 +27,10 @@ def get_asgi_application() -> ASGIHandler:
     if make is get_asgi_application or is_original(make, asgi):
         django.setup(set_prefix=False)
         return ASGIHandler()
-    # Below the wrapper is Django's function, which makes what it finds by this name.
+    # Inside the wrapper, Django's function makes the class that has this name.
     with _making:
         djangos, asgi.ASGIHandler = asgi.ASGIHandler, ASGIHandler  # type: ignore[attr-defined]
         try:
-            return make()  # type: ignore[return-value] # or what is put around it
+            return make()  # type: ignore[return-value] # or a wrapper around it
         finally:
             asgi.ASGIHandler = djangos  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ class TrioAsgiConfig(AppConfig):
     verbose_name = "Django on Trio"
 
     def ready(self) -> None:
-        """Install the bridge; wrong settings are left to the system check."""
+        """Install the bridge; the system check reports wrong settings."""
         register(check_settings)
         if any(conf.problems()):
             install_bridge()

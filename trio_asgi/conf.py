@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of ``TRIO_ASGI``: its default, and what is allowed."""
+    """One key of ``TRIO_ASGI``: its default, and which values are allowed."""
 
     default: Any
     allowed: str
@@ -25,73 +25,67 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _seconds(default: float) -> Key:
+def _integer(default: int | None, unit: str, least: int) -> Key:
     return Key(
-        default=default,
-        allowed="a number of seconds, 0 or more",
-        is_valid=lambda value: _is_number(value) and value >= 0,
+        default,
+        f"a whole number of {unit}, {least} or more",
+        lambda value: type(value) is int and value >= least,
     )
 
 
+def _number(default: float, unit: str) -> Key:
+    return Key(
+        default,
+        f"a number of {unit}, 0 or more",
+        lambda value: _is_number(value) and value >= 0,
+    )
+
+
+def _timeout(default: float | None) -> Key:
+    return Key(
+        default,
+        "a number of seconds, more than 0",
+        lambda value: _is_number(value) and value > 0,
+    )
+
+
+def _or_none(key: Key) -> Key:
+    return Key(
+        key.default,
+        f"{key.allowed}, or None for no limit",
+        lambda value: value is None or key.is_valid(value),
+    )
+
+
+_FLAG: Final = Key(
+    default=False,
+    allowed="True or False",
+    is_valid=lambda value: isinstance(value, bool),
+)
+
 KEYS: Final[Mapping[str, Key]] = {
-    "THREADS": Key(
-        default=40,
-        allowed="a whole number of threads, 1 or more",
-        is_valid=lambda value: type(value) is int and value >= 1,
-    ),
-    "MAX_HELD_THREADS": Key(
-        default=None,
-        allowed="a whole number of threads, 1 or more, or None for no bound",
-        is_valid=lambda value: value is None or (type(value) is int and value >= 1),
-    ),
-    "THREAD_IDLE_SECONDS": _seconds(30.0),
-    "ASYNCIO_VIEWS": Key(
-        default=False,
-        allowed="True or False",
-        is_valid=lambda value: isinstance(value, bool),
-    ),
+    "THREADS": _integer(40, "threads", 1),
+    "MAX_HELD_THREADS": _or_none(_integer(None, "threads", 1)),
+    "THREAD_IDLE_SECONDS": _number(30.0, "seconds"),
+    "ASYNCIO_VIEWS": _FLAG,
     "ASYNC_TO_SYNC_BACKEND": Key(
-        default=None,
-        allowed="'asyncio' or 'trio', or None for what install_bridge() was given",
-        is_valid=lambda value: value is None or value in ("asyncio", "trio"),
+        None,
+        "'asyncio' or 'trio', or None for the argument of install_bridge()",
+        lambda value: value in (None, "asyncio", "trio"),
     ),
-    "STREAM_BODY": Key(
-        default=False,
-        allowed="True or False",
-        is_valid=lambda value: isinstance(value, bool),
-    ),
-    "MAX_BODY_SIZE": Key(
-        default=None,
-        allowed="a whole number of bytes, 0 or more, or None for no limit",
-        is_valid=lambda value: value is None or (type(value) is int and value >= 0),
-    ),
-    "BODY_TIMEOUT": Key(
-        default=60.0,
-        allowed="a number of seconds, more than 0",
-        is_valid=lambda value: _is_number(value) and value > 0,
-    ),
-    "BODY_MIN_RATE": Key(
-        default=240,
-        allowed="a number of bytes a second, 0 or more",
-        is_valid=lambda value: _is_number(value) and value >= 0,
-    ),
-    "BODY_TOTAL_TIMEOUT": Key(
-        default=None,
-        allowed="a number of seconds, more than 0, or None for no limit",
-        is_valid=lambda value: value is None or (_is_number(value) and value > 0),
-    ),
-    "SEND_TIMEOUT": Key(
-        default=600.0,
-        allowed="a number of seconds, more than 0, or None for no limit",
-        is_valid=lambda value: value is None or (_is_number(value) and value > 0),
-    ),
-    "CLEANUP_SECONDS": _seconds(10.0),
-    "SHUTDOWN_SECONDS": _seconds(10.0),
+    "STREAM_BODY": _FLAG,
+    "MAX_BODY_SIZE": _or_none(_integer(None, "bytes", 0)),
+    "BODY_TIMEOUT": _timeout(60.0),
+    "BODY_MIN_RATE": _number(240, "bytes a second"),
+    "BODY_TOTAL_TIMEOUT": _or_none(_timeout(None)),
+    "SEND_TIMEOUT": _or_none(_timeout(600.0)),
+    "CLEANUP_SECONDS": _number(10.0, "seconds"),
+    "SHUTDOWN_SECONDS": _number(10.0, "seconds"),
 }
 
 
 def problems() -> Iterator[tuple[str, str]]:
-    """Yield what is wrong in ``TRIO_ASGI``: a check's number, and a message."""
+    """Yield the id of a check and a message for each error in ``TRIO_ASGI``."""
     configured = getattr(settings, "TRIO_ASGI", {})
     if not isinstance(configured, dict):
         yield "E001", f"TRIO_ASGI must be a dict, not {configured!r}."

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class RangeMiddleware(MiddlewareMixin):
-    """Lets every `FileResponse` of the project be asked for parts: see `apply_range`.
+    """Answers range requests for every `FileResponse` of the project.
 
-    Above `GZipMiddleware`, what that has compressed has no parts. Below it, files are
-    not compressed.
+    See `apply_range`. Below `GZipMiddleware`, files are not compressed. Above it,
+    compressed files have no ranges.
     """
 
     loop_safe_hooks: Final = ("process_response",)
@@ -26,11 +26,11 @@ class RangeMiddleware(MiddlewareMixin):
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
-        """Give the request the parts that it asks for. Needs no thread for a file."""
+        """Send the ranges that the request asks for. A plain file needs no thread."""
         return apply_range(request, response)
 
     def _is_loop_safe(self, _: HttpRequest, response: HttpResponseBase) -> bool:
-        # A file of somebody's own class may do anything when it is asked if it can
-        # seek, or where it stands: connect to a storage elsewhere, for example.
+        # A file of another class may do I/O when it is asked for its position, or
+        # whether it can seek: connect to a remote storage, for example.
         file = getattr(response, "file_to_stream", None)
         return file is None or is_plain(file)

@@ -1,8 +1,4 @@
-"""Range requests for any `FileResponse`.
-
-`response.byte_ranges` says which sections a request gets; here is what becomes of the
-response, under this package's handler or Django's own.
-"""
+"""Range requests for any `FileResponse`, under this package's handler or Django's."""
 
 from __future__ import annotations
 
@@ -24,11 +20,7 @@ if TYPE_CHECKING:
 
     Response = TypeVar("Response", bound=HttpResponseBase)
 
-_OK: Final = 200
-_PARTIAL: Final = 206
-_UNSATISFIABLE: Final = 416
-
-#: What `ConditionalGetMiddleware` judges, unless the answer is an error already.
+#: Checked by `ConditionalGetMiddleware`, unless the response is already an error.
 _PRECONDITIONS: Final = (
     "HTTP_IF_MATCH",
     "HTTP_IF_NONE_MATCH",
@@ -38,22 +30,19 @@ _PRECONDITIONS: Final = (
 
 
 def apply_range(request: HttpRequest, response: Response) -> Response:
-    """Answer a request for parts of a file.
+    """Answer a range request: change the response, and return it.
 
-    The response is changed, and returned. It becomes a 206 with what the request has
-    asked for, or a 416 if the file has none of it. Any other response than one to GET
-    or HEAD, of status 200, with a file that can seek, a Content-Length and no
-    Content-Encoding is returned as it was; so is one that says ``Accept-Ranges: none``.
-    What remains says that it can be asked for parts, and is not compressed by
-    middleware further out: nobody could put such parts together.
+    It becomes a 206 with the requested parts of the file, or a 416 if the file has none
+    of them. It stays unchanged unless it answers GET or HEAD with status 200, a file
+    that can seek, a Content-Length and no Content-Encoding, and without
+    ``Accept-Ranges: none``. Otherwise it gets ``Accept-Ranges: bytes``, and middleware
+    further out does not compress it: a client could not join such parts.
 
-    Does no I/O but to ask the file whether it can seek, and for its position, so it may
-    be called on the loop, unless the file is of a class that waits for something then.
+    Only asks the file whether it can seek, for its position, and for zero bytes, so it
+    may be called on the loop, unless the file is of a class that waits for I/O then.
     The file is read when the response is sent, and closed with it.
 
-    Args:
-        request: The request; its Range and If-Range count.
-        response: The whole answer to it.
+    The request's Range and If-Range headers count. The response has the whole file.
     """
     size = _size(request, response)
     if size is None:
@@ -72,18 +61,18 @@ def apply_range(request: HttpRequest, response: Response) -> Response:
 
 
 def _size(request: HttpRequest, response: Any) -> int | None:
-    """Return the size of the file; None for what has no parts to be asked for."""
+    """Return the size of the file; None if the response cannot have ranges."""
     file = getattr(response, "file_to_stream", None)
     size = response.headers.get("Content-Length", "")
     if (
         file is None
-        or response.status_code != _OK
+        or response.status_code != 200  # noqa: PLR2004
         or request.method not in ("GET", "HEAD")
         or not size.isdecimal()
         or response.has_header("Content-Encoding")
         or response.headers.get("Accept-Ranges") == "none"
         or not _can_seek(file)
-        # In text positions are no bytes.
+        # Positions in a text are not in bytes.
         or not isinstance(file.read(0), bytes)
     ):
         return None
@@ -91,7 +80,7 @@ def _size(request: HttpRequest, response: Any) -> int | None:
 
 
 def _can_seek(file: Any) -> bool:
-    # As Django asks before it looks for the size.
+    # As `FileResponse` checks it.
     return (
         hasattr(file, "seek")
         and hasattr(file, "tell")
@@ -100,20 +89,16 @@ def _can_seek(file: Any) -> bool:
 
 
 def _is_current(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Whether the client has parts of this very file, or does not say: If-Range."""
+    """Return whether the file still meets If-Range, or there is no such condition."""
     condition = request.META.get("HTTP_IF_RANGE")
     if condition is None:
         return True
     if condition.startswith('"'):
         return bool(condition == response.headers.get("ETag"))
-    # A weak ETag is no date either.
+    # A weak ETag is not a date, and never matches.
     date = parse_http_date_safe(condition)
-    modified = response.headers.get("Last-Modified")
-    return (
-        date is not None
-        and modified is not None
-        and (date == parse_http_date_safe(modified))
-    )
+    modified = parse_http_date_safe(response.headers.get("Last-Modified", ""))
+    return date is not None and date == modified
 
 
 def _make_partial(response: Any, sections: Sequence[Section], size: int) -> None:
@@ -129,25 +114,25 @@ def _make_partial(response: Any, sections: Sequence[Section], size: int) -> None
         )
         headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
     headers["Content-Length"] = str(length(pieces))
-    response.status_code = _PARTIAL
+    response.status_code = 206
     _replace_content(response, PieceReader(file, pieces, offset=file.tell()))
 
 
 def _make_unsatisfiable(response: Any, size: int) -> None:
     _replace_content(response, ())
-    response.status_code = _UNSATISFIABLE
+    response.status_code = 416
     for name in ("Content-Type", "Content-Disposition"):
         response.headers.pop(name, None)
-    # What the view says of caching, it says of the file.
+    # The view's caching headers are meant for the file.
     response.headers["Cache-Control"] = "no-store"
     response.headers["Content-Range"] = f"bytes */{size}"
     response.headers["Content-Length"] = "0"
 
 
 def _replace_content(response: Any, content: Any) -> None:
-    """Set the content; the file stays among what is closed with the response."""
+    """Set the content; the file is still closed with the response."""
     headers = response.headers
-    # Django takes the opportunity to guess headers anew, over those of the view.
+    # Django would guess headers again, and replace the view's.
     response.headers = ResponseHeaders({})
     try:
         response.streaming_content = content

@@ -24,9 +24,9 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
 ):
     """Wraps an ASGI application, and serves static files in its place.
 
-    Like Django's, this is for development: it looks each file up with the finders of
-    ``django.contrib.staticfiles``, whatever ``DEBUG`` says. Everything that is no
-    request for a static file, the lifespan included, goes to the application.
+    Like Django's, this is for development: it finds each file with the finders of
+    ``django.contrib.staticfiles``, with or without ``DEBUG``. Everything else, the
+    lifespan included, goes to the application.
     """
 
     application: ASGIHandler
@@ -38,24 +38,24 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
         self.application.start_soon(async_fn, *args, name=name)
 
     def serve(self, request: HttpRequest) -> HttpResponse | FileResponse:
-        """Serve the file that the path names, or the parts of it that are asked for.
+        """Return the file that the path names, or the requested parts of it.
 
         Raises:
-            Http404: there is none, or the path leads out of the static directories.
+            Http404: no such file, or the path leads out of the static directories.
         """
         try:
             response = super().serve(request)
         except SuspiciousFileOperation as error:
-            # Pages may show this. The error's own text names a path of the disk.
+            # Pages may show this. The original error names a path on disk.
             raise Http404(
                 f"{request.path_info} leads out of the static directories."
             ) from error
         if "HTTP_RANGE" in request.META:
             return apply_range(request, response)
-        return response  # as Django's, to each header
+        return response  # with the same headers as Django's
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
-        """Find the file and answer, all in the request's thread."""
+        """Find the file and make the response in the request's thread."""
         response = await sync_to_async(self._get_response_in_thread)(request)
         response._resource_closers.append(request.close)  # type: ignore[attr-defined]
         return response
