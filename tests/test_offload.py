@@ -179,7 +179,7 @@ async def test_errors_in_the_closing_of_a_stream(handler: Handler) -> None:
     await client.send_input({"type": "http.request"})
     with pytest.raises(ValueError, match="a bug"):
         await client.wait()
-    assert_off_the_loop(handler, "Error in the closing of a stream")
+    assert_off_the_loop(handler, "Error while closing a stream")
 
 
 async def test_sync_code_that_is_left(handler: Handler) -> None:

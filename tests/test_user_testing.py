@@ -150,7 +150,7 @@ def test_without_pytest_trio() -> None:
     """The plugin says what it needs."""
     done = run_pytest(PROJECT, "-p", "no:trio", "-o", "addopts=", "marked.py")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "found no pytest-trio: pip install pytest-trio" in done.stderr
+    assert "needs pytest-trio: pip install pytest-trio" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")

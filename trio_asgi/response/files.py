@@ -65,8 +65,8 @@ def is_plain(file: object) -> bool:
 def path_to_send(file: object, length: str | None) -> str | None:
     """Return the path by which a server can send a whole file itself.
 
-    None if its name no longer leads to it, or not all of it is to be sent; ``length`` is
-    the ``Content-Length``. Asks the file system, so it runs in a worker thread.
+    None if its name no longer leads to it, or not all of it is to be sent: ``length``
+    is the ``Content-Length``. Asks the file system, so it runs in a worker thread.
     """
     plain = plain_file(file)
     name = getattr(plain, "name", None)

@@ -85,7 +85,12 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
         )
     # All values at once: hardly any response has such a character.
     if b"".join([value for _, value in headers]).translate(None, _IN_VALUES):
-        _refuse_value(headers)
+        for name, value in headers:
+            if found := value.translate(None, _IN_VALUES):
+                raise ValueError(
+                    f"The header {name.decode()!r} cannot be sent: its value has the "
+                    f"control character {found[:1].decode('latin-1')!r}."
+                )
     return headers
 
 
@@ -107,12 +112,3 @@ def _encode_cookie(cookie: str) -> bytes:
             f"The cookie {cookie!r} cannot be sent: it must be ASCII. Encode its value "
             "first, for example with urllib.parse.quote()."
         ) from error
-
-
-def _refuse_value(headers: list[tuple[bytes, bytes]]) -> None:
-    for name, value in headers:
-        if found := value.translate(None, _IN_VALUES):
-            raise ValueError(
-                f"The header {name.decode()!r} cannot be sent: its value has the "
-                f"control character {found[:1].decode('latin-1')!r}."
-            )

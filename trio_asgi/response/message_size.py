@@ -24,14 +24,10 @@ _PART: Final = 32
 
 
 def next_size(size: int, sent: int, *, seconds: float, taken: int, largest: int) -> int:
-    """Return how many bytes the next message may hold, after one was sent.
+    """Return how many bytes the next message may hold, ``largest`` at most.
 
-    Args:
-        size: How many bytes the last message could hold.
-        sent: How many it held.
-        seconds: How long the server took for it.
-        taken: How many bytes the client has taken in all.
-        largest: How many bytes any message may hold.
+    The last one could hold ``size`` bytes, held ``sent``, and took the server
+    ``seconds``. The client has taken ``taken`` bytes in all.
     """
     if seconds > SLOW:
         return max(size // 2, SMALLEST)

@@ -62,12 +62,10 @@ async def send_over_asgi(
     send: Send,
     chunk_bytes: Callable[[Any], Iterator[tuple[Any, bool]]],
 ) -> None:
-    """Send a response in ASGI messages.
+    """Send a response, without closing it, in ASGI messages.
 
-    Args:
-        response: The response, which is not closed here.
-        send: Sends one message; a `ResponseSender` knows what the server accepts.
-        chunk_bytes: Splits bytes for several messages, and tells which is the last.
+    ``send`` may be a `ResponseSender`, which knows what the server accepts.
+    ``chunk_bytes`` splits bytes for several messages, and tells which is the last.
     """
     path = None
     wants_body = getattr(send, "wants_body", True)
@@ -126,7 +124,7 @@ async def _send_pieces(
 
 
 async def _path_for_server(response: HttpResponseBase) -> str | None:
-    """Return the path of a file that the server can send, asked in a worker thread."""
+    """Return the path if the server can send a file; looked up in a worker thread."""
     file = file_of(response)
     if file is None:
         return None
@@ -155,11 +153,8 @@ async def send_parts(
     and left in it. A sync iterator is iterated in the request's thread, no faster than
     parts are sent, and a file is read in a thread; ``response.close()`` closes both.
 
-    Args:
-        response: The response; its parts may be bytes or str.
-        send: Sends one part.
-        cleanup_seconds: How long the closing of async content may take. Generators are
-            closed behind a shield.
+    Closing async content may take ``cleanup_seconds``; generators are closed behind a
+    shield.
     """
     if not response.is_async:
         await thread_stream(response).send_all(send)
@@ -219,7 +214,7 @@ async def _raise_what_counts(
             # one of this task is raised.
             ended = await outcome.acapture(trio.lowlevel.checkpoint_if_cancelled)
         if isinstance(ended, outcome.Error) and isinstance(closed, outcome.Error):
-            message = "Error in the closing of a stream"
+            message = "Error while closing a stream"
             log(logger, logging.ERROR, message, error=closed.error)
         ended.unwrap()
         closed.unwrap()

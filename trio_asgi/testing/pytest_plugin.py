@@ -77,15 +77,13 @@ def pytest_collection_modifyitems(
 
 
 def _is_on_trio(item: pytest.Function) -> bool:
-    if item.config.getini("trio_mode") and iscoroutinefunction(item.obj):
-        return True
-    return item.get_closest_marker("trio") is not None
+    is_auto = item.config.getini("trio_mode") and iscoroutinefunction(item.obj)
+    return is_auto or item.get_closest_marker("trio") is not None
 
 
 def _uses_database(item: pytest.Function) -> bool:
-    if item.get_closest_marker("django_db") is not None:
-        return True
-    return not _DATABASE_FIXTURES.isdisjoint(item.fixturenames)
+    has_fixture = not _DATABASE_FIXTURES.isdisjoint(item.fixturenames)
+    return has_fixture or item.get_closest_marker("django_db") is not None
 
 
 @pytest.fixture

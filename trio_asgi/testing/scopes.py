@@ -20,11 +20,8 @@ def http_scope(
 ) -> Scope:
     """Return the scope of an HTTP request, as a server makes it.
 
-    Args:
-        path: The path of the URL, optionally with ``?`` and a query string.
-        method: The HTTP method.
-        headers: Headers in addition to ``Host: testserver``, which they may replace.
-        others: Other keys of the scope; they may replace any key.
+    ``path`` may have a query string. ``headers`` are added to ``Host: testserver``, or
+    replace it. ``others`` are further keys of the scope, and may replace any key.
     """
     raw_path, _, query_string = quote(path, safe="/?%:@!$&'()*+,;=~").partition("?")
     sent = {"host": "testserver"}
