@@ -178,7 +178,7 @@ async def test_an_error_of_hypercorns_ends_one_connection(
         nursery.cancel_scope.cancel()
     assert answers == ["answered"]
     (record,) = [found for found in caplog.records if found.name == "trio_asgi"]
-    assert record.getMessage() == "hypercorn has failed, and closed one connection"
+    assert record.getMessage() == "hypercorn failed, and closed one connection"
     assert record.exc_info
 
 

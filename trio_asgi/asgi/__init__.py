@@ -1,1 +1,1 @@
-"""The conversation with the server. Trio only."""
+"""The ASGI protocols: receiving from the server and sending to it. Trio only."""

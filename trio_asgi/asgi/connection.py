@@ -1,15 +1,14 @@
-"""Connections that no message of ASGI can end, and how they are ended.
+"""End connections that no ASGI message can end.
 
-An application can only send messages, and return. Two things that a client does leave
-its server with a connection that is of no use to anybody, and that it keeps:
+In two cases a server keeps a connection that is of no use any more:
 
-- A client does not read. Servers wait for it in their ``send``, which they let nobody
-  cancel, since that would cut a message into pieces.
-- A client sends its next request, and resets the connection during the first response.
-  The reader of hypercorn, and of anycorn, waits for the end of a response before it
-  goes on to the next request; for ever, if there is no end.
+- The client does not read. Servers wait for it in their ``send``, shielded from
+  cancellation, which would cut a message into pieces.
+- The client has sent its next request, and resets the connection during the first
+  response. The reader of hypercorn and anycorn waits for the end of a response before
+  it reads on, without limit.
 
-Both are found by what tasks wait for, which Trio tells everybody.
+Both show in the frames in which Trio tasks wait.
 """
 
 from __future__ import annotations
@@ -27,25 +26,24 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
-#: The tasks in which these servers run an application, each in a nursery of the task
-#: that reads from its connection.
+#: The tasks in which these servers run an application. The parent of each reads from
+#: the connection.
 _HANDLERS: Final = {
     "hypercorn.trio.task_group._handle",
     "anycorn.task_group._handle",
 }
 
-#: Closes a socket with a reset, and frees what it has not sent.
+#: Makes closing a socket reset the connection, and drop what was not sent.
 _RESET: Final = struct.pack("ii", 1, 0)
-
 
 #: The attributes of coroutines, generators and async generators.
 _KINDS: Final = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
 
 
 def reset_connection(task: Task) -> bool:
-    """Reset the connection that a task waits for to take bytes; say whether it does.
+    """Reset the connection on which a task waits; return whether it waits on one.
 
-    The server meets an error that it knows, of a client that has gone.
+    To the server this looks like a client that has left.
     """
     for owner in _awaited(task):
         if isinstance(owner, trio.socket.SocketType):
@@ -56,13 +54,12 @@ def reset_connection(task: Task) -> bool:
 
 
 def shut_down_unread_connection() -> bool:
-    """Shut the connection of the running task down if its reader waits for the task.
+    """Shut down the running task's connection if its reader waits for the task to end.
 
-    For HTTP/1, and for servers of which it is known what their reader waits for.
-    Nothing that is sent to the server after that comes to the client.
+    For HTTP/1, and the servers in `_HANDLERS`.
 
     Returns:
-        Whether the reader waits, and nothing can come to the client any more.
+        Whether it was shut down. Then nothing reaches the client any more.
     """
     task = trio.lowlevel.current_task()
     nursery = task.parent_nursery
@@ -74,16 +71,16 @@ def shut_down_unread_connection() -> bool:
     found = next(filter(None, map(_socket_of, awaited)), None)
     if found is None:
         return False
-    with suppress(OSError):  # it is shut down, or closed
+    with suppress(OSError):  # already shut down, or closed
         found.shutdown(socket.SHUT_RDWR)
     return True
 
 
 def _awaited(task: Task) -> Iterator[object]:
-    """Yield the objects in whose methods a task waits, the outermost first.
+    """Yield the objects in whose methods a task waits, outermost first.
 
-    What Trio's `Task.iter_await_frames` does, but for what C code wraps: hypercorn has
-    a class with an ``__await__`` that returns such a wrapper.
+    `Task.iter_await_frames` stops at wrappers written in C, such as the one that the
+    ``__await__`` of a hypercorn class returns.
     """
     waiting: Any = task.coro
     while waiting is not None:
@@ -102,8 +99,7 @@ def _has_frame(found: object) -> bool:
 
 
 def _socket_of(server: object) -> Any:
-    """Return the socket of a server's object for a connection, if it is that."""
+    """Return the socket of a server's connection object; None for other objects."""
     stream = getattr(server, "stream", None)
-    # Below TLS, and below AnyIO.
-    stream = getattr(stream, "transport_stream", stream)
+    stream = getattr(stream, "transport_stream", stream)  # below TLS
     return getattr(stream, "socket", None) or getattr(stream, "_trio_socket", None)

@@ -1,16 +1,13 @@
 """One request and its response: who cancels whom.
 
-run(respond)                      a watcher, in the same nursery
-────────────                      ──────────────────────────────
-respond() runs                    comes when respond() has to wait for something,
-                                  and waits for the disconnect
+run(respond)                      the watcher, in the same nursery
+────────────                      ────────────────────────────────
+respond() runs                    starts when respond() has to wait, and waits for
+                                  the disconnect
    ◄──────────── cancels ───────  the client has left
 respond() has ended ─ cancels ─►
-   ◄───── stops waiting for ────  the server has cancelled both, and the patience
-     threads and asyncio's code   with what runs on all the same is at its end
-
-A last message that is not taken for a second lets another task come, which ends what
-can be ended before it is.
+   ◄── stops its waiting for ───  the server has cancelled both, and ``patience()``
+     threads and asyncio code     seconds have passed
 """
 
 from __future__ import annotations
@@ -35,15 +32,15 @@ if TYPE_CHECKING:
     from .send import ResponseSender
 
 
-#: For how long a last message may wait for the client, before the rest is ended.
+#: Seconds that a last message may wait for the client; then the request ends beside it.
 SEND_SECONDS: Final = 1.0
 
-#: How often a message that is waited for is looked at, in the time that it may take.
+#: How often to check on a waiting message within the time that it may take.
 LOOKS: Final = 4
 
 
 class _Limit:
-    """How long a client may leave a message of the response to the server."""
+    """How long a client may leave a message of the response with the server."""
 
     def __init__(
         self,
@@ -51,15 +48,14 @@ class _Limit:
         sender: ResponseSender,
         end_early: Callable[[], Awaitable[None]],
     ) -> None:
-        #: What looks now and then.
         self.timer = current_timers().timer(seconds / LOOKS)
         self.sender = sender
         self.end_early = end_early
-        #: Which message was waiting at the last look, and at how many looks it was.
+        #: Which message waited at the last check, and at how many checks so far.
         self._turn = self._looks = 0
 
     def is_over(self) -> bool:
-        """Look; whether the same message has been waiting for too long."""
+        """Check once; return whether the same message has waited for too long."""
         if self.sender.waiting is None or self.sender.turn != self._turn:
             self._turn, self._looks = self.sender.turn, 0
             return False
@@ -68,10 +64,9 @@ class _Limit:
 
 
 class Exchange:
-    """Runs what answers a request, until it is done or the client has left.
+    """Runs the code that answers a request, until it ends or the client leaves.
 
-    Owned by the request's task. No exception group leaves it that did not come out of
-    ``respond`` as a group.
+    Owned by the request's task. Adds no exception group around an error of ``respond``.
     """
 
     def __init__(
@@ -83,41 +78,41 @@ class Exchange:
         patience: Callable[[], float],
         name: str,
     ) -> None:
-        """Prepare, and start nothing yet.
+        """Prepare, but start nothing yet.
 
         Args:
             wait_disconnect: Waits until the client has left. Called once.
-            is_complete: Tells whether all of the response was handed to the server, or
-                will be. Then a disconnect is no abort, and must not cancel the sending.
-            lease: Whose thread the request's sync code runs in.
-            patience: Tells for how many seconds to wait for sync code that runs on when
-                the server cancels the request, as it does at its shutdown.
-            name: What the log says of the request.
+            is_complete: Returns whether the server has got all of the response, or
+                will. Then a disconnect must not cancel the sending.
+            lease: The lease of the thread in which the request's sync code runs.
+            patience: Returns for how many seconds to wait for sync code that still runs
+                after the server has cancelled the request, as it does at its shutdown.
+            name: The request's name in the log.
         """
         self._wait_disconnect = wait_disconnect
         self._is_complete = is_complete
         self._lease = lease
         self._patience = patience
         self._name = name
-        #: Whether it is worth watching: until the response is made, if it is in one
-        #: piece, and else until it is sent.
+        #: Whether to watch: until the response is made, if it is in one piece, or else
+        #: until it is sent.
         self._answering = True
         self._error: Exception | None = None
         #: What a disconnect cancels.
         self._scope = trio.CancelScope()
-        #: Where the watcher waits on after the server has cancelled the request.
+        #: The watcher's shielded wait after the server has cancelled the request.
         self._last_wait: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
-        #: Makes the limit of `limit_sending`, if the request does not end at once.
+        #: Set by `limit_sending`; called if the request does not end at once.
         self._make_limit: Callable[[], _Limit | None] | None = None
         self._limit: _Limit | None = None
 
     async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
-        """Run ``respond()`` to its end, or until a disconnect has cut it short.
+        """Run ``respond()`` to its end, or until a disconnect cancels it.
 
         Raises:
-            Exception: what ``respond`` raised, or else ``wait_disconnect``.
+            Exception: from ``respond``, or else from ``wait_disconnect``.
             trio.Cancelled: the server has cancelled the request.
         """
 
@@ -128,7 +123,7 @@ class Exchange:
         try:
             await run_in_nursery(self._begin, respond_in_scope, stop=self.stop_watching)
         finally:
-            # It refers to the request, and this may be kept for a moment.
+            # It refers to the request, which should not live as long as this object.
             self._make_limit = None
             limit, self._limit = self._limit, None
             if limit is not None:
@@ -142,7 +137,7 @@ class Exchange:
             del error
 
     def abort(self) -> None:
-        """Cut ``respond`` short, unless all of the response was handed to the server.
+        """Cancel ``respond``, unless all of the response was handed to the server.
 
         Called when the client has left.
         """
@@ -151,22 +146,21 @@ class Exchange:
 
     @property
     def aborted(self) -> bool:
-        """Whether the client has left, or what waits for that has failed."""
+        """Whether the client has left, or waiting for that has failed."""
         return self._scope.cancel_called
 
     @contextmanager
     def sending_last(self, end_early: Callable[[], Awaitable[None]]) -> Iterator[None]:
-        """Surround the sending of a response in one piece.
+        """Call ``end_early()`` once if the block takes longer than `SEND_SECONDS`.
 
-        Servers block the last message, and cannot be cancelled, while the client does
-        not read.
+        For the sending of a response in one piece: while the client does not read, the
+        server blocks, and cannot be cancelled.
 
         Args:
-            end_early: Called once, in a task of its own, if it takes longer than
-                `SEND_SECONDS`. It is waited for, and must not raise.
+            end_early: Runs in a separate task, is waited for, and must not raise.
         """
         nursery, timer = self._nursery, current_timers().timer(SEND_SECONDS)
-        # With what the request has left in it, as the caches that it has used.
+        # Copied now: it has the request's changes, such as the caches that it has used.
         context = contextvars.copy_context()
         assert nursery is not None
 
@@ -185,16 +179,15 @@ class Exchange:
         seconds: Callable[[], float | None],
         end_early: Callable[[], Awaitable[None]],
     ) -> None:
-        """End ``respond`` as if the client had left, when it takes a message too late.
+        """End ``respond`` as if the client had left, when a message waits too long.
 
-        That is looked at now and then, so that it costs no message anything; and a
-        request that is over in a moment costs nothing either.
+        A timer checks on the sender, so sending a message costs no more than before.
 
         Args:
-            sender: What waits for the client.
-            seconds: Tells for how long it may do so, and at most a quarter longer;
-                None: for ever.
-            end_early: Called as that of `sending_last`, if nothing ends the waiting.
+            sender: Sends the messages that may wait for the client.
+            seconds: Returns how long each may wait, in seconds (a quarter more at
+                most); None for no limit. Called if the request does not end at once.
+            end_early: As in `sending_last`; called if nothing else ends the waiting.
         """
 
         def make_limit() -> _Limit | None:
@@ -216,11 +209,11 @@ class Exchange:
     def _give_up(
         self, sender: ResponseSender, end_early: Callable[[], Awaitable[None]]
     ) -> None:
-        """Have the waiting end.
+        """End the waiting of the sender.
 
-        A cancellation is no help while bytes are written, for servers shield that. So
-        the connection is reset, which they know. Where neither helps, the sending waits
-        on, and everything else is ended beside it.
+        Servers shield their writing, so cancelling does not help. Instead the
+        connection is reset, an error that servers handle. If that fails too, the
+        sending waits on, and the rest of the request ends beside it.
         """
         nursery, task = self._nursery, sender.waiting
         assert nursery is not None
@@ -232,7 +225,7 @@ class Exchange:
                 await end_early()
 
         sender.given_up = True
-        # In HTTP/2 the connection is not the request's alone.
+        # An HTTP/2 connection also carries other requests.
         if not (sender.is_http1 and reset_connection(task)):
             self._scope.cancel()
         task.context.copy().run(nursery.start_soon, end_beside)
@@ -250,10 +243,10 @@ class Exchange:
             self._context.run(self._nursery.start_soon, self._watch)
 
     def stop_watching(self) -> None:
-        """Let no watcher come any more.
+        """Start no watcher from now on. One that already runs stays.
 
-        Called too when the response is made, if it is in one piece: what is left then
-        is one message, whose sending no server cancels. A watcher that is there stays.
+        Also called when a response in one piece has been made: all that is left is to
+        send it, which no server cancels.
         """
         self._answering = False
         if self._last_wait is not None:

@@ -25,9 +25,9 @@ logger = logging.getLogger("trio_asgi")
 class Lifespan:
     """An application's life under a server.
 
-    One task, the one that the server starts for the lifespan scope, owns the nursery.
-    Tasks are put into it from start-up to shutdown; at shutdown they get some time to
-    end by themselves, and are then cancelled.
+    The task that the server starts for the lifespan scope owns the nursery. The nursery
+    takes tasks from start-up to shutdown. Then they get some time to end, and are
+    cancelled.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Lifespan:
         beside: Callable[[], Awaitable[None]],
         after: Callable[[], Awaitable[None]],
     ) -> None:
-        """Prepare, and start nothing yet.
+        """Prepare, but start nothing yet.
 
         Args:
             context: Entered at start-up and left at shutdown.
             shutdown_seconds: How long the nursery's tasks may run on at shutdown, and
-                then how long a cancelled task may wait for what does not end.
-            beside: Runs beside all this, and is cancelled at its end. Raises nothing.
-            after: Called at the very end, when everything else has ended.
+                then how long cancelled tasks may wait for threads and asyncio code.
+            beside: Runs all the time, and is cancelled at the end. Must not raise.
+            after: Called when everything else has ended.
         """
         self._context = context
         self._shutdown_seconds = shutdown_seconds
@@ -59,8 +59,8 @@ class Lifespan:
         """Start a task in the nursery.
 
         Raises:
-            RuntimeError: there is none, before start-up, after shutdown, or because the
-                server does not support lifespan.
+            RuntimeError: there is no nursery: before start-up, after shutdown, or
+                because the server does not support lifespan.
         """
         if self._nursery is None:
             raise RuntimeError(
@@ -71,10 +71,10 @@ class Lifespan:
         self._nursery.start_soon(async_fn, *args, name=name)
 
     async def run(self, receive: Receive, send: Send) -> None:
-        """Speak the protocol with the server until shutdown.
+        """Exchange the protocol's messages with the server until shutdown.
 
-        A context that cannot be entered is reported as a failed start-up, one that
-        cannot be left as a failed shutdown; both are logged.
+        An error while entering the context is reported as a failed start-up, a later
+        one as a failed shutdown; both are logged.
         """
         await receive()  # lifespan.startup
         phase = "startup"
@@ -95,7 +95,7 @@ class Lifespan:
             await self._after()
 
         async def live_bounded() -> None:
-            await _abandon_beside(live, self._shutdown_seconds, begin=shutdown)
+            await _run_with_abandoner(live, self._shutdown_seconds, begin=shutdown)
 
         failure = ""
         try:
@@ -109,23 +109,20 @@ class Lifespan:
             failure = f"{type(error).__name__}: {error}"
         finally:
             self._nursery = None
-        # Not sent above: a server raises an error here, which would be logged together
-        # with the one that was being handled.
+        # Not sent in the handler above: servers raise an error here, whose log would
+        # also show the one being handled.
         if failure:
             await send({"type": f"lifespan.{phase}.failed", "message": failure})
         else:
             await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _abandon_beside(
+async def _run_with_abandoner(
     body: Callable[[], Awaitable[None]], seconds: float, *, begin: trio.Event
 ) -> None:
-    """Run ``body()``, and have its tasks leave what does not end.
+    """Run ``body()`` with an `Abandoner`, which starts at ``begin`` or when cancelled.
 
-    Args:
-        body: Whose result counts.
-        seconds: How long a cancelled task waits.
-        begin: Set when the looking shall begin; a cancellation begins it too.
+    Its cancelled tasks wait at most ``seconds`` for threads and asyncio code.
     """
     abandoner = Abandoner(trio.lowlevel.current_task(), seconds)
     scope = trio.CancelScope(shield=True)

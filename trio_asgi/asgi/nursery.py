@@ -1,4 +1,4 @@
-"""Tasks beside another piece of work, which end with it."""
+"""Run tasks beside a piece of work, and end them with it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,7 @@ async def run_beside(
     *,
     stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run ``body()`` with a task beside it that is cancelled at its end.
-
-    Args:
-        task: Runs beside; it shall raise nothing but cancellations.
-        body: Whose result counts.
-        stop: Called when ``body`` has ended, before the task is cancelled.
-
-    Raises:
-        BaseException: what ``body`` raises, as it is, in no group.
-    """
+    """Run ``body()`` with a task beside it; see `run_in_nursery`."""
     await run_in_nursery(lambda nursery: nursery.start_soon(task), body, stop=stop)
 
 
@@ -42,19 +33,19 @@ async def run_in_nursery(
     *,
     stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run ``body()`` in a nursery that is cancelled at its end.
+    """Run ``body()`` in a nursery that is cancelled when ``body`` ends.
 
-    What a nursery would do, except that an error of ``body`` comes out as it is, in no
-    group, and is not lost in a cancellation that comes from outside.
+    An error of ``body`` is raised without a group around it, and is not lost when a
+    cancellation comes from outside.
 
     Args:
-        begin: Called first. What it starts, then or later, shall raise nothing but
-            cancellations.
-        body: Whose result counts.
+        begin: Called first. The tasks that it starts, then or later, must raise nothing
+            but cancellations.
+        body: Runs in the calling task.
         stop: Called when ``body`` has ended, before the nursery is cancelled.
     """
-    # A cancellation that is kept here comes from a scope around the nursery, or else
-    # the nursery raises what has cancelled it.
+    # A Cancelled kept here comes from a scope around the nursery: otherwise the nursery
+    # raises the error that has cancelled it.
     ended: outcome.Outcome[None] = outcome.Value(None)
     try:
         async with trio.open_nursery() as nursery:

@@ -1,8 +1,8 @@
 """The order in which an application may send its messages.
 
-The order is a table: in which state which message may come, and the state after it.
-`ResponseSender` holds this package to it, `testing.ApplicationCommunicator` any
-application. Source: the ASGI specifications of HTTP, WebSocket and lifespan.
+The table lists the messages allowed in each state, and the state after each.
+`ResponseSender` checks this package, `testing.ApplicationCommunicator` any application.
+Source: the ASGI specifications of HTTP, WebSocket and lifespan.
 
                   start                     last body
     HTTP:  NOTHING ───► STARTED ──► body... ──────────► COMPLETE
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SendState(Enum):
-    """How far the application has come with its answer."""
+    """How much of its answer the application has sent."""
 
     NOTHING = "nothing was sent yet"
     STARTED = "the response has started"
@@ -86,7 +86,7 @@ _ORDER: Final[dict[str, dict[SendState, dict[str, SendState]]]] = {
     },
 }
 
-#: Messages that say themselves whether they are the last of their kind.
+#: The key by which a message says that more of its kind follow.
 _MORE: Final = {
     "http.response.body": "more_body",
     "http.response.zerocopysend": "more_body",
@@ -96,19 +96,18 @@ _MORE: Final = {
 
 
 class SendOrder:
-    """Where the application stands in the order of its messages."""
+    """What an application has sent in one call, for a scope's ``type``."""
 
     def __init__(self, protocol: str) -> None:
-        """Start a conversation of a protocol: a scope's ``type``."""
         self._table = _ORDER[protocol]
         self._trailers = False
         self.state = SendState.NOTHING
 
     def advance(self, message: Message) -> None:
-        """Take note of a message that is about to be sent.
+        """Note a message that is about to be sent.
 
         Raises:
-            ASGIOrderError: it may not come now; the state stays as it was.
+            ASGIOrderError: the message is not allowed now; the state is unchanged.
         """
         event = message["type"]
         more = _MORE.get(event)

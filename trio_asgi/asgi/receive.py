@@ -1,14 +1,11 @@
-"""The one reader: first the request's body, then the news that the client has left.
+"""The only caller of a server's ``receive``: for the body, then for the disconnect.
 
-A server's ``receive`` has one queue. Whoever calls it must be the only one, and must
-have read all of the body before a disconnect can be seen. So all of a request read
-through its `Receiver`, and one at a time calls the server for all:
+Only one task may call ``receive``, and the disconnect comes after the whole body. So
+all readers of a request use its `Receiver`; one of them calls the server for all:
 
-    server ──► [messages that came ahead] ──► whoever reads the body
-      ▲                                       (the handler, the view, a thread)
-      └── called by a reader that finds nothing, or by the watcher, up to a bound
-
-The watcher reads ahead, since the disconnect is behind the body.
+    server ──► [messages read ahead] ──► readers of the body
+      ▲                                  (the handler, the view, a thread)
+      └── called by a reader that finds none, or by the watcher, up to a bound
 """
 
 from __future__ import annotations
@@ -27,91 +24,86 @@ if TYPE_CHECKING:
 
     from .types import Message, Receive, Scope
 
-#: For how long the first message is waited for before an answer that needs none of the
-#: body. Servers want to have been asked; but a client may wait, too. Seconds.
+#: Seconds to wait for the first message before an answer that does not need the body.
+#: Servers expect a call of ``receive``, but the client may itself wait for the answer.
 FIRST_SECONDS: Final = 0.05
 
-#: For how long the rest of a body is received, and dropped, before the connection is
-#: closed: so long a client has to read the answer. Seconds.
+#: Seconds in which the rest of a body is dropped before the connection is closed, so
+#: that the client can read the answer.
 LINGER_SECONDS: Final = 2.0
 
-#: How much of a body the watcher has received before it is read, besides the message
-#: that exceeds it; bytes.
+#: Bytes of a body beyond which the watcher stops reading ahead.
 AHEAD: Final = 2**16
 
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """What a body may be at most."""
+    """The limits of a request's body. Times in which nobody reads do not count."""
 
-    #: Bytes; None: any size.
+    #: Bytes; None: no limit.
     size: int | None = None
-    #: For how long the client is waited for without a byte; seconds.
+    #: Seconds to wait for the client without a byte.
     timeout: float = math.inf
-    #: How many bytes give it back a second of that; 0: any byte gives back all.
+    #: Bytes that give back one second of ``timeout``; 0: any byte gives back all of it.
     rate: float = 0
-    #: For how long the client is waited for in all; seconds.
+    #: Seconds to wait for the client in all.
     total: float = math.inf
 
 
-#: Frozen, so one for all.
 _NO_LIMITS: Final = BodyLimits()
 
 
 class Receiver:
-    """A server's ``receive`` for one request, with limits, and with a memory.
+    """A server's ``receive`` for one request, with limits and a buffer.
 
-    Owned by the request; any of its tasks may call it, and nothing is lost if one is
-    cancelled. Each chunk of the body goes to one of them, in the order of asking.
+    Any task of the request may call it. If one is cancelled, nothing is lost. Each
+    chunk of the body goes to one caller, in the order of the calls.
     """
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        """Receive nothing yet."""
         self._scope = scope
         self._receive = receive
-        #: Whether a task calls the server just now.
+        #: Whether a task is calling the server; where the others wait for its message.
         self._busy = False
-        #: Where others wait for what that brings.
         self._news = trio.lowlevel.ParkingLot()
-        #: Messages that nobody has asked for yet, and how many bytes they hold.
+        #: Messages that nobody has asked for yet, and their size in bytes.
         self._ahead: deque[Message] = deque()
         self._ahead_size = 0
-        #: What is allowed. May change while the body is being read.
+        #: May change while the body is being read.
         self.limits = _NO_LIMITS
-        #: How many bytes of the body have come.
+        #: Bytes of the body that have come.
         self._size = 0
-        #: For how long the client was waited for, in all, and how much of the time that
-        #: it has without a byte is used up. The time in which nobody reads is not its.
+        #: Seconds waited for the client in all, and used up of ``limits.timeout``.
         self._waited = self._used = 0.0
-        #: Whether the server has been asked, and has answered.
+        #: Whether the server has given a first message.
         self.begun = False
         #: Whether all of the body has come.
         self.complete = False
         #: Whether the client has left.
         self.disconnected = False
-        #: Which limit the body has passed: no more of it is wanted.
+        #: The size limit that the body has exceeded: no more of it is kept.
         self._passed: int | None = None
-        #: Called when the client has left.
+        #: Called when the client leaves before the body is complete.
         self.on_disconnect: Callable[[], object] | None = None
 
     # What the headers say
 
     @property
     def may_have_body(self) -> bool:
-        """Whether the request's headers leave room for a body."""
+        """Whether the request's headers allow a body."""
         announced = self._announced
         if self.is_http1:
             return (announced is not None and announced != 0) or any(
                 name == b"transfer-encoding" for name, _ in self._headers
             )
-        # HTTP/2 says so beside the headers, where no server tells it.
+        # HTTP/2 says so outside the headers, and servers do not pass it on.
         if announced is None:
             return self._scope["method"] not in ("GET", "HEAD")
         return announced != 0
 
     @property
     def is_http1(self) -> bool:
-        """Whether the connection is this request's alone."""
+        """Whether the connection carries one request at a time."""
         version: str = self._scope.get("http_version", "1.1")
         return version < "2"
 
@@ -127,15 +119,14 @@ class Receiver:
         headers: Iterable[tuple[bytes, bytes]] = self._scope.get("headers", ())
         return headers
 
-    # For those who read
+    # For readers of the body
 
     async def check_announced_size(self) -> None:
-        """Refuse a body that is announced to be larger than allowed.
+        """Refuse a body whose ``Content-Length`` is larger than allowed.
 
         Raises:
-            BodyTooLarge: it is; the server was asked for something before, if it gives
-                anything soon.
-            ClientDisconnected: it is, and the client has left.
+            BodyTooLarge: it is larger. Raised after `wait_begun`.
+            ClientDisconnected: it is larger, and the client has left.
         """
         limit, announced = self.limits.size, self._announced
         if limit is not None and announced is not None and announced > limit:
@@ -148,8 +139,8 @@ class Receiver:
         """Return the next message of the body: ASGI's ``receive``, for `read_body`.
 
         Raises:
-            BodyTooLarge: the body has become larger than is allowed.
-            BodyTimeout: no byte has come for longer than is allowed, or too few have.
+            BodyTooLarge: the body is larger than allowed.
+            BodyTimeout: the client sends too slowly.
         """
         if not self._has_news():
             await self._wait_news()
@@ -159,8 +150,7 @@ class Receiver:
             self._ahead_size -= size
             rate = self.limits.rate
             self._used = max(self._used - size / rate, 0.0) if rate else 0.0
-            # The watcher may wait for room.
-            self._news.unpark_all()
+            self._news.unpark_all()  # the watcher may wait for room
             return message
         if self._passed is not None:
             raise BodyTooLarge(self._passed)
@@ -169,9 +159,9 @@ class Receiver:
         return {"type": "http.request"}
 
     async def read_chunk(self) -> bytes:
-        """Return some bytes of the body, as they come; none at its end.
+        """Return the next bytes of the body; none at its end.
 
-        No checkpoint where there is nothing to wait for.
+        Not a checkpoint if bytes are there already.
 
         Raises:
             ClientDisconnected: the client has left.
@@ -187,25 +177,25 @@ class Receiver:
         return b""
 
     async def wait_begun(self) -> None:
-        """Wait until the server has sent anything, but no longer than a moment."""
+        """Wait for the server's first message, at most `FIRST_SECONDS`."""
         if not self.begun:
             with trio.move_on_after(FIRST_SECONDS):
                 while not self.begun:
                     await self._receive_or_park()
 
     async def linger(self) -> None:
-        """Let the client send on for some time, and drop what it sends.
+        """Receive and drop the rest of the body, for at most `LINGER_SECONDS`.
 
-        A connection that is closed while bytes arrive is reset, and then the client
-        may lose the answer. Most stop when they have read it. HTTP/2 has a connection
-        for many requests, which is not closed.
+        A connection closed while bytes arrive is reset, and the client may lose the
+        answer. Most clients stop when they have read it. HTTP/2 connections stay open,
+        so nothing is done there.
         """
         if self.is_http1:
             with trio.move_on_after(LINGER_SECONDS):
                 await self.drop_rest()
 
     async def drop_rest(self) -> None:
-        """Receive the rest of the body, and drop it, whatever its size."""
+        """Receive and drop the rest of the body, whatever its size."""
         self.limits = _NO_LIMITS
         while not (self.complete or self.disconnected):
             self._drop()
@@ -217,7 +207,7 @@ class Receiver:
         self._ahead_size = 0
 
     async def _wait_news(self) -> None:
-        """Wait for the client until there is a message, or an end of them."""
+        """Wait until there is a message, or until no more will come."""
         limits = self.limits
         if limits.timeout == limits.total == math.inf:
             while not self._has_news():
@@ -250,10 +240,10 @@ class Receiver:
     # For the watcher
 
     async def wait_disconnect(self) -> None:
-        """Wait until the client has left; meanwhile receive the body ahead.
+        """Wait until the client has left; meanwhile read the body ahead.
 
         Raises:
-            AssertionError: the server sent what no server may send here.
+            AssertionError: the server sent a message that ASGI does not allow here.
         """
         while not (self.complete or self.disconnected):
             if self._ahead_size > AHEAD or self._passed is not None:
@@ -300,6 +290,5 @@ class Receiver:
         if self.limits.size is not None and self._size > self.limits.size:
             self._passed = self.limits.size
         elif size:
-            # An empty one is no news, unless it is the last.
             self._ahead.append(message)
             self._ahead_size += size

@@ -1,4 +1,4 @@
-"""The one writer: what sends a response, and notes how far it has come."""
+"""Sends a response, and keeps track of how much of it was sent."""
 
 from __future__ import annotations
 
@@ -27,29 +27,28 @@ if TYPE_CHECKING:
 #: Statuses whose responses have no body, whatever their headers say.
 BODYLESS: Final = frozenset({204, 304})
 
-#: For how long a server may take to come to the end of a response that nobody gets.
+#: Seconds that a server may take to end a response that no longer reaches the client.
 END_SECONDS: Final = 1.0
 
+#: Bytes of one filler message in `ResponseSender.finish_cut_off`.
 _FILLER: Final = 2**24
 
 
 class ResponseSender:
     """A server's ``send``, for one response. Only one task may call it."""
 
-    #: Whether all of the body is there when it begins. Then it is sent to its end,
-    #: though the client may have left: that costs nothing, and a server that gets no
-    #: end may keep the connection.
+    #: Whether all of the body is there at the start. Then all of it is sent even if the
+    #: client has left: a server that does not get the end may keep the connection.
     in_one_piece = False
-    #: How many messages were begun to be handed over; and the task that does so, while
-    #: it waits for the client. Not so for a file that the server sends by itself: that
-    #: is one message, of any size.
+    #: How many messages the server was given, and the task that waits while it sends
+    #: one. None for ``http.response.pathsend``, which is one message of any size.
     turn = 0
     waiting: Task | None = None
     #: Set when the client has not taken a message for too long.
     given_up = False
-    #: Set when the last message was handed over.
+    #: Set when the server has taken the last message.
     handed_over = False
-    #: The first message, and how many bytes of the body came after it.
+    #: The ``http.response.start`` message, and the bytes of the body sent after it.
     _start: Message = MappingProxyType({})
     _sent = 0
 
@@ -65,10 +64,9 @@ class ResponseSender:
 
         Args:
             send: The server's.
-            receiver: What the request's body comes from; None: all of it has come.
-            wants_body: Whether a body is sent at all; the answer to HEAD has none.
-            takes_paths: Whether the server sends files by itself
-                (``http.response.pathsend``).
+            receiver: The reader of the request's body; None: all of it has come.
+            wants_body: Whether to send a body; the answer to HEAD has none.
+            takes_paths: Whether the server supports ``http.response.pathsend``.
         """
         self._send = send
         self._receiver = receiver
@@ -78,32 +76,32 @@ class ResponseSender:
 
     @property
     def begun(self) -> bool:
-        """Whether the response has started: no other one can be sent any more."""
+        """Whether the response has started, so that no other can be sent."""
         return self._order.state is not SendState.NOTHING
 
     @property
     def complete(self) -> bool:
-        """Whether the last message was handed to the server, or is just being so.
+        """Whether the server has the last message, perhaps still sending it.
 
-        A server may report the disconnect while it still sends that message.
+        It may report the disconnect meanwhile.
         """
         return self._order.state is SendState.COMPLETE
 
     @property
     def settled(self) -> bool:
-        """Whether the rest will come to the server without any more of the project."""
+        """Whether the rest can be sent without running any more of the project."""
         return self.complete or (self.in_one_piece and self.begun)
 
     @property
     def is_http1(self) -> bool:
-        """Whether the connection is this response's alone."""
+        """Whether the connection carries one response at a time."""
         return self._receiver is None or self._receiver.is_http1
 
     async def beside_body(self, send: Callable[[], Awaitable[None]]) -> None:
-        """Send a response in one piece; meanwhile drop what comes of the body.
+        """Run ``send()``; meanwhile receive and drop the rest of the request's body.
 
-        Nobody reads it any more. A client that reads nothing before it has sent all
-        would wait for us, and we for it.
+        Otherwise a client that sends all of it before it reads would wait for us, and
+        we for it.
         """
         if self._receiver is None or self._receiver.complete:
             await send()
@@ -114,12 +112,12 @@ class ResponseSender:
         """Send a message; a checkpoint if it is the last one.
 
         Raises:
-            ClientDisconnected: the server said so, by an OSError as ASGI 2.4 has it, or
-                by one of Trio's errors about a connection that is gone.
-            ASGIOrderError: the message may not come now.
+            ClientDisconnected: the server raised an OSError, as ASGI 2.4 says, or one
+                of Trio's errors about a closed connection.
+            ASGIOrderError: the message is not allowed now.
             RuntimeError: the body is longer or shorter than its ``Content-Length``.
-            Exception: the server refuses it. If it was the first one, another response
-                can be sent.
+            Exception: the server refuses the message. If it was the first, another
+                response can be sent.
         """
         receiver = self._receiver
         if receiver is not None and not receiver.begun:
@@ -127,7 +125,7 @@ class ResponseSender:
         event = message["type"]
         if event == "http.response.body":
             self._sent += len(message.get("body", b""))
-            # What comes in one piece was compared before.
+            # The length of a response in one piece was checked before.
             if not self.in_one_piece and self.begun and self._announced is not None:
                 self._check_length(message, self._announced)
         self._order.advance(message)
@@ -145,16 +143,16 @@ class ResponseSender:
         elif receiver is not None and not receiver.complete:
             await self._send_last_early(message, receiver)
         else:
-            # hypercorn 0.18 drops what is sent while it refuses bytes that the client
-            # sent too much, and does so without a checkpoint. If it is not given one
-            # before the end, its two tasks write at the same time, and its worker dies.
+            # hypercorn 0.18 drops messages while it refuses surplus bytes from the
+            # client, without a checkpoint. Unless there is one before the end, its two
+            # tasks write at the same time, and its worker dies.
             await trio.lowlevel.checkpoint()
             await self._pass_on(message, last=True)
 
     def _check_length(self, message: Message, announced: int) -> None:
-        """Refuse more bytes than were announced, or an end before.
+        """Raise RuntimeError for more bytes than announced, or for fewer at the end.
 
-        h11 would end in a state in which it takes nothing at all, and says less.
+        h11 would raise a less helpful error, and then accept nothing any more.
         """
         if self._sent > announced or (
             self._sent < announced and not message.get("more_body")
@@ -168,7 +166,7 @@ class ResponseSender:
 
     @functools.cached_property
     def _announced(self) -> int | None:
-        """What the response's Content-Length says about the bytes that are sent."""
+        """The bytes to send, by the response's Content-Length; None if not known."""
         if not self.wants_body or self._start["status"] in BODYLESS:
             return None
         for name, value in self._start.get("headers", ()):
@@ -177,11 +175,10 @@ class ResponseSender:
         return None
 
     async def finish_cut_off(self) -> None:
-        """Have the server come to the end of a response that has been cut off.
+        """Let the server end a response that was cut off, if it waits for the end.
 
-        If it still reads for the client, it knows how to go on. If it waits for us to
-        come to an end, it gets one, which does not come to the client: the response
-        shall be seen to be cut off, and not be taken for a whole one.
+        The connection is shut down first: the client must see that the response is cut
+        off. A server that still reads from the client knows what to do.
         """
         if self.handed_over or not (self.begun and self.is_http1):
             return
@@ -190,7 +187,7 @@ class ResponseSender:
         with trio.move_on_after(END_SECONDS, shield=True), suppress(Exception):
             missing = (self._announced or self._sent) - self._sent
             while missing > 0:
-                # h11 counts. Nothing of this is ever looked at, nor in memory.
+                # h11 counts the bytes, but nothing reads these.
                 filler = bytes(min(missing, _FILLER))
                 await self._send(
                     {"type": "http.response.body", "body": filler, "more_body": True}
@@ -201,9 +198,9 @@ class ResponseSender:
     async def _send_last_early(self, message: Message, receiver: Receiver) -> None:
         """Send the last message while the client still sends its body.
 
-        The server closes the connection then. Before that, the client gets some time to
-        read the answer. And as long as messages wait for us, the server may be busy
-        with handing over the next, and could not even close.
+        The server then closes the connection, so the client first gets some time to
+        read the answer. Meanwhile messages are received: a server that waits to hand
+        one over could not close.
         """
 
         async def send_last() -> None:
@@ -232,7 +229,7 @@ class ResponseSender:
             if message["type"] == "http.response.pathsend" and isinstance(
                 getattr(error, "filename", None), str
             ):
-                raise  # about the file, and not about the client
+                raise  # about the file, not about the client
             raise ClientDisconnected from error
         finally:
             self.waiting = None

@@ -1,12 +1,9 @@
-"""What looks after all requests of a Trio run: a few tasks, however many requests.
+"""Callbacks for requests that take longer: a few tasks for all requests of a Trio run.
 
-A task for each request that waits for the disconnect costs more than a small request
-itself. Most small requests are over before they ever wait for anything, and nobody
-needs to watch them. So a request asks for its watcher here, and gets it when the
-scheduler has come round once and the request is still there.
-
-In the same way a request that is sending says by when it should have ended; only if the
-time comes anything is done about it.
+A task per request that waits for the disconnect costs more than a small request. Most
+small requests end before they wait for anything. So a request asks here for its
+watcher, which starts only if the request is still there after one pass of the
+scheduler. The deadlines for sending work in the same way.
 """
 
 from __future__ import annotations
@@ -20,30 +17,30 @@ if TYPE_CHECKING:
 
 
 class Timer:
-    """Calls back for what takes longer than so many seconds. Trio thread.
+    """Calls back when something takes longer than a number of seconds. Trio thread.
 
-    One for all that may take so long: so their deadlines come in the order in which
-    they began, and it costs next to nothing to begin and to end.
+    As all its timeouts are equal, its deadlines expire in the order in which they were
+    set, so `begin` and `end` cost next to nothing.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        #: By when each should have ended; the earliest stands first.
+        #: The deadline of each callback, the earliest first.
         self._deadlines: dict[Callable[[], object], float] = {}
         self._begun = trio.lowlevel.ParkingLot()
 
     def begin(self, callback: Callable[[], object]) -> None:
-        """Have a callback called when the time is over; see `end`."""
+        """Call ``callback`` when the time is over, unless `end` is called first."""
         self._deadlines[callback] = trio.current_time() + self._seconds
         if len(self._deadlines) == 1:
             self._begun.unpark()
 
     def end(self, callback: Callable[[], object]) -> None:
-        """Do not call what `begin` has noted, unless it was called already."""
+        """Do not call ``callback`` any more."""
         self._deadlines.pop(callback, None)
 
     async def call(self) -> None:
-        """Call back. A system task."""
+        """Call the callbacks. A system task."""
         while True:
             while self._deadlines:
                 callback, deadline = next(iter(self._deadlines.items()))
@@ -56,9 +53,9 @@ class Timer:
 
 
 class Timers:
-    """Calls back for requests that take longer than a moment. Trio thread.
+    """The timers of a Trio run. Trio thread.
 
-    The callbacks are called in system tasks: they must be quick, and not raise.
+    Callbacks run in system tasks: they must be quick, and not raise.
     """
 
     def __init__(self) -> None:
@@ -67,13 +64,13 @@ class Timers:
         self._timers: dict[float, Timer] = {}
 
     def call_soon(self, callback: Callable[[], object]) -> None:
-        """Have a callback called when the other tasks have had their turn."""
+        """Call ``callback`` when the other tasks have had their turn."""
         self._new.append(callback)
         if len(self._new) == 1:
             self._new_came.unpark()
 
     def timer(self, seconds: float) -> Timer:
-        """Return what calls back for what takes longer than so many seconds."""
+        """Return the timer for a number of seconds."""
         timer = self._timers.get(seconds)
         if timer is None:
             timer = self._timers[seconds] = Timer(seconds)
@@ -81,7 +78,7 @@ class Timers:
         return timer
 
     async def call_new(self) -> None:
-        """Serve `call_soon`. A system task."""
+        """Call the callbacks of `call_soon`. A system task."""
         while True:
             while self._new:
                 new, self._new = self._new, []
@@ -94,7 +91,7 @@ _timers: trio.lowlevel.RunVar[Timers] = trio.lowlevel.RunVar("trio_asgi.timers")
 
 
 def current_timers() -> Timers:
-    """Return that of this Trio run; its first caller makes it."""
+    """Return those of this Trio run; the first call makes them."""
     try:
         return _timers.get()
     except LookupError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
-#: A connection's facts, from the server. Values are of many types, hence ``Any``.
+#: What the server says about a connection. Values have many types, hence ``Any``.
 Scope: TypeAlias = dict[str, Any]
 #: One ASGI event: ``{"type": "http.request", ...}``.
 Message: TypeAlias = Mapping[str, Any]

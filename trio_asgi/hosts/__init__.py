@@ -1,1 +1,1 @@
-"""Where the application runs. Trio only."""
+"""Running the application in servers and programs. Trio only."""

@@ -1,4 +1,4 @@
-"""Hosting an application inside a Trio program, with hypercorn."""
+"""Serve an application inside a Trio program, with hypercorn."""
 
 from __future__ import annotations
 
@@ -34,32 +34,31 @@ async def serve(
 ) -> None:
     """Serve an application until cancelled, or until a trigger returns.
 
-    With ``await nursery.start(trio_asgi.serve, application)`` a program has a site
-    beside its other tasks, in the same Trio run.
+    ``await nursery.start(trio_asgi.serve, application)`` runs a site beside a program's
+    other tasks, in the same Trio run.
 
     Args:
         application: Any ASGI application that runs on Trio.
-        bind: The address to listen at, ``"host:port"`` or ``"unix:path"``. Port 0 is
-            any free one.
+        bind: The address to listen on, ``"host:port"`` or ``"unix:path"``. Port 0 means
+            any free port.
         config: A hypercorn configuration, for everything else. Its ``bind`` is used
             if the argument is not given.
-        shutdown_trigger: Awaited beside the serving; when it returns, the server shuts
-            down.
-        task_status: Started with the addresses, as ``["http://127.0.0.1:8000"]``, when
-            the server accepts connections.
+        shutdown_trigger: The server shuts down when this returns.
+        task_status: Started with the addresses, such as ``["http://127.0.0.1:8000"]``,
+            when the server accepts connections.
 
-    A shutdown is orderly, after a cancellation too: no new connections are accepted,
-    requests in flight have ``config.graceful_timeout`` seconds (3 by default) to end,
-    and are cancelled then, and the lifespan is left last.
+    The shutdown is graceful, also after a cancellation: no new connections are
+    accepted, running requests have ``config.graceful_timeout`` seconds (3 by default)
+    until they are cancelled, and the lifespan ends last.
 
-    If hypercorn fails at a connection, as some bytes from a client make it, that is
-    logged, and only the connection is closed.
+    If hypercorn fails in a connection, which some bytes from a client can cause, that
+    is logged, and only this connection is closed.
 
     Raises:
         ImportError: hypercorn is not installed.
         ValueError: both ``bind`` and ``config.bind`` were given, and differ.
-        OSError: the address cannot be listened at.
-        trio.Cancelled: after the orderly shutdown, if cancelled.
+        OSError: the server cannot listen on the address.
+        trio.Cancelled: after the graceful shutdown, if cancelled.
     """
     try:
         from hypercorn.config import Config  # noqa: PLC0415 - an optional dependency
@@ -98,7 +97,7 @@ async def serve(
             nursery.start_soon(stop_when_cancelled)
             if shutdown_trigger is not None:
                 nursery.start_soon(stop_when_triggered, shutdown_trigger)
-            # A cancellation reaches the server as a shutdown, by way of the event.
+            # The event turns a cancellation into a shutdown of the server.
             with trio.CancelScope(shield=True):
                 await run_server(
                     application,
@@ -109,6 +108,6 @@ async def serve(
                 )
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # An address in use, a failed start-up: one error in three nurseries.
+        # An address in use, or a failed start-up, in three nurseries.
         raise_sole_error(group)
         raise

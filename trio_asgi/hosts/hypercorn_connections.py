@@ -1,8 +1,8 @@
-"""hypercorn's server, in which an error of one connection ends that connection alone.
+"""hypercorn's server, changed so that an error in a connection ends only that one.
 
-hypercorn lets whatever its protocols raise out of the connection's task. That ends the
-server, and here the program around it. Some errors any client can cause: an ``Upgrade:
-h2c`` with settings that cannot be decoded, or leaving at the wrong moment.
+hypercorn does not catch what its protocols raise. Such an error ends the server, and
+the program around it. Clients can cause some: by an ``Upgrade: h2c`` with settings that
+cannot be decoded, or by leaving at the wrong moment.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ logger = logging.getLogger("trio_asgi")
 
 
 def load_serve() -> Any:
-    """Return `hypercorn.trio.serve`, whose connections end alone.
+    """Return a copy of `hypercorn.trio.serve` with another class for connections.
 
-    The function, and the one below it, are hypercorn's own; they find another class
-    under the name of the one for a connection. Nothing is changed in hypercorn itself,
-    which others in the program may use.
+    hypercorn itself stays unchanged: the program may use it elsewhere.
     """
     import hypercorn.trio  # noqa: PLC0415 - an optional dependency
     import hypercorn.trio.run  # noqa: PLC0415
@@ -50,9 +48,8 @@ def load_serve() -> Any:
         and "worker_serve" in serve.__code__.co_names
     ):
         logger.warning(
-            "This version of hypercorn is made in another way than those that are "
-            "known: an error of one connection can end the server. Is there a newer "
-            "version of trio_asgi?"
+            "trio_asgi.serve() does not know this version of hypercorn: an error in "
+            "one connection can end the server. Is there a newer trio_asgi?"
         )
         return serve
     worker_serve = _with_names(worker_serve, TCPServer=Connection)
@@ -60,11 +57,11 @@ def load_serve() -> Any:
 
 
 def _with_names(function: Any, **names: object) -> Any:
-    """Return a function with other values for some of the module's names it uses."""
+    """Return a copy of a function with other values for some of its globals."""
     copy = FunctionType(function.__code__, {**function.__globals__, **names})
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
 def _log(error: BaseException) -> None:
-    logger.warning("hypercorn has failed, and closed one connection", exc_info=error)
+    logger.warning("hypercorn failed, and closed one connection", exc_info=error)

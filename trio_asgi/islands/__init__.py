@@ -1,1 +1,1 @@
-"""asyncio code inside Trio."""
+"""Running asyncio code inside Trio."""

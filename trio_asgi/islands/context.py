@@ -1,4 +1,4 @@
-"""What goes with a call from one side to the other: the context, the current error."""
+"""Carry context variables and the current error across threads and event loops."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: What a `Local` keeps in its context variable: data that is tagged with its thread.
-#: None up to asgiref 3.11, where it is the data alone.
+#: The data of a `Local`, with its thread, in a context variable. None up to asgiref
+#: 3.11, which keeps only the data.
 _Storage: Final[Any] = getattr(asgiref.local, "_Storage", None)
 #: Returns the same data for the running thread.
 _rehome: Final[Any] = getattr(asgiref.local, "_rehome", None)
@@ -23,19 +23,15 @@ _rehome: Final[Any] = getattr(asgiref.local, "_rehome", None)
 #: The name of the context variable of each `Local`.
 _LOCAL: Final = "asgiref.local"
 
-#: What a context variable without a value is found to have.
+#: Stands for the value of a context variable that has none.
 _UNSET: Final = object()
 
 
 def restore_context(context: contextvars.Context) -> None:
-    """Make a context's values the current ones. Any thread.
+    """Make a context's values the current ones, `Local` data included. Any thread.
 
-    The data of each `Local` is moved to the running thread, so that it can be seen
-    there.
-
-    asgiref's function for this compares the values, or asks what they are instances of.
-    Either evaluates a lazy object, as ``request.user`` is one: with a query, on the
-    loop. So values are not touched here.
+    asgiref's function compares values, or checks their types. Either evaluates lazy
+    objects such as ``request.user``, with a query on the loop. This one does not.
     """
     for variable, value in context.items():
         if type(value) is _Storage and value.thread_id != threading.get_ident():
@@ -54,9 +50,9 @@ def without_locals(context: contextvars.Context) -> contextvars.Context:
 
 
 def with_locals(fn: Callable[[], T]) -> Callable[[], T]:
-    """Return what calls ``fn()`` with the current context's `Local` data. Any thread.
+    """Return a function that calls ``fn()`` with its context's `Local` data.
 
-    For what runs in a call's context before the call does, as `Lease.on_take`.
+    For functions that run in a call's context before the call, such as `Lease.on_take`.
     """
 
     def call() -> T:
@@ -67,9 +63,9 @@ def with_locals(fn: Callable[[], T]) -> Callable[[], T]:
 
 
 def restorer(error: BaseException | None) -> Callable[[], None]:
-    """Return what takes a later ``raise`` off an error again. Any thread.
+    """Return a function that removes the traces of a later ``raise`` from an error.
 
-    An error is raised to be the current one elsewhere. That is no part of its story.
+    To be ``sys.exc_info()`` elsewhere, an error is raised again. That changes it.
     """
     if error is None:
         return lambda: None
@@ -82,18 +78,18 @@ def restorer(error: BaseException | None) -> Callable[[], None]:
 
 
 def carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]]:
-    """Return what awaits this with the current error and context. Any thread."""
+    """Return an async function that awaits this with the current error and context."""
     error = sys.exc_info()[1]
 
     async def run() -> Any:
-        # The task is in the thread's context already, but for each Local's storage.
+        # The task has the thread's context; only the `Local` data must move.
         restore_context(contextvars.copy_context())
         if error is None:
             return await awaitable
         restore_error = restorer(error)
         try:
             raise error
-        except BaseException:  # noqa: BLE001 - only there to be the current one
+        except BaseException:  # noqa: BLE001 - it is sys.exc_info() below
             restore_error()
             return await awaitable
 

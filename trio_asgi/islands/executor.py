@@ -17,22 +17,22 @@ logger = logging.getLogger("trio_asgi")
 
 
 def make_executor() -> Any:
-    """Return the loop's default executor, a class of trio-asyncio's. Trio thread.
+    """Return the loop's default executor. Trio thread.
 
-    trio-asyncio's own waits for a thread though the task in front of it was cancelled:
-    one that never ends would keep the loop, and the process, from ending. Under asyncio
-    a cancelled task goes on at once, and the thread alone; so it does here.
+    trio-asyncio's executor waits for a thread even after the waiting task was
+    cancelled: a thread that never ends would keep the loop, and the process, from
+    ending. With this one a cancelled task goes on at once, as under asyncio.
     """
     import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
 
     token = trio.lowlevel.current_trio_token()
 
     class Executor(trio_asyncio.TrioExecutor):  # type: ignore[misc]
-        """One of threads that can be left."""
+        """An executor that does not wait for the threads of cancelled tasks."""
 
         def __init__(self) -> None:
             super().__init__()
-            #: What runs, by an object for each call. Changes in the threads.
+            #: The running functions, by a key per call. The threads change it.
             self._running: dict[object, Callable[..., Any]] = {}
             self._idle = trio.Event()
 
@@ -57,7 +57,7 @@ def make_executor() -> Any:
                 self._idle.set()
 
         async def wait_idle(self, seconds: float) -> None:
-            """Wait until nothing runs, as long as that; then say what does."""
+            """Wait for the threads, at most so long; then log those that still run."""
             with trio.move_on_after(seconds):
                 while self._running:
                     self._idle = trio.Event()

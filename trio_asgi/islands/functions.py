@@ -6,9 +6,7 @@
                                                     <──
                            <──
 
-A call waits for the other side, as it would for a function of its own: the values of
-context variables go with it, and changes come back. All islands of a Trio run share one
-loop, a system task's, which the first one opens.
+All islands of a Trio run share one loop, in a system task, which the first one opens.
 """
 
 from __future__ import annotations
@@ -44,24 +42,22 @@ def asyncio_island(afn: Callable[P, T]) -> Callable[P, T]: ...
 def asyncio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that is written for asyncio callable from Trio.
 
-    As a decorator, of a view for example, or in place:
-    ``await asyncio_island(fetch)(url)``. The function runs in an asyncio task of its
-    own, in the Trio thread. In code of asyncio, in an island or under `asyncio.run`,
-    the function is called as it is.
+    Use it as a decorator, for example of a view, or in place:
+    ``await asyncio_island(fetch)(url)``. The function runs in a new asyncio task, in
+    the Trio thread. Called from asyncio code (in an island or under `asyncio.run`), it
+    runs there directly.
 
-    Context variables go in, and changes come back. Django's async functions,
-    `sync_to_async` and `async_to_sync` work inside; sync code runs in the request's
-    thread. If the Trio task is cancelled, `asyncio.CancelledError` is raised once in
-    the function, which is waited for. Cancel scopes and deadlines of Trio do not reach
-    inside.
+    Changes of context variables come back. Django's async functions, `sync_to_async`
+    and `async_to_sync` work inside; sync code runs in the request's thread. If the Trio
+    task is cancelled, `asyncio.CancelledError` is raised once in the function, and the
+    task waits for it to end. Trio's cancel scopes and deadlines do not reach inside.
 
-    A sync view can be decorated too. It runs in the request's thread, as without the
-    decorator; `async_to_sync` in it runs code of asyncio, and what it streams is
-    iterated by asyncio.
+    A decorated sync view still runs in the request's thread. `async_to_sync` in it runs
+    asyncio code, and asyncio iterates what it streams.
 
     Args:
-        afn: An async function of asyncio, or another function that returns an awaitable
-            of asyncio's when called in its loop; or a sync view.
+        afn: An async function of asyncio; or another function that returns an asyncio
+            awaitable when called in its loop; or a sync view.
 
     Returns:
         An async function with the same arguments. It raises what ``afn`` raises, and:
@@ -69,7 +65,7 @@ def asyncio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
         - `RuntimeError`: neither Trio nor asyncio runs in this thread.
         - `trio.Cancelled`: the Trio task was cancelled, and the function has ended
           with `asyncio.CancelledError`.
-        - `asyncio.CancelledError`: code of asyncio has cancelled the function.
+        - `asyncio.CancelledError`: asyncio code has cancelled the function.
     """
 
     @functools.wraps(afn)
@@ -79,7 +75,7 @@ def asyncio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
         if asyncio._get_running_loop() is None:
             raise RuntimeError(
                 f"The asyncio island {_name(afn)} was called where no event loop runs. "
-                "Await it in a Trio task, or in one of asyncio."
+                "Await it in a Trio task or an asyncio task."
             )
         return await afn(*args, **kwargs)
 
@@ -95,16 +91,14 @@ def trio_island(afn: Callable[P, T]) -> Callable[P, T]: ...
 def trio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that is written for Trio callable from an `asyncio_island`.
 
-    As a decorator, or in place: ``await trio_island(trio.sleep)(1)``. Under
-    ``TRIO_ASGI["ASYNCIO_VIEWS"]`` it marks a view as one for Trio. The function runs in
-    a Trio task of its own, of the loop's nursery. In a Trio task the function is called
-    as it is.
+    Use it as a decorator, or in place: ``await trio_island(trio.sleep)(1)``. The
+    function runs in a new Trio task, in the loop's nursery. Called from a Trio task, it
+    runs there directly. Under ``TRIO_ASGI["ASYNCIO_VIEWS"]`` it marks a view, async or
+    sync, as written for Trio: then `async_to_sync` in it runs Trio code, and Trio
+    iterates what it streams.
 
-    Context variables go in, and changes come back. If the asyncio task is cancelled, so
-    is the function.
-
-    A sync view can be decorated too: its `async_to_sync`, and what it streams, is
-    Trio's.
+    Changes of context variables come back. If the asyncio task is cancelled, so is the
+    function.
 
     Args:
         afn: An async function of Trio, or a sync view.
@@ -120,8 +114,8 @@ def trio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
     async def island(*args: Any, **kwargs: Any) -> Any:
         if not in_trio_run():
             raise RuntimeError(
-                f"The Trio island {_name(afn)} was called outside Trio. It can be "
-                "awaited in a Trio task, and in an asyncio_island() in one."
+                f"The Trio island {_name(afn)} was called outside Trio. Await it in a "
+                "Trio task, or in an asyncio_island() below one."
             )
 
         async def run() -> Any:
@@ -139,7 +133,7 @@ def trio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
 def _mark(
     kind: str, fn: Callable[..., Any], island: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Return what is called: the island; and in sync code, a sync function as it is."""
+    """Return the island, marked; for a sync function, one that also runs in threads."""
     marked: Any = island
     if not iscoroutinefunction(fn):
 
@@ -158,18 +152,18 @@ def _mark(
 
 
 def runs_on_trio(fn: Callable[P, T]) -> Callable[P, T]:
-    """Mark an async function of this package's, for `async_to_sync` to run on Trio."""
+    """Mark an async function of this package: `async_to_sync` runs it on Trio."""
     fn._trio_asgi_island = "trio"  # type: ignore[attr-defined]
     return fn
 
 
 def is_asyncio_island(fn: object) -> bool:
-    """Whether a function, below decorators that copy attributes, is one of asyncio."""
+    """Whether `asyncio_island` made this, perhaps below decorators that use `wraps`."""
     return getattr(fn, "_trio_asgi_island", None) == "asyncio"
 
 
 def is_trio_island(fn: object) -> bool:
-    """Whether a function, below decorators that copy attributes, is marked Trio's."""
+    """Whether `trio_island` made this, perhaps below decorators that use `wraps`."""
     return getattr(fn, "_trio_asgi_island", None) == "trio"
 
 
@@ -181,8 +175,8 @@ async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
     """Run ``afn()`` in an asyncio task. Trio task."""
     loop = await open_loop()
     call = _CrossCall(afn, asyncio.CancelledError)
-    # Set and reset here, not in the asyncio task. If that is left behind at a shutdown,
-    # it is closed in any context, where a reset fails.
+    # Not set in the asyncio task: if that is left behind at a shutdown, it is closed in
+    # another context, where the reset would fail.
     marker = below_asyncio.set(True)
     try:
         await loop.run_aio_coroutine(call.run())
@@ -193,7 +187,7 @@ async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
 
 
 async def run_on_trio(afn: Callable[[], Awaitable[T]]) -> T:
-    """Run ``afn()`` in a Trio task. Code of asyncio on a loop of trio-asyncio."""
+    """Run ``afn()`` in a Trio task. Called in asyncio code on a trio-asyncio loop."""
     loop: Any = asyncio.get_running_loop()
     call = _CrossCall(afn, trio.Cancelled)
     try:
@@ -204,23 +198,23 @@ async def run_on_trio(afn: Callable[[], Awaitable[T]]) -> T:
 
 
 class _CrossCall:
-    """A function to run on the other side, then what has become of it.
+    """A function to run on the other side, then its result or error.
 
-    trio-asyncio keeps an call and its future in a cycle, and asyncio ends its loop
-    for some errors. So what users have a hold of, and what they raise, goes this way.
+    Neither goes through asyncio's future: trio-asyncio keeps that in a reference cycle,
+    and some errors end asyncio's loop.
     """
 
     def __init__(
         self, afn: Callable[[], Awaitable[Any]], cancelled: type[BaseException]
     ) -> None:
         self._afn: Callable[[], Awaitable[Any]] | None = afn
-        #: What the other side raises for a cancellation: trio-asyncio has to see it.
+        #: The other side's cancellation error, which trio-asyncio must see.
         self._cancelled = cancelled
         self._result: outcome.Outcome[Any] | None = None
         self._context: contextvars.Context | None = None
 
     async def run(self) -> None:
-        """Be the task of the other side."""
+        """Run the function, in the task of the other side."""
         afn, self._afn = self._afn, None
         assert afn is not None
         try:
@@ -234,7 +228,7 @@ class _CrossCall:
             del afn
 
     def restore_context(self) -> None:
-        """Have the function's context variables; none if it was never begun."""
+        """Take over the function's context variables, if it has run."""
         context, self._context = self._context, None
         if context is not None:
             restore_context(context)

@@ -32,32 +32,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trio_asgi")
 
-#: Whether the nearest async code above is asyncio's, or Trio's, for `async_to_sync` in
-#: sync code. None: nobody's; then the lease says what the project is written for.
+#: Whether the nearest async code above is asyncio's (or Trio's), for `async_to_sync` in
+#: sync code. None if there is none above; then `Lease.for_asyncio` counts.
 below_asyncio: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
     "trio_asgi.below_asyncio", default=None
 )
 
 
 class _Loop:
-    """The asyncio loop of one Trio run. A system task's, open until told to end."""
+    """The asyncio loop of one Trio run, in a system task."""
 
     def __init__(self) -> None:
-        #: The loop, while it is open to islands; None also if opening it failed.
+        #: The loop, while islands may use it; None also if it could not be opened.
         self.loop: TrioEventLoop | None = None
         self.is_open = trio.Event()
         self.shall_close = trio.Event()
         self.is_closed = trio.Event()
-        #: Which application each task belongs to; None if to none.
+        #: The application of each task that has one.
         self._owners: WeakKeyDictionary[asyncio.Task[Any], object] = WeakKeyDictionary()
 
     async def live(self) -> None:
-        """Be the system task."""
+        """Keep the loop open until it is to close. The system task."""
         import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
 
         try:
             async with trio_asyncio.open_loop() as loop:
-                # trio-asyncio's own would end the loop, and with it the run.
+                # trio-asyncio's handler would end the loop, and with it the run.
                 loop.set_exception_handler(_log_error)
                 executor = make_executor()
                 loop.set_default_executor(executor)
@@ -71,12 +71,12 @@ class _Loop:
                 try:
                     await self.shall_close.wait()
                 finally:
-                    # trio-asyncio would cancel these too, but also the Trio tasks that
-                    # their cleaning up may need.
+                    # trio-asyncio would also cancel the Trio tasks that the clean-up of
+                    # these tasks may need.
                     with trio.CancelScope(shield=True):
                         await self.end_tasks()
                         await executor.wait_idle(current_pool().shutdown_seconds)
-                    # What would begin now, nobody would cancel or wait for.
+                    # Nobody would cancel a task that starts now, or wait for it.
                     self.loop = None
         except BaseException as error:
             if ends_more(error):
@@ -92,7 +92,7 @@ class _Loop:
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any
     ) -> asyncio.Task[Any]:
-        """Make each task of the loop, and note whose it is: its starter's."""
+        """Return a new task, and note the application that has started it."""
         task = asyncio.Task(coro, loop=loop, **options)
         context = options.get("context")
         place = current_loop.get() if context is None else context.get(current_loop)
@@ -101,11 +101,7 @@ class _Loop:
         return task
 
     async def end_tasks(self, owner: object = None) -> None:
-        """Cancel tasks, and wait for them up to ``shutdown_seconds``.
-
-        Args:
-            owner: Whose; everybody's if None.
-        """
+        """Cancel an application's tasks, or all; wait up to ``shutdown_seconds``."""
         if self.loop is None:
             return
         tasks = [
@@ -114,7 +110,7 @@ class _Loop:
             if owner is None or self._owners.get(task) is owner
         ]
         if tasks:
-            # Calls of theirs are left by the same time: then they end in order.
+            # Their calls are left after shutdown_seconds; give them time to end then.
             seconds = current_pool().shutdown_seconds + 5 * INTERVAL
             await self.loop.run_aio_coroutine(_cancel(tasks, seconds))
 
@@ -125,15 +121,14 @@ _loop: trio.lowlevel.RunVar[_Loop | None] = trio.lowlevel.RunVar(
 
 
 def import_trio_asyncio() -> None:
-    """Import trio-asyncio, but keep the loops of `asyncio.run` asyncio's.
+    """Import trio-asyncio, but let `asyncio.run` use asyncio's loops outside Trio.
 
-    Everywhere outside Trio they would be trio-asyncio's, in which `sync_to_async` does
-    not work.
+    `sync_to_async` does not work in those that trio-asyncio would make there.
     """
     if "trio_asyncio" in sys.modules:
         return
     with warnings.catch_warnings():
-        # It still asks for what Python 3.12 has deprecated.
+        # It uses functions that Python 3.12 has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         from trio_asyncio import _loop as theirs  # noqa: PLC0415 - few need it
     in_trio = theirs._trio_policy.new_event_loop
@@ -142,7 +137,7 @@ def import_trio_asyncio() -> None:
         loop: asyncio.AbstractEventLoop
         if trio.lowlevel.in_trio_task():
             loop = in_trio()
-        else:  # the policy that is set, or was when trio-asyncio was imported
+        else:  # the policy that is set now, or was when trio-asyncio was imported
             loop = theirs._new_policy_get().new_event_loop()
         return loop
 
@@ -150,7 +145,11 @@ def import_trio_asyncio() -> None:
 
 
 async def open_loop() -> TrioEventLoop:
-    """Return the loop that the program has opened around the task, or else ours."""
+    """Return the loop that the program has opened around the task, or else ours.
+
+    Raises:
+        RuntimeError: it cannot be opened, or is being closed.
+    """
     import_trio_asyncio()
     import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
 
@@ -160,14 +159,14 @@ async def open_loop() -> TrioEventLoop:
     holder = _loop.get(None)
     if holder is None or holder.is_closed.is_set():
         holder = _Loop()
-        # Which is there at the end, for sync code that a cleaning up may need.
+        # At the end, the pool waits for it: clean-up code may need threads.
         current_pool().ends_of_users.append(holder.is_closed)
         try:
             trio.lowlevel.spawn_system_task(holder.live)
         except RuntimeError as error:
             raise RuntimeError(
-                "An asyncio island was called at the end of the Trio run, when no loop "
-                "can be opened any more."
+                "An asyncio island was called at the end of the Trio run, where its "
+                "loop can no longer be opened."
             ) from error
         _loop.set(holder)
     await holder.is_open.wait()
@@ -179,7 +178,7 @@ async def open_loop() -> TrioEventLoop:
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]], seconds: float) -> None:
-    """Cancel tasks of this loop, and wait for them. An asyncio task."""
+    """Cancel tasks of this loop, and wait for them. Asyncio task."""
     for task in tasks:
         task.cancel()
     _, left = await asyncio.wait(tasks, timeout=seconds)
@@ -189,14 +188,14 @@ async def _cancel(tasks: list[asyncio.Task[Any]], seconds: float) -> None:
 
 
 async def end_tasks(owner: object) -> None:
-    """End what an application's code has begun in the loop, and nobody waits for."""
+    """Cancel the asyncio tasks that an application has started, and wait for them."""
     holder = _loop.get(None)
     if holder is not None:
         await holder.end_tasks(owner)
 
 
 async def close_loop() -> None:
-    """Close the loop before the run ends, which else does that. For tests."""
+    """Close the loop before the end of the run. For tests."""
     holder = _loop.get(None)
     if holder is not None:
         holder.shall_close.set()
@@ -204,15 +203,15 @@ async def close_loop() -> None:
 
 
 def _log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Handle an error as asyncio's own loops do."""
+    """Handle an error as asyncio's loops do, in a thread."""
     handle: Any = asyncio.BaseEventLoop.default_exception_handler
     call_in_thread_soon(functools.partial(handle, loop, context))
 
 
 def _let_nothing_end(loop: Any) -> None:
-    """Log what asyncio lets through, from a task that nobody awaits.
+    """Log errors that would end the loop; then all islands would wait for ever.
 
-    On a loop that has ended, all other islands would wait for ever.
+    asyncio lets them through in a task that nobody awaits.
     """
     from trio_asyncio._base import TrioAsyncioExit  # noqa: PLC0415 - see above
 
@@ -221,7 +220,7 @@ def _let_nothing_end(loop: Any) -> None:
     async def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             await main_loop_one(*args, **kwargs)
-        except TrioAsyncioExit:  # its own way to stop
+        except TrioAsyncioExit:  # its loop stops
             raise
         except (SystemExit, KeyboardInterrupt) as error:
             message = "A task of asyncio would have ended its loop"
@@ -231,10 +230,10 @@ def _let_nothing_end(loop: Any) -> None:
 
 
 def _call_back_in(loop: Any) -> None:
-    """Have the loop's own task call what waits for a file, as it calls all else.
+    """Let the loop's own task run the callbacks of ``add_reader`` and ``add_writer``.
 
-    trio-asyncio does that in a Trio task which has the context of the one who asked:
-    there this loop does not run, since nobody has it around the program.
+    trio-asyncio runs them in Trio tasks with the caller's context, in which our loop
+    is not the running one.
     """
     add_io_handler = loop._add_io_handler
 
@@ -252,17 +251,17 @@ def _call_back_in(loop: Any) -> None:
 
 
 def _show_in_c(loop: Any) -> None:
-    """Let functions that were imported from asyncio by name find the loop.
+    """Set the running loop where asyncio's C code looks for it, too.
 
-    trio-asyncio answers where the module `asyncio` is asked. ``from asyncio import
-    get_running_loop``, if it came first, has asyncio's own, which looks elsewhere.
+    trio-asyncio only replaces functions of the module `asyncio`. Code that had imported
+    ``get_running_loop`` from it before has the original.
     """
     from trio_asyncio._loop import _orig_run_get  # noqa: PLC0415 - see above
 
     queue_handle, call_soon_threadsafe = loop._queue_handle, loop.call_soon_threadsafe
 
     def call(callback: Any, *args: Any) -> Any:
-        outer = _orig_run_get()  # of a host, in Trio's guest mode
+        outer = _orig_run_get()  # the host loop in Trio's guest mode
         asyncio._set_running_loop(loop)
         try:
             return callback(*args)
@@ -270,7 +269,7 @@ def _show_in_c(loop: Any) -> None:
             asyncio._set_running_loop(outer)
 
     def queue(handle: Any) -> Any:
-        # Its other kinds run a coroutine of Trio's.
+        # trio-asyncio's other handles run Trio coroutines.
         if type(handle) in (asyncio.Handle, asyncio.TimerHandle):
             handle._callback = functools.partial(call, handle._callback)
         return queue_handle(handle)

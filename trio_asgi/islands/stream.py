@@ -1,4 +1,4 @@
-"""What code of asyncio streams, for a Trio task."""
+"""Iterates async iterators of asyncio from a Trio task."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ _STREAM_CANCELLED = "The asyncio code of a stream was cancelled before its end."
 
 
 class IslandStream:
-    """An async iterator of asyncio's, for one Trio task.
+    """An async iterator of asyncio, for one Trio task.
 
-    Iterated, and closed, in one asyncio task, for what its code holds open from one
-    item to the next, a timeout for example, belongs to the task. Nothing runs ahead: an
-    item is made when it is asked for. A cancellation while it is made cancels the
-    asyncio task at `aclose`, which has to follow.
+    One asyncio task iterates and closes it, since a timeout, for example, that is open
+    from one item to the next belongs to a task. Each item is made when it is asked for.
+    If cancelled meanwhile, call `aclose`, which cancels the asyncio task.
     """
 
     def __init__(self, iterator: AsyncIterator[Any]) -> None:
@@ -38,7 +37,7 @@ class IslandStream:
 
     async def __anext__(self) -> Any:
         if self._task is not None and (self._asked is None or self._asked.done()):
-            # At its end already; but one that was cut off must not look complete.
+            # Past its end; but a stream that was cut off must not look complete.
             if self._task.cancelled() or not self._task.done():
                 raise RuntimeError(_STREAM_CANCELLED)
             raise StopAsyncIteration
@@ -56,9 +55,9 @@ class IslandStream:
             del given
 
     async def aclose(self) -> None:
-        """Close the iterator; if it was begun, by cancelling it. Raises its errors.
+        """Close the iterator, cancelling its task if there is one. Raises its errors.
 
-        Again does no harm.
+        Further calls do nothing.
         """
         if self._is_closed:
             return
@@ -70,13 +69,13 @@ class IslandStream:
         self._is_closed = True
         with suppress(asyncio.CancelledError):
             if self._task.done():
-                self._task.result()  # its loop may be closed, and tell nobody
+                self._task.result()  # its loop may be closed, so do not wait
             else:
                 own_loop: Any = self._task.get_loop()
                 await own_loop.run_aio_future(self._task)
 
     async def _iterate(self) -> None:
-        """Be the asyncio task. Whatever happens, the one who has asked is told."""
+        """Iterate, and always complete ``_given`` at the end. The asyncio task."""
         below_asyncio.set(True)
         end: outcome.Outcome[Any] = outcome.Error(StopAsyncIteration())
         try:
@@ -91,7 +90,7 @@ class IslandStream:
             if self._given.done():
                 raise  # from the closing
             if isinstance(error, asyncio.CancelledError):
-                # Not by the one who waits; and no server knows this error.
+                # Not cancelled by the waiting task; and servers do not know this error.
                 cancelled = RuntimeError(_STREAM_CANCELLED)
                 cancelled.__cause__ = error
                 end = outcome.Error(cancelled)
