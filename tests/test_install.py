@@ -554,7 +554,7 @@ def test_another_library_came_first(
         trio_asgi.install_bridge(async_to_sync_backend="trio")
     assert str(caught.value) == (
         f"trio_asgi.install_bridge() found {path} already replaced, by {other!r}. Call "
-        "install_bridge() before that, or have that undone first."
+        "install_bridge() before that, or undo that first."
     )
     assert changes(found, snapshot()) == set()
     # `uninstall_bridge` also knows that it is not installed.
@@ -594,7 +594,7 @@ def test_another_library_came_later(
             trio_asgi.uninstall_bridge()
         assert str(caught.value) == (
             f"trio_asgi.uninstall_bridge() found {path} replaced once more, by "
-            f"{other!r}. Have that undone first."
+            f"{other!r}. Undo that first."
         )
         assert changes(found, snapshot()) == set()
         # It is still installed, so there is nothing to complain about.

@@ -210,7 +210,7 @@ async def test_a_hypercorn_that_is_made_in_another_way(
         async with httpx.AsyncClient() as client:
             assert (await client.get(url)).status_code == 200
         nursery.cancel_scope.cancel()
-    assert "an error of one connection can end the server" in caplog.text
+    assert "an error in one connection can end the server" in caplog.text
 
 
 def test_the_example_in_one_file_is_short() -> None:

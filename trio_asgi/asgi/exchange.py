@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextvars
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
@@ -22,7 +22,7 @@ from trio_asgi.threads.abandon import Abandoner
 
 from .connection import reset_connection
 from .nursery import run_in_nursery
-from .timers import current_timers
+from .timers import Timer, current_timers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -31,36 +31,13 @@ if TYPE_CHECKING:
 
     from .send import ResponseSender
 
+    AsyncFn: TypeAlias = Callable[[], Awaitable[None]]
 
 #: Seconds that a last message may wait for the client; then the request ends beside it.
 SEND_SECONDS: Final = 1.0
 
 #: How often to check on a waiting message within the time that it may take.
 LOOKS: Final = 4
-
-
-class _Limit:
-    """How long a client may leave a message of the response with the server."""
-
-    def __init__(
-        self,
-        seconds: float,
-        sender: ResponseSender,
-        end_early: Callable[[], Awaitable[None]],
-    ) -> None:
-        self.timer = current_timers().timer(seconds / LOOKS)
-        self.sender = sender
-        self.end_early = end_early
-        #: Which message waited at the last check, and at how many checks so far.
-        self._turn = self._looks = 0
-
-    def is_over(self) -> bool:
-        """Check once; return whether the same message has waited for too long."""
-        if self.sender.waiting is None or self.sender.turn != self._turn:
-            self._turn, self._looks = self.sender.turn, 0
-            return False
-        self._looks += 1
-        return self._looks >= LOOKS
 
 
 class Exchange:
@@ -72,7 +49,7 @@ class Exchange:
     def __init__(
         self,
         *,
-        wait_disconnect: Callable[[], Awaitable[None]],
+        wait_disconnect: AsyncFn,
         is_complete: Callable[[], bool],
         lease: Lease,
         patience: Callable[[], float],
@@ -104,11 +81,16 @@ class Exchange:
         self._last_wait: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
-        #: Set by `limit_sending`; called if the request does not end at once.
-        self._make_limit: Callable[[], _Limit | None] | None = None
-        self._limit: _Limit | None = None
+        #: The arguments of `limit_sending`.
+        self._limit: (
+            tuple[ResponseSender, Callable[[], float | None], AsyncFn] | None
+        ) = None
+        #: Calls `_look_at_sending`; None if there is no limit.
+        self._timer: Timer | None = None
+        #: Which message waited at the last look, and at how many looks so far.
+        self._turn = self._looks = 0
 
-    async def run(self, respond: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, respond: AsyncFn) -> None:
         """Run ``respond()`` to its end, or until a disconnect cancels it.
 
         Raises:
@@ -124,10 +106,9 @@ class Exchange:
             await run_in_nursery(self._begin, respond_in_scope, stop=self.stop_watching)
         finally:
             # It refers to the request, which should not live as long as this object.
-            self._make_limit = None
-            limit, self._limit = self._limit, None
-            if limit is not None:
-                limit.timer.end(self._look_at_sending)
+            self._limit = None
+            if self._timer is not None:
+                self._timer.end(self._look_at_sending)
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -150,7 +131,7 @@ class Exchange:
         return self._scope.cancel_called
 
     @contextmanager
-    def sending_last(self, end_early: Callable[[], Awaitable[None]]) -> Iterator[None]:
+    def sending_last(self, end_early: AsyncFn) -> Iterator[None]:
         """Call ``end_early()`` once if the block takes longer than `SEND_SECONDS`.
 
         For the sending of a response in one piece: while the client does not read, the
@@ -177,7 +158,7 @@ class Exchange:
         self,
         sender: ResponseSender,
         seconds: Callable[[], float | None],
-        end_early: Callable[[], Awaitable[None]],
+        end_early: AsyncFn,
     ) -> None:
         """End ``respond`` as if the client had left, when a message waits too long.
 
@@ -189,26 +170,22 @@ class Exchange:
                 most); None for no limit. Called if the request does not end at once.
             end_early: As in `sending_last`; called if nothing else ends the waiting.
         """
-
-        def make_limit() -> _Limit | None:
-            allowed = seconds()
-            if allowed is None:
-                return None
-            return _Limit(allowed, sender, end_early)
-
-        self._make_limit = make_limit
+        self._limit = sender, seconds, end_early
 
     def _look_at_sending(self) -> None:
-        limit = self._limit
-        assert limit is not None
-        if limit.is_over():
-            self._give_up(limit.sender, limit.end_early)
+        assert self._limit is not None
+        assert self._timer is not None
+        sender, _, end_early = self._limit
+        if sender.waiting is None or sender.turn != self._turn:
+            self._turn, self._looks = sender.turn, 0
         else:
-            limit.timer.begin(self._look_at_sending)
+            self._looks += 1
+        if self._looks < LOOKS:
+            self._timer.begin(self._look_at_sending)
+        else:
+            self._give_up(sender, end_early)
 
-    def _give_up(
-        self, sender: ResponseSender, end_early: Callable[[], Awaitable[None]]
-    ) -> None:
+    def _give_up(self, sender: ResponseSender, end_early: AsyncFn) -> None:
         """End the waiting of the sender.
 
         Servers shield their writing, so cancelling does not help. Instead the
@@ -235,9 +212,9 @@ class Exchange:
         current_timers().call_soon(self._begin_to_watch)
 
     def _begin_to_watch(self) -> None:
-        if self._make_limit is not None and (limit := self._make_limit()) is not None:
-            self._limit = limit
-            limit.timer.begin(self._look_at_sending)
+        if self._limit is not None and (seconds := self._limit[1]()) is not None:
+            self._timer = current_timers().timer(seconds / LOOKS)
+            self._timer.begin(self._look_at_sending)
         if self._answering:
             assert self._nursery is not None
             self._context.run(self._nursery.start_soon, self._watch)

@@ -63,10 +63,7 @@ _ORDER: Final[dict[str, dict[SendState, dict[str, SendState]]]] = {
             "websocket.close": _S.COMPLETE,
             "websocket.http.response.start": _S.DENYING,
         },
-        _S.ACCEPTED: {
-            "websocket.send": _S.ACCEPTED,
-            "websocket.close": _S.COMPLETE,
-        },
+        _S.ACCEPTED: {"websocket.send": _S.ACCEPTED, "websocket.close": _S.COMPLETE},
         _S.DENYING: {
             "websocket.http.response.body": _S.DENYING,
             "websocket.http.response.body (last)": _S.COMPLETE,

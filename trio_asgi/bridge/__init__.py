@@ -1,1 +1,1 @@
-"""What is replaced in asgiref and Django, and how it is undone."""
+"""Replacements in asgiref and Django, and how to undo them."""

@@ -1,7 +1,7 @@
 """asgiref's `async_to_sync` where a Trio task waits, and where no loop runs.
 
-In a thread that a task waits for, the coroutine belongs to that very task: it runs
-under the task's cancel scopes, and is cancelled with it.
+In a thread that a Trio task waits for, this task runs the coroutine, under its cancel
+scopes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,13 @@ from trio_asgi.threads.trio_state import in_trio_task, in_trio_thread, no_call
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from trio_asgi.threads.call import Inbox
-
 
 #: What is started where no loop runs: "asyncio" or "trio". Set by `install_bridge`.
 async_to_sync_backend = "asyncio"
 
 
 def patch_call(original: Any) -> Any:
-    """Return a fork in front of ``AsyncToSync.__call__``."""
+    """Return an ``AsyncToSync.__call__`` that runs coroutines on Trio where due."""
 
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
@@ -48,10 +46,9 @@ def patch_call(original: Any) -> Any:
                 f"- this is a Trio task: just await {self.awaitable!r} directly, or "
                 "run the sync code that calls it in a thread, with sync_to_async()."
             )
-        if async_to_sync_backend == "asyncio" and not in_trio_thread():
-            # Nothing of Trio's is near: at no cost.
-            return original(self, *args, **kwargs)
-        if asyncio._get_running_loop() is not None:
+        if (
+            async_to_sync_backend == "asyncio" and not in_trio_thread()
+        ) or asyncio._get_running_loop() is not None:
             return original(self, *args, **kwargs)
         run = _find_run(self)
         if run is None:
@@ -63,12 +60,16 @@ def patch_call(original: Any) -> Any:
 
 
 def _find_run(bridge: AsyncToSync[..., Any]) -> Callable[..., Any] | None:
-    """Return what runs a coroutine for this thread on Trio; None if it is asyncio's."""
+    """Return what runs a coroutine for this thread on Trio; None: asyncio runs it."""
     if not bridge.force_new_loop:
         if calling() is not None:
             return run_async
         if in_trio_thread():
-            return functools.partial(run_async_from_trio_thread, loop=_borrow_thread)
+            # Thread-sensitive code of the coroutine runs in this thread.
+            return functools.partial(
+                run_async_from_trio_thread,
+                loop=lambda inbox: Lease(current_pool(), inbox),
+            )
         if _asyncio_waits():
             return None
     if async_to_sync_backend == "asyncio":
@@ -85,7 +86,7 @@ def _run_on_trio(
     try:
         result, context = run(afn)
     except BaseException:
-        # Nobody is there to await it any more; if it has begun, its task closes it.
+        # Nobody will await it. If it has begun, its task closes it.
         if (
             inspect.iscoroutine(awaitable)
             and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED
@@ -101,7 +102,7 @@ def _run_on_trio(
 
 
 def _wants_asyncio() -> bool:
-    """Whether the running sync code wants asyncio, as the code above it does."""
+    """Whether the async code above the running sync code is written for asyncio."""
     below = below_asyncio.get()
     if below is None:
         loop = current_loop.get()
@@ -109,15 +110,10 @@ def _wants_asyncio() -> bool:
     return below
 
 
-def _borrow_thread(inbox: Inbox) -> Lease:
-    """Have sensitive code of the running task run in the thread that waits for it."""
-    return Lease(current_pool(), inbox)
-
-
 def _asyncio_waits() -> bool:
-    """Whether an asyncio loop waits for this thread, as asgiref has noted it.
+    """Whether asgiref has noted an asyncio loop that waits for this thread.
 
-    asgiref never takes the note away. What is left of an earlier call says nothing.
+    asgiref never removes its note, so the loop must also be running.
     """
     loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
     pid = getattr(SyncToAsync.threadlocal, "main_event_loop_pid", None)
@@ -125,12 +121,12 @@ def _asyncio_waits() -> bool:
 
 
 def _single_thread(bridge: AsyncToSync[..., Any]) -> Callable[..., object] | None:
-    """Return what starts the thread of an `AsyncSingleThreadContext`, if in one."""
+    """Return the thread starter of an `AsyncSingleThreadContext`, if in one."""
     current = getattr(bridge, "async_single_thread_context", None)  # asgiref 3.10
     context = None if current is None else current.get(None)
     if context is None:
         return None
-    # The context shuts it down when it is left.
+    # The context shuts it down at its end.
     threads = bridge.context_to_thread_executor
     if context not in threads:
         threads[context] = ThreadPoolExecutor(max_workers=1)
@@ -139,10 +135,10 @@ def _single_thread(bridge: AsyncToSync[..., Any]) -> Callable[..., object] | Non
 
 @contextmanager
 def _only_asyncio() -> Iterator[None]:
-    """Let asgiref run a loop of asyncio's below sync code of a Trio task.
+    """Let asgiref run an asyncio loop below sync code of a Trio task.
 
-    What that loop calls in this thread belongs to the loop, and not to the task; what
-    asgiref notes of the loop is forgotten afterwards.
+    Calls of that loop in this thread then belong to the loop, not to the task. What
+    asgiref notes about the loop is removed afterwards.
     """
     if not in_trio_thread():
         yield

@@ -1,4 +1,4 @@
-"""The places where asgiref and Django call asyncio, other than the two bridges."""
+"""Replacements where asgiref and Django call asyncio, except in their two bridges."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if sys.version_info < (3, 11):
 
 
 def patch_get_running_loop(original: Any) -> Any:
-    """Let `async_unsafe` see that a loop runs: the guard `SynchronousOnlyOperation`."""
+    """Let Django's `async_unsafe` raise `SynchronousOnlyOperation` on Trio, too."""
 
     @functools.wraps(original)
     def get_running_loop() -> Any:
@@ -41,38 +41,36 @@ def patch_get_running_loop(original: Any) -> Any:
 
 
 class _Asyncio:
-    """The module `asyncio`, but for what a subclass does instead."""
+    """The module `asyncio`, with some functions replaced."""
 
-    def __init__(self, original: ModuleType) -> None:
+    def __init__(self, original: ModuleType, **replacements: Any) -> None:
         self._original = original
+        vars(self).update(replacements)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
 
-class AsyncioForLocal(_Asyncio):
-    """The module `asyncio` for `asgiref.local`, where ``thread_critical`` asks it."""
-
-    def __init__(self, original: ModuleType) -> None:
-        super().__init__(original)
-        self.get_running_loop = patch_get_running_loop(original.get_running_loop)
+def patch_asyncio_of_local(original: ModuleType) -> Any:
+    """Let ``Local(thread_critical=True)`` see that a Trio loop runs."""
+    replacement = patch_get_running_loop(original.get_running_loop)
+    return _Asyncio(original, get_running_loop=replacement)
 
 
 # Signals
 
 
-class AsyncioForSignals(_Asyncio):
-    """The module `asyncio` for `django.dispatch.dispatcher`, up to Django 6.0."""
+def patch_asyncio_of_dispatcher(original: ModuleType) -> Any:
+    """Let signals up to Django 6.0 use a nursery instead of `asyncio.gather`."""
 
-    def gather(self, *awaitables: Any) -> Any:
-        """Do as `asyncio.gather`, or await all in a nursery."""
-        if in_trio_task():
-            return _gather(*awaitables)
-        return self._original.gather(*awaitables)
+    def gather(*awaitables: Any) -> Any:
+        return (_gather if in_trio_task() else original.gather)(*awaitables)
+
+    return _Asyncio(original, gather=gather)
 
 
 def patch_run_parallel(original: Any) -> Any:
-    """Let signals of Django 6.1 use a nursery in place of a TaskGroup."""
+    """Let signals of Django 6.1 use a nursery instead of a TaskGroup."""
 
     @functools.wraps(original)
     async def _run_parallel(*coros: Any) -> list[Any]:
@@ -86,8 +84,7 @@ def patch_run_parallel(original: Any) -> Any:
 async def _gather(*awaitables: Any, share_context: bool = False) -> list[Any]:
     """Await all at the same time, and return their results in order.
 
-    If one fails the others are cancelled, and the error is raised: alone if it is the
-    only one, else all in a group.
+    If one fails, the others are cancelled. A single error is raised without a group.
     """
     results: list[Any] = [None] * len(awaitables)
     context = contextvars.copy_context()
@@ -114,7 +111,7 @@ async def _gather(*awaitables: Any, share_context: bool = False) -> list[Any]:
 
 
 def patch_aenter(original: Any) -> Any:
-    """Return a fork in front of ``ThreadSensitiveContext.__aenter__``."""
+    """Let ``ThreadSensitiveContext.__aenter__`` work on Trio."""
 
     @functools.wraps(original)
     async def __aenter__(self: Any) -> Any:  # noqa: N807
@@ -127,7 +124,7 @@ def patch_aenter(original: Any) -> Any:
 
 
 def patch_aexit(original: Any) -> Any:
-    """Return a fork in front of ``ThreadSensitiveContext.__aexit__``."""
+    """Let ``ThreadSensitiveContext.__aexit__`` work on Trio."""
 
     @functools.wraps(original)
     async def __aexit__(self: Any, *exc_info: Any) -> None:  # noqa: N807
@@ -141,10 +138,10 @@ def patch_aexit(original: Any) -> Any:
 
 
 def _enter(context: Any) -> None:
-    """Take a thread for the context, as asgiref makes an executor for it.
+    """Lease a thread for the context, where asgiref would make an executor.
 
-    Below a request, an `async_to_sync` or another context there is one already, so that
-    only an executor of the caller's makes a difference.
+    Below a request, an `async_to_sync` or another context there is a thread already;
+    then only the caller's executor, if given, makes a difference.
     """
     executor = getattr(context, "_executor", None)  # new in asgiref 3.13
     lease = marker = None
@@ -175,7 +172,7 @@ def _exit(
     lease: Lease | None,
     marker: contextvars.Token[CallLoop | None] | None,
 ) -> None:
-    """End the thread, or leave the executor to the caller, whose it is."""
+    """End the thread of the context; the caller's executor stays open."""
     SyncToAsync.thread_sensitive_context.reset(context.token)
     context.token = None
     if lease is None or marker is None:

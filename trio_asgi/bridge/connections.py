@@ -1,4 +1,4 @@
-"""The database connections of a worker thread, between two users of the thread."""
+"""The database connections of worker threads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ logger = logging.getLogger("trio_asgi")
 
 
 def tidy_up() -> None:
-    """Leave nothing in this thread's connections for its next user. Worker thread.
+    """Clean up this thread's connections for its next user. Worker thread.
 
-    What `close_old_connections` does, and more: Django leaves a connection alone that
-    is in a transaction, because it ends the thread. A connection that cannot be closed
-    is logged and dropped, so this never raises.
+    Beyond `close_old_connections`, this rolls back open transactions, which Django
+    leaves to the end of the thread. Never raises: a connection that cannot be closed is
+    logged and dropped.
     """
     for connection in _used():
         _tidy(connection)
@@ -46,7 +46,7 @@ def _tidy(connection: BaseDatabaseWrapper) -> None:
 
 
 def close_connections() -> None:
-    """Close the connections of this thread, which ends. Worker thread."""
+    """Close the connections of this thread before it ends. Worker thread."""
     for connection in _used():
         connection.close()
 
@@ -57,22 +57,22 @@ def in_transaction() -> bool:
 
 
 def _used() -> Sequence[BaseDatabaseWrapper]:
-    """Return the connections that code has used in this thread."""
-    # Without settings there are no databases, and asking for them would fail.
+    """Return the connections that were opened in this thread."""
+    # Without settings there are no databases, and the call would fail.
     return connections.all(initialized_only=True) if settings.configured else []
 
 
 @contextmanager
 def keep_connections() -> Iterator[None]:
-    """Have Django close no connection of this thread as old or unusable. Any thread.
+    """Let Django close no connection of this thread as old or unusable. Any thread.
 
-    In a transaction it takes each for unusable. Its test client disconnects the
-    receiver meanwhile, but that is for all threads. Blocks may nest, as requests do of
-    which one is made by another in the thread of a test.
+    In a transaction Django takes every connection for unusable. Its test client
+    disconnects the receiver for that time, but in all threads. Blocks may nest, when a
+    request is made during another in a test's thread.
     """
     name = "close_if_unusable_or_obsolete"
     used = map(vars, connections.all(initialized_only=True))
-    # What an outer block keeps is left to that.
+    # Without those that an outer block keeps.
     kept = [attributes for attributes in used if name not in attributes]
     for attributes in kept:
         attributes[name] = lambda: None

@@ -1,4 +1,4 @@
-"""Calls that run in an executor of the caller's."""
+"""Run calls in an executor that the caller has given."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class ExecutorInbox:
-    """Leads to the threads of an executor that somebody else owns."""
+    """The inbox of an executor's threads, for an executor that the caller owns."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
     def put(self, call: Call[Any]) -> Callable[[], bool]:
-        """Hand a call over; return what takes it back if it was not begun yet.
+        """Submit a call; return a function that withdraws it unless it has begun.
 
         Raises:
             RuntimeError: the executor was shut down.
         """
-        #: Taken by whoever ends the call without its having begun: the task, which
-        #: leaves it, or the executor, which has dropped it.
+        #: Popped by the side that ends a call that has not begun: the task that leaves
+        #: it, or the executor that has dropped it.
         claims = [None]
 
         def claim() -> bool:
@@ -40,14 +40,14 @@ class ExecutorInbox:
             return True
 
         def withdraw() -> bool:
-            # Claimed first, for the callback runs at once.
+            # Before the cancellation, which runs the callback at once.
             if not claim():
                 return False
             if future.cancel():
                 return True
             claims.append(None)
             if future.done():
-                # The callback may have come in vain.
+                # The callback may have run, and not got the claim.
                 tell_if_dropped(future)
             return False
 
@@ -56,9 +56,9 @@ class ExecutorInbox:
                 return
             error: BaseException = CancelledError()
             if not future.cancelled():
-                # It could not even run: an executor that is broken, or of processes.
+                # It could not run: the executor is broken, or has processes.
                 error = future.exception() or error
-            # If nobody waits for the call any more, nobody misses it.
+            # At the end of the run nobody waits for the call any more.
             with suppress(trio.RunFinishedError):
                 call.tell(outcome.Error(error))
 

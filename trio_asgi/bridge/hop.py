@@ -1,4 +1,4 @@
-"""A hop: the request's task has sync code run in the request's thread."""
+"""A hop: the request's task runs sync code in the request's thread."""
 
 from __future__ import annotations
 
@@ -24,18 +24,16 @@ T = TypeVar("T")
 async def hop(fn: Callable[[], T]) -> T:
     """Run ``fn()`` in the thread of the running task's request, and wait for it.
 
-    What `sync_to_async` does, without what only its callers need: the context variables
-    go in, and the changes come back, `Local` included.
+    A faster `sync_to_async`: changes of context variables and `Local` data come back.
 
     Raises:
-        trio.Cancelled: if cancelled before the thread was free and had a token: then
-            ``fn`` never runs. Once running it is waited for.
+        trio.Cancelled: cancelled before the thread was free and had a limiter token;
+            then ``fn`` never runs. Once ``fn`` runs, it is waited for.
         RuntimeError: the thread waits for this very task.
-        Exception: whatever ``fn`` raises.
+        Exception: from ``fn``.
     """
     if not in_trio_task() or is_wrapped():
-        # Sync code has called this in a thread of its own, where asyncio was started;
-        # or a tool wants to know what runs in the thread.
+        # Sync code has started asyncio in another thread; or a tool measures the calls.
         return await sync_to_async(fn)()
     context = contextvars.copy_context()
 
@@ -50,25 +48,21 @@ async def hop(fn: Callable[[], T]) -> T:
 
 
 def was_left() -> bool:
-    """Whether a hop was left whose thread runs on. In the task that has hopped."""
+    """Whether a hop was abandoned while its thread runs on. In the request's task."""
     return in_trio_task() and lease_of(sensitive_loop()).abandoned
 
 
 def retire_thread() -> None:
-    """Have the thread of the running code's request end with it. Any thread.
+    """End the thread of the running code's request with the request. Any thread.
 
-    For a request that was cut short: code that would have cleaned up in the thread did
-    not run, and the next request must not find what is left, such as a tenant in a
-    `threading.local`.
+    For a request that was cut short: clean-up code did not run in the thread, and the
+    next request must not see what is left, such as a tenant in a `threading.local`.
     """
     if (loop := current_loop.get()) is not None:
         lease_of(loop).retire = True
 
 
 def note_unfinished() -> None:
-    """Note that code has begun something in its request's thread. Worker thread.
-
-    It will end that when the response comes back. See `Lease.unfinished`.
-    """
+    """Set `Lease.unfinished`: code in the thread still waits for the response."""
     if (loop := current_loop.get()) is not None:
         lease_of(loop).unfinished = True

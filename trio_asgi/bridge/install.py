@@ -1,9 +1,8 @@
-"""The bridge: what makes asgiref and Django work in Trio tasks, and its undoing.
+"""Install and uninstall the bridge, which makes asgiref and Django work in Trio tasks.
 
-asgiref's two classes, and the few places where Django and asgiref call asyncio, start
-with the running asyncio loop. `install_bridge` puts a fork in front of each: in a Trio
-task, or in a thread that a Trio task waits for, the call stays on Trio; everywhere else
-it goes to the original, unchanged. `uninstall_bridge` puts the originals back.
+It wraps asgiref's two classes, and the few places where Django and asgiref call
+asyncio. In a Trio task, or in a thread that a Trio task waits for, calls stay on Trio;
+everywhere else they go to the original.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-#: The oldest versions that this package supports; the newest are all.
+#: The oldest supported versions.
 _OLDEST = {asgiref: (3, 9, 2), trio: (0, 31)}
 
 _lock = threading.Lock()
@@ -51,13 +50,13 @@ _installed: list[Patch] = []
 
 @dataclass
 class Patch:
-    """One attribute, and what takes its place."""
+    """The replacement of one attribute."""
 
     owner: Any
     name: str
     #: Takes the original, returns its replacement.
     make: Callable[[Any], Any]
-    #: Whether a value is what asgiref or Django has put there.
+    #: Whether a value comes from asgiref or Django.
     is_original: Callable[[Any], bool]
     original: Any = None
     replacement: Any = None
@@ -67,17 +66,16 @@ class Patch:
 
     @property
     def current(self) -> Any:
-        """What the attribute is now; None if it is not there."""
+        """The attribute's value now; None if there is none."""
         return vars(self.owner).get(self.name)
 
     def check(self) -> None:
-        """Raise RuntimeError if somebody else has replaced the original."""
+        """Raise RuntimeError if another library has replaced the original."""
         found = self.current
         if not self.is_original(found):
             raise RuntimeError(
                 f"trio_asgi.install_bridge() found {self} already replaced, by "
-                f"{found!r}. Call install_bridge() before that, or have that undone "
-                "first."
+                f"{found!r}. Call install_bridge() before that, or undo that first."
             )
 
 
@@ -92,13 +90,12 @@ def install_bridge(
         async_to_sync_backend: What `async_to_sync` starts where no loop runs, as in a
             management command, a synchronous test or the shell. ``"trio"``: a Trio run
             in another thread, whose thread-sensitive code runs in the calling thread.
-            ``"asyncio"``: as without the bridge. If not given, what an earlier call has
-            chosen stays; without one, asyncio.
+            ``"asyncio"``: as without the bridge. None: no change; asyncio at first.
 
     Raises:
         ValueError: ``async_to_sync_backend`` is none of these.
-        RuntimeError: asgiref or Trio is too old, or another library has replaced what
-            is to be replaced. Then nothing is installed.
+        RuntimeError: asgiref or Trio is too old, or another library has replaced one of
+            the functions. Then nothing is installed.
     """
     if async_to_sync_backend not in (None, "asyncio", "trio"):
         raise ValueError(
@@ -124,18 +121,18 @@ def install_bridge(
 
 
 def uninstall_bridge() -> None:
-    """Undo `install_bridge`; without it, do nothing. Any thread may call it.
+    """Undo `install_bridge`, if it was called. Any thread may call it.
 
     Raises:
-        RuntimeError: another library has replaced what `install_bridge` had put there.
-            Then everything stays.
+        RuntimeError: another library has replaced one of the bridge's functions. Then
+            everything stays.
     """
     with _lock:
         for patch in _installed:
             if patch.current is not patch.replacement:
                 raise RuntimeError(
                     f"trio_asgi.uninstall_bridge() found {patch} replaced once more, "
-                    f"by {patch.current!r}. Have that undone first."
+                    f"by {patch.current!r}. Undo that first."
                 )
         for patch in _installed:
             setattr(patch.owner, patch.name, patch.original)
@@ -151,15 +148,15 @@ def _patches() -> list[Patch]:
         Patch(AsyncToSync, "__call__", async_to_sync.patch_call, asgirefs),
         Patch(ThreadSensitiveContext, "__aenter__", calls.patch_aenter, asgirefs),
         Patch(ThreadSensitiveContext, "__aexit__", calls.patch_aexit, asgirefs),
-        # For loops of asyncio's that asgiref starts below sync code of a request.
+        # For asyncio loops that asgiref starts below sync code of a request.
         Patch(
             asgiref.sync,
             "_restore_context",
             lambda _: context.restore_context,
             asgirefs,
         ),
-        Patch(asgiref.local, "asyncio", calls.AsyncioForLocal, _is_asyncio),
-        # What `async_unsafe` asks whether a loop runs in this thread.
+        Patch(asgiref.local, "asyncio", calls.patch_asyncio_of_local, _is_asyncio),
+        # Used by `async_unsafe`.
         Patch(
             django.utils.asyncio,
             "get_running_loop",
@@ -183,7 +180,7 @@ def _patches() -> list[Patch]:
         make, is_original = calls.patch_run_parallel, _defined_in(dispatcher)
         patches.append(Patch(dispatcher, "_run_parallel", make, is_original))
     else:
-        make = calls.AsyncioForSignals
+        make = calls.patch_asyncio_of_dispatcher
         patches.append(Patch(dispatcher, "asyncio", make, _is_asyncio))
     return patches
 
@@ -201,8 +198,8 @@ def _is_asyncio(value: Any) -> bool:
 
 
 def _is_asyncios(value: Any) -> bool:
-    # asyncio has it in C and in Python. trio-asyncio replaces it in asyncio itself;
-    # Django may have taken any of these.
+    # asyncio has one in C and one in Python, and trio-asyncio replaces it in asyncio.
+    # Django may have imported any of these.
     if type(value) is BuiltinFunctionType:
         return value.__module__ == "_asyncio"
     return type(value) is FunctionType and value.__globals__["__name__"] in (

@@ -1,8 +1,7 @@
 """Content of a response that is an async context manager around an async iterable.
 
-What needs a nursery cannot be an async generator, for that must not yield inside one.
-It can be a context manager, as `trio.as_safe_channel` makes it: whoever sends the
-content enters it around the sending.
+An async generator must not yield inside a nursery. Content that needs one can be a
+context manager, as `trio.as_safe_channel` returns, which is entered around the sending.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def is_manager(content: object) -> TypeIs[AbstractAsyncContextManager[Any]]:
-    """Whether content is such a context manager, and nothing that Django can iterate.
+    """Whether content is such a context manager, and Django cannot iterate it itself.
 
-    A memory channel, for example, is both: it is iterated as it is.
+    A memory channel, for example, can be iterated without being entered.
     """
     kind = type(content)
     return (
@@ -34,27 +33,20 @@ def is_manager(content: object) -> TypeIs[AbstractAsyncContextManager[Any]]:
 class ManagedStream:
     """The async iterator that Django gets for such a context manager.
 
-    The handler enters it, in the request's task, before it iterates it or what
-    middleware has put around it; and leaves it, with the error that has ended the
-    sending, if one did. Iterated by anybody else, by a test client for example, it
-    enters the context manager at the first item and leaves it at the end, or at
-    `aclose`.
+    The handler enters it around the sending, in the request's task, also if middleware
+    has wrapped it. Iterated by other code, such as a test client, it enters the manager
+    at the first item, and leaves it at the end or at `aclose`.
     """
 
     def __init__(self, manager: AbstractAsyncContextManager[Any]) -> None:
-        """Enter nothing yet: a manager that is never sent is never entered."""
         self._manager = manager
-        #: What the handler iterates.
+        #: Iterated by the handler.
         self._iterator: AsyncIterator[Any] | None = None
-        #: What anybody else does.
+        #: Iterated by other code.
         self._alone: AsyncGenerator[Any, None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Enter the manager.
-
-        Raises:
-            TypeError: it has not given an async iterable.
-        """
+        """Enter the manager; TypeError if it does not return an async iterable."""
         iterable = await self._manager.__aenter__()
         try:
             self._iterator = aiter(iterable)
@@ -69,7 +61,7 @@ class ManagedStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        """Leave the manager; as it says, the error ends here."""
+        """Leave the manager; it may suppress the error."""
         return await self._manager.__aexit__(kind, error, traceback)
 
     def __aiter__(self) -> Self:
@@ -83,7 +75,7 @@ class ManagedStream:
         return await anext(self._alone)
 
     async def aclose(self) -> None:
-        """Leave the manager, if nobody but the iteration has entered it."""
+        """Leave the manager, if the iteration has entered it."""
         if self._alone is not None:
             await self._alone.aclose()
 

@@ -1,13 +1,11 @@
-"""Whether code is as its module was written, or something was put in its place.
+"""Whether a function is still the one that its module's source defines.
 
-Tools that measure or report put their own functions around those of Django and asgiref.
-What this package does in another way than Django is done that way only where nobody
-can tell. So before it leaves out a function of Django's, it asks here.
+Monitoring tools wrap functions of Django and asgiref. This package skips such a
+function only if it is the original: otherwise the tool would miss the call.
 
-Names prove nothing: a wrapper copies them. Nor does it prove anything that a function
-was there first, since the tool may have been earlier. Nor do a function and its
-globals: some tools put another ``__code__`` into the function. So the code itself is
-compared with what the module's source compiles to, which its loader has at hand.
+Names prove nothing, since wrappers copy them. Nor does an earlier value: the tool may
+have come first. Nor does the function itself: some tools replace its ``__code__``. So
+the code is compared with the module's compiled source, from its loader.
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def is_original(function: object, module: ModuleType) -> bool:
-    """Whether a value is a function, and what the source of a module made of it.
+    """Whether a value is a function, and has code from the module's source.
 
-    Takes about a millisecond for a module that was not asked for before.
+    The first call for a module takes about a millisecond.
     """
     return (
         type(function) is FunctionType
@@ -39,25 +37,25 @@ def is_original(function: object, module: ModuleType) -> bool:
 
 
 class Original:
-    """A function as it was written, to be compared with what stands in its place.
+    """An original function, to compare with the current one.
 
-    Looks at the source once; to compare is quick enough for each request.
+    Reads the source once; comparing is fast enough for each request.
     """
 
     __slots__ = ("_code",)
 
     def __init__(self, function: Any, module: ModuleType) -> None:
-        """Note the code, if the function is as written; else nothing is equal to it."""
+        # Nothing equals self: a function that is not original never compares equal.
         self._code = function.__code__ if is_original(function, module) else self
 
     def is_code_of(self, function: object) -> bool:
-        """Whether the function, as a class has it, still has this code."""
+        """Whether a function has the original's code."""
         return type(function) is FunctionType and function.__code__ is self._code
 
 
 @cache
 def _code_of(name: str) -> frozenset[CodeType]:
-    """Return the code of all functions that a module's source has."""
+    """Return the code of all functions in a module's source."""
     for loader in _loaders(name):
         code = loader.get_code(name) if hasattr(loader, "get_code") else None
         if code is not None:
@@ -66,8 +64,8 @@ def _code_of(name: str) -> frozenset[CodeType]:
 
 
 def _loaders(name: str) -> Iterator[Any]:
-    # Tools that wait for imports put a loader of their own into the module. What finds
-    # files, or members of an archive, knows nothing of that.
+    # Tools with import hooks put their loader into the module's spec. The finder of
+    # files and archives returns the original one.
     package = name.rpartition(".")[0]
     path = sys.modules[package].__path__ if package else None
     for spec in (PathFinder.find_spec(name, path), sys.modules[name].__spec__):
@@ -83,10 +81,7 @@ def _codes_in(code: CodeType) -> Iterator[CodeType]:
 
 
 def is_original_class(cls: type) -> bool:
-    """Whether all code of a class was written in its own module.
-
-    What it inherits is not looked at.
-    """
+    """Whether all code of a class, without its bases, is from its module's source."""
     if import_string(class_name(cls)) is not cls:
         return False
     module = sys.modules[cls.__module__]
@@ -98,7 +93,7 @@ def is_original_class(cls: type) -> bool:
 
 
 def _code_in(value: Any) -> tuple[Any, ...]:
-    """Return what an attribute of a class calls, if anything."""
+    """Return the functions that an attribute of a class calls."""
     if type(value) is property:
         return tuple(filter(None, (value.fget, value.fset, value.fdel)))
     if type(value) is cached_property:

@@ -1,4 +1,4 @@
-"""What the worker threads get from the settings, and what ties Django to them."""
+"""The options of the worker threads, from the settings, and Django's hooks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from .connections import close_connections, tidy_up
 
 
 def configure() -> None:
-    """Check the settings, and give them to the worker threads.
-
-    Those of the running Trio run too: a program may have used the ORM before.
+    """Check the settings, and apply them to worker threads, also existing ones.
 
     Raises:
-        ImproperlyConfigured: with every problem that the system check would report.
+        ImproperlyConfigured: lists every problem that the system check would report.
     """
     conf.check()
     global _options  # noqa: PLW0603 - there is one project in a process
@@ -28,18 +26,18 @@ def configure() -> None:
         pool.configure(**_options)
 
 
-#: What `configure` has read.
+#: Set by `configure`.
 _options: dict[str, Any] | None = None
 
 
 def pool_options() -> dict[str, Any]:
-    """Return what the worker threads of a Trio run are made with.
+    """Return the options of a new Trio run's worker threads.
 
-    What `configure` has read last. Without it, for a program that only uses the ORM,
-    what the settings say now, if they can be read.
+    These are from the last `configure`; without one, as in a program that only uses the
+    ORM, from the settings, if they are configured.
 
     Raises:
-        ImproperlyConfigured: they are wrong.
+        ImproperlyConfigured: the settings are wrong.
     """
     if _options is not None:
         return _options

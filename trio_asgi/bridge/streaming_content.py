@@ -1,11 +1,9 @@
-"""All that a streamed response has for its content, from the inside out.
+"""Keep track of all iterators of a streamed response, and accept context managers.
 
-Middleware that compresses a stream, for example, puts a generator of its own around the
-view's. When the stream is cut off, only the outermost is at hand, and whatever it was
-iterating would be left to the garbage collector: it is not closed by an ``async for``
-that ends. So Django's response class is made to note each, for the handler to close
-them in the task that iterated them. In the same place content that is an async context
-manager becomes something that Django takes.
+Middleware may wrap the view's generator, for example to compress it. When a stream is
+cut off, closing the outermost generator does not close those that it iterates: ``async
+for`` leaves that to the garbage collector. So Django's response class notes each, and
+the handler closes them in the task that has iterated them.
 """
 
 from __future__ import annotations
@@ -25,23 +23,23 @@ def contents(response: Any) -> list[Any]:
     """Return the async iterators of a response, the innermost first."""
     noted: list[Any] = vars(response).get(_NOTED, [])
     iterator = response._iterator
-    # Not noted if the bridge was not installed when it was set.
+    # Not noted if it was set before the bridge was installed.
     return noted if iterator in noted else [*noted, iterator]
 
 
 def replace_contents(response: Any, iterator: Any) -> None:
-    """Have an iterator stand for all content."""
+    """Replace all content by one iterator."""
     response._iterator = iterator
     forget_contents(response)
 
 
 def forget_contents(response: Any) -> None:
-    """Let go of what was noted: a generator of Django's refers to the response."""
+    """Forget the iterators: a generator of Django refers to the response."""
     vars(response).pop(_NOTED, None)
 
 
 def patch_set_streaming_content(original: Callable[[Any, Any], None]) -> Any:
-    """Take context managers, and note what the iterator is."""
+    """Accept context managers, and note the iterator."""
 
     @functools.wraps(original)
     def _set_streaming_content(self: Any, value: Any) -> None:
@@ -53,7 +51,7 @@ def patch_set_streaming_content(original: Callable[[Any, Any], None]) -> Any:
 
 
 def patch_streaming_content(original: property) -> property:
-    """Note the generator that ``streaming_content`` gives to middleware."""
+    """Note the generator that ``streaming_content`` returns to middleware."""
     assert original.fget is not None
     get = original.fget
 

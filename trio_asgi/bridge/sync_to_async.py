@@ -1,9 +1,8 @@
 """asgiref's `sync_to_async` on Trio.
 
-What a call on Trio keeps of asgiref's meaning: the context variables go in and the
-changes come back, `Local` included; ``sys.exc_info()`` is the caller's;
-``thread_sensitive`` code runs in the request's thread, or in the thread that waits in
-an `async_to_sync` above, or in one thread per program.
+As with asgiref, changes of context variables and `Local` data come back,
+``sys.exc_info()`` is the caller's, and ``thread_sensitive`` code runs in the request's
+thread, in the thread that waits in an `async_to_sync` above, or in one per program.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ if TYPE_CHECKING:
     from trio_asgi.threads.call import Call
     from trio_asgi.threads.loop import CallLoop
 
-#: The call whose sync code has started this, directly or in between; None if none has.
+#: The call whose sync code has started this task, directly or not; None if none has.
 _call_above: contextvars.ContextVar[Callable[[], Call[Any] | None]] = (
     contextvars.ContextVar("trio_asgi.call_above", default=lambda: None)
 )
 
 
 def patch_call(original: Any) -> Any:
-    """Return a fork in front of ``SyncToAsync.__call__``."""
+    """Return a ``SyncToAsync.__call__`` that stays on Trio where due."""
 
-    # Not a coroutine function, for it must not cost a frame outside Trio; but marked as
-    # one, since asgiref asks that of an object's __call__.
+    # A sync function, which adds no frame outside Trio; marked, since asgiref expects
+    # __call__ to be a coroutine function.
     @markcoroutinefunction
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
@@ -63,21 +62,21 @@ def patch_call(original: Any) -> Any:
     return __call__
 
 
-#: The fork, and what asgiref calls the function by.
-_FORK = Original(patch_call(SyncToAsync.__call__), sys.modules[__name__])
+#: The code of our ``SyncToAsync.__call__``, and of asgiref's ``thread_handler``.
+_CALL = Original(patch_call(SyncToAsync.__call__), sys.modules[__name__])
 _HANDLER = Original(SyncToAsync.thread_handler, asgiref.sync)
 
 
 def is_wrapped() -> bool:
-    """Whether a tool has put something around the calls, to see what they run."""
+    """Whether a tool has wrapped the calls, for example to measure them."""
     return not (
-        _FORK.is_code_of(SyncToAsync.__call__)
+        _CALL.is_code_of(SyncToAsync.__call__)
         and _HANDLER.is_code_of(SyncToAsync.thread_handler)
     )
 
 
 async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> Any:
-    """Choose at the await: async_to_sync calls in a thread what a loop awaits."""
+    """Choose at the await: a function called in a thread may be awaited in a loop."""
     if in_trio_task():
         return await _call_in_trio_task(bridge, args, kwargs)
     if in_trio_run():
@@ -86,15 +85,15 @@ async def _when_awaited(original: Any, bridge: Any, args: Any, kwargs: Any) -> A
 
 
 def _call_in_trio_task(bridge: Any, args: Any, kwargs: Any) -> Any:
-    """Return what is to be awaited. Trio task."""
+    """Return a coroutine that runs the call. Trio task."""
     if below_asyncio.get():
-        # Inherited by a task that asyncio's code has started in a nursery of Trio's.
+        # Inherited: asyncio code has started this task in a Trio nursery.
         below_asyncio.set(False)
     return _sync_to_async(bridge, args, kwargs, sys.exc_info()[1])
 
 
 def _call_in_island(bridge: Any, args: Any, kwargs: Any) -> Any:
-    """Return what is to be awaited. Asyncio's code in an island."""
+    """Return a coroutine that runs the call. Asyncio task in an island."""
     error = sys.exc_info()[1]
     return run_on_trio(functools.partial(_sync_to_async, bridge, args, kwargs, error))
 
@@ -123,12 +122,12 @@ async def _sync_to_async(
 
 
 def _check_deadlock(loop: CallLoop) -> None:
-    """Raise RuntimeError where sync code in the thread waits for the running task.
+    """Raise RuntimeError if sync code in the thread may wait for the running task.
 
-    A task that sync code has started may have that code wait for it. If it then waits
-    for the thread in turn, neither goes on. asgiref raises for all of them in the
-    program's one thread. In a request's, only one is known to be waited for: that of
-    `trio.from_thread.run` with a token, which is a system task.
+    Then the task would wait for the thread, and the thread for the task. In the
+    program's one thread this raises for each task that the sync code has started, as
+    asgiref does. In a request's thread it raises for one that is known to be waited
+    for: the system task of `trio.from_thread.run` with a token.
     """
     call = _call_above.get()()
     if call is None or call is not loop.running:
@@ -143,9 +142,9 @@ def _check_deadlock(loop: CallLoop) -> None:
     if loop is current_pool()._program_lease:
         raise RuntimeError(
             "Single thread executor already being used, would deadlock: the sync code "
-            "that has started this still runs in the program's one thread. Let it use "
-            "async_to_sync() for that, or call sync_to_async() after it has ended, or "
-            "with thread_sensitive=False."
+            "that has started this task still runs in the program's one thread. Start "
+            "it with async_to_sync(), or call sync_to_async() after that code has "
+            "ended, or with thread_sensitive=False."
         )
 
 
@@ -156,11 +155,10 @@ def _call(
     context: contextvars.Context,
     error: BaseException | None,
 ) -> Any:
-    """Call ``bridge.func`` by way of its ``thread_handler``. Worker thread.
+    """Call ``bridge.func`` through its ``thread_handler``. Worker thread.
 
-    Subclasses override that method to do something before and after, and tools that
-    measure wrap it. As asgiref does, give it the call as a `functools.partial`, whose
-    keywords they may change.
+    Subclasses override that method, and tools wrap it. As in asgiref, it gets the call
+    as a `functools.partial`, whose keywords they may change.
     """
     child = functools.partial(bridge.func, *args, **kwargs)
     exc_info = (type(error), error, error.__traceback__) if error else (None,) * 3
@@ -177,8 +175,8 @@ def _call(
         finally:
             _call_above.reset(marker)
 
-    # asgiref's own method raises the error around the call, and notes which asyncio
-    # loop waits for this thread: none. One further up must be found again afterwards.
+    # asgiref's method raises the error around the call, and notes that no asyncio loop
+    # waits for this thread. Restore the note about a loop further up afterwards.
     notes = vars(SyncToAsync.threadlocal)
     outer = notes.copy()
     try:

@@ -48,7 +48,7 @@ def load_serve() -> Any:
         and "worker_serve" in serve.__code__.co_names
     ):
         logger.warning(
-            "trio_asgi.serve() does not know this version of hypercorn: an error in "
+            "This version of hypercorn is not known to trio_asgi.serve(): an error in "
             "one connection can end the server. Is there a newer trio_asgi?"
         )
         return serve
