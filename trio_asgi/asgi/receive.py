@@ -20,7 +20,7 @@ import trio
 from trio_asgi.errors import BodyTimeout, BodyTooLarge, ClientDisconnected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from .types import Message, Receive, Scope
 
@@ -94,7 +94,8 @@ class Receiver:
         announced = self._announced
         if self.is_http1:
             return (announced is not None and announced != 0) or any(
-                name == b"transfer-encoding" for name, _ in self._headers
+                name == b"transfer-encoding"
+                for name, _ in self._scope.get("headers", ())
             )
         # HTTP/2 says so outside the headers, and servers do not pass it on.
         if announced is None:
@@ -104,20 +105,14 @@ class Receiver:
     @property
     def is_http1(self) -> bool:
         """Whether the connection carries one request at a time."""
-        version: str = self._scope.get("http_version", "1.1")
-        return version < "2"
+        return str(self._scope.get("http_version", "1.1")) < "2"
 
     @property
     def _announced(self) -> int | None:
-        for name, value in self._headers:
+        for name, value in self._scope.get("headers", ()):
             if name == b"content-length":
                 return int(value) if value.isdigit() else -1
         return None
-
-    @property
-    def _headers(self) -> Iterable[tuple[bytes, bytes]]:
-        headers: Iterable[tuple[bytes, bytes]] = self._scope.get("headers", ())
-        return headers
 
     # For readers of the body
 

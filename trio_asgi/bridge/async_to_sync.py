@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 
-from trio_asgi.islands.context import carried, restore_context
+from trio_asgi.islands.context import restore_context, with_context
 from trio_asgi.islands.functions import asyncio_island, is_trio_island
 from trio_asgi.islands.loop import below_asyncio
 from trio_asgi.threads.call import calling
@@ -80,7 +80,7 @@ def _find_run(bridge: AsyncToSync[..., Any]) -> Callable[..., Any] | None:
 def _run_on_trio(
     bridge: AsyncToSync[..., Any], awaitable: Awaitable[Any], run: Callable[..., Any]
 ) -> Any:
-    afn: Callable[[], Awaitable[Any]] = carried(awaitable)
+    afn: Callable[[], Awaitable[Any]] = with_context(awaitable)
     if _wants_asyncio() and not is_trio_island(bridge.awaitable):
         afn = asyncio_island(afn)
     try:

@@ -25,24 +25,20 @@ def tidy_up() -> None:
     logged and dropped.
     """
     for connection in _used():
-        _tidy(connection)
-
-
-def _tidy(connection: BaseDatabaseWrapper) -> None:
-    alias = connection.alias
-    try:
-        if not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
-            return
-        logger.error(
-            "A transaction was left open in database %r, and is rolled back.", alias
-        )
-        connection.close()
-    except Exception:
-        logger.exception(
-            "The connection to database %r could not be closed, and is dropped.", alias
-        )
-    del connections[alias]
+        alias = connection.alias
+        try:
+            if not connection.in_atomic_block:
+                connection.close_if_unusable_or_obsolete()
+                continue
+            message = "A transaction was left open in database %r, and is rolled back."
+            logger.error(message, alias)
+            connection.close()
+        except Exception:
+            message = (
+                "The connection to database %r could not be closed, and is dropped."
+            )
+            logger.exception(message, alias)
+        del connections[alias]
 
 
 def close_connections() -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
 
     from typing_extensions import Self, TypeIs
 
@@ -40,9 +39,8 @@ class ManagedStream:
 
     def __init__(self, manager: AbstractAsyncContextManager[Any]) -> None:
         self._manager = manager
-        #: Iterated by the handler.
         self._iterator: AsyncIterator[Any] | None = None
-        #: Iterated by other code.
+        #: The same, if code other than the handler iterates.
         self._alone: AsyncGenerator[Any, None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -55,24 +53,17 @@ class ManagedStream:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    async def __aexit__(self, *exc_info: object) -> bool | None:
         """Leave the manager; it may suppress the error."""
-        return await self._manager.__aexit__(kind, error, traceback)
+        return await self._manager.__aexit__(*exc_info)  # type: ignore[arg-type]
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        if self._iterator is not None:
-            return await anext(self._iterator)
-        if self._alone is None:
-            self._alone = self._iterate_alone()
-        return await anext(self._alone)
+        if self._iterator is None:
+            self._iterator = self._alone = self._iterate_alone()
+        return await anext(self._iterator)
 
     async def aclose(self) -> None:
         """Leave the manager, if the iteration has entered it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import asgiref.sync
 from asgiref.sync import SyncToAsync, markcoroutinefunction
 
-from trio_asgi.islands.context import restore_context, restorer
+from trio_asgi.islands.context import error_restorer, restore_context
 from trio_asgi.islands.functions import run_on_trio
 from trio_asgi.islands.loop import below_asyncio
 from trio_asgi.threads.call import calling
@@ -162,7 +162,7 @@ def _call(
     """
     child = functools.partial(bridge.func, *args, **kwargs)
     exc_info = (type(error), error, error.__traceback__) if error else (None,) * 3
-    restore_error = restorer(error)
+    restore_error = error_restorer(error)
 
     def in_context(child: Any) -> Any:
         restore_error()

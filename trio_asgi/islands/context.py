@@ -62,7 +62,7 @@ def with_locals(fn: Callable[[], T]) -> Callable[[], T]:
     return call
 
 
-def restorer(error: BaseException | None) -> Callable[[], None]:
+def error_restorer(error: BaseException | None) -> Callable[[], None]:
     """Return a function that removes the traces of a later ``raise`` from an error.
 
     To be ``sys.exc_info()`` elsewhere, an error is raised again. That changes it.
@@ -77,7 +77,9 @@ def restorer(error: BaseException | None) -> Callable[[], None]:
     return restore
 
 
-def carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]]:
+def with_context(
+    awaitable: Awaitable[Any],
+) -> Callable[[], Coroutine[Any, Any, Any]]:
     """Return an async function that awaits this with the current error and context."""
     error = sys.exc_info()[1]
 
@@ -86,7 +88,7 @@ def carried(awaitable: Awaitable[Any]) -> Callable[[], Coroutine[Any, Any, Any]]
         restore_context(contextvars.copy_context())
         if error is None:
             return await awaitable
-        restore_error = restorer(error)
+        restore_error = error_restorer(error)
         try:
             raise error
         except BaseException:  # noqa: BLE001 - it is sys.exc_info() below

@@ -46,12 +46,12 @@ class _Loop:
         #: The loop, while islands may use it; None also if it could not be opened.
         self.loop: TrioEventLoop | None = None
         self.is_open = trio.Event()
-        self.shall_close = trio.Event()
+        self.should_close = trio.Event()
         self.is_closed = trio.Event()
         #: The application of each task that has one.
         self._owners: WeakKeyDictionary[asyncio.Task[Any], object] = WeakKeyDictionary()
 
-    async def live(self) -> None:
+    async def run(self) -> None:
         """Keep the loop open until it is to close. The system task."""
         import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
 
@@ -62,14 +62,14 @@ class _Loop:
                 executor = make_executor()
                 loop.set_default_executor(executor)
                 loop.set_task_factory(self._make_task)
-                _let_nothing_end(loop)
-                _call_back_in(loop)
-                _show_in_c(loop)
+                _log_exits(loop)
+                _call_io_callbacks_in_loop(loop)
+                _set_c_running_loop(loop)
                 await loop.synchronize()
                 self.loop = loop
                 self.is_open.set()
                 try:
-                    await self.shall_close.wait()
+                    await self.should_close.wait()
                 finally:
                     # trio-asyncio would also cancel the Trio tasks that the clean-up of
                     # these tasks may need.
@@ -133,13 +133,11 @@ def import_trio_asyncio() -> None:
         from trio_asyncio import _loop as theirs  # noqa: PLC0415 - few need it
     in_trio = theirs._trio_policy.new_event_loop
 
-    def new_event_loop() -> asyncio.AbstractEventLoop:
-        loop: asyncio.AbstractEventLoop
+    def new_event_loop() -> Any:
         if trio.lowlevel.in_trio_task():
-            loop = in_trio()
-        else:  # the policy that is set now, or was when trio-asyncio was imported
-            loop = theirs._new_policy_get().new_event_loop()
-        return loop
+            return in_trio()
+        # The policy that is set now, or was when trio-asyncio was imported.
+        return theirs._new_policy_get().new_event_loop()
 
     theirs._trio_policy.new_event_loop = new_event_loop
 
@@ -162,7 +160,7 @@ async def open_loop() -> TrioEventLoop:
         # At the end, the pool waits for it: clean-up code may need threads.
         current_pool().ends_of_users.append(holder.is_closed)
         try:
-            trio.lowlevel.spawn_system_task(holder.live)
+            trio.lowlevel.spawn_system_task(holder.run)
         except RuntimeError as error:
             raise RuntimeError(
                 "An asyncio island was called at the end of the Trio run, where its "
@@ -171,9 +169,8 @@ async def open_loop() -> TrioEventLoop:
         _loop.set(holder)
     await holder.is_open.wait()
     if holder.loop is None:
-        raise RuntimeError(
-            "The loop of the asyncio islands could not be opened, or is being closed."
-        )
+        message = "The loop of the asyncio islands failed to open, or is being closed."
+        raise RuntimeError(message)
     return holder.loop
 
 
@@ -198,7 +195,7 @@ async def close_loop() -> None:
     """Close the loop before the end of the run. For tests."""
     holder = _loop.get(None)
     if holder is not None:
-        holder.shall_close.set()
+        holder.should_close.set()
         await holder.is_closed.wait()
 
 
@@ -208,7 +205,7 @@ def _log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     call_in_thread_soon(functools.partial(handle, loop, context))
 
 
-def _let_nothing_end(loop: Any) -> None:
+def _log_exits(loop: Any) -> None:
     """Log errors that would end the loop; then all islands would wait for ever.
 
     asyncio lets them through in a task that nobody awaits.
@@ -229,7 +226,7 @@ def _let_nothing_end(loop: Any) -> None:
     loop._main_loop_one = guarded
 
 
-def _call_back_in(loop: Any) -> None:
+def _call_io_callbacks_in_loop(loop: Any) -> None:
     """Let the loop's own task run the callbacks of ``add_reader`` and ``add_writer``.
 
     trio-asyncio runs them in Trio tasks with the caller's context, in which our loop
@@ -250,7 +247,7 @@ def _call_back_in(loop: Any) -> None:
     loop._add_io_handler = add
 
 
-def _show_in_c(loop: Any) -> None:
+def _set_c_running_loop(loop: Any) -> None:
     """Set the running loop where asyncio's C code looks for it, too.
 
     trio-asyncio only replaces functions of the module `asyncio`. Code that had imported
