@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SEND_SECONDS: Final = 1.0
 
 #: How often to check on a waiting message within the time that it may take.
-LOOKS: Final = 4
+CHECKS: Final = 4
 
 
 class Exchange:
@@ -85,10 +85,10 @@ class Exchange:
         self._limit: (
             tuple[ResponseSender, Callable[[], float | None], AsyncFn] | None
         ) = None
-        #: Calls `_look_at_sending`; None if there is no limit.
+        #: Calls `_check_sending`; None if there is no limit.
         self._timer: Timer | None = None
-        #: Which message waited at the last look, and at how many looks so far.
-        self._turn = self._looks = 0
+        #: Which message waited at the last check, and at how many checks so far.
+        self._turn = self._checks = 0
 
     async def run(self, respond: AsyncFn) -> None:
         """Run ``respond()`` to its end, or until a disconnect cancels it.
@@ -108,7 +108,7 @@ class Exchange:
             # It refers to the request, which should not live as long as this object.
             self._limit = None
             if self._timer is not None:
-                self._timer.end(self._look_at_sending)
+                self._timer.end(self._check_sending)
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -141,7 +141,7 @@ class Exchange:
             end_early: Runs in a separate task, is waited for, and must not raise.
         """
         nursery, timer = self._nursery, current_timers().timer(SEND_SECONDS)
-        # Copied now: it has the request's changes, such as the caches that it has used.
+        # With the request's changes so far, such as the caches that it has used.
         context = contextvars.copy_context()
         assert nursery is not None
 
@@ -172,24 +172,24 @@ class Exchange:
         """
         self._limit = sender, seconds, end_early
 
-    def _look_at_sending(self) -> None:
+    def _check_sending(self) -> None:
         assert self._limit is not None
         assert self._timer is not None
         sender, _, end_early = self._limit
         if sender.waiting is None or sender.turn != self._turn:
-            self._turn, self._looks = sender.turn, 0
+            self._turn, self._checks = sender.turn, 0
         else:
-            self._looks += 1
-        if self._looks < LOOKS:
-            self._timer.begin(self._look_at_sending)
+            self._checks += 1
+        if self._checks < CHECKS:
+            self._timer.begin(self._check_sending)
         else:
             self._give_up(sender, end_early)
 
     def _give_up(self, sender: ResponseSender, end_early: AsyncFn) -> None:
         """End the waiting of the sender.
 
-        Servers shield their writing, so cancelling does not help. Instead the
-        connection is reset, an error that servers handle. If that fails too, the
+        Servers shield their writing in HTTP/1, so the connection is reset, an error
+        that they handle. Otherwise the request is cancelled. If neither helps, the
         sending waits on, and the rest of the request ends beside it.
         """
         nursery, task = self._nursery, sender.waiting
@@ -213,8 +213,8 @@ class Exchange:
 
     def _begin_to_watch(self) -> None:
         if self._limit is not None and (seconds := self._limit[1]()) is not None:
-            self._timer = current_timers().timer(seconds / LOOKS)
-            self._timer.begin(self._look_at_sending)
+            self._timer = current_timers().timer(seconds / CHECKS)
+            self._timer.begin(self._check_sending)
         if self._answering:
             assert self._nursery is not None
             self._context.run(self._nursery.start_soon, self._watch)

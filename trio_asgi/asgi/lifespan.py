@@ -1,4 +1,4 @@
-"""The lifespan protocol, and the nursery for what outlives requests."""
+"""The lifespan protocol, and the nursery for tasks that outlive requests."""
 
 from __future__ import annotations
 

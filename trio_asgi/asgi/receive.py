@@ -38,7 +38,7 @@ AHEAD: Final = 2**16
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """The limits of a request's body. Times in which nobody reads do not count."""
+    """The limits of a request's body. Only time in which a task reads it counts."""
 
     #: Bytes; None: no limit.
     size: int | None = None

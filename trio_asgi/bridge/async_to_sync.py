@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 
-#: What is started where no loop runs: "asyncio" or "trio". Set by `install_bridge`.
+#: Runs coroutines where no loop runs: "asyncio" or "trio". Set by `install_bridge`.
 async_to_sync_backend = "asyncio"
 
 
@@ -60,7 +60,7 @@ def patch_call(original: Any) -> Any:
 
 
 def _find_run(bridge: AsyncToSync[..., Any]) -> Callable[..., Any] | None:
-    """Return what runs a coroutine for this thread on Trio; None: asyncio runs it."""
+    """Return a function that runs a coroutine on Trio for this thread, or None."""
     if not bridge.force_new_loop:
         if calling() is not None:
             return run_async

@@ -45,7 +45,7 @@ class Original:
     __slots__ = ("_code",)
 
     def __init__(self, function: Any, module: ModuleType) -> None:
-        # Nothing equals self: a function that is not original never compares equal.
+        # self is no code, so a function that is not original never compares equal.
         self._code = function.__code__ if is_original(function, module) else self
 
     def is_code_of(self, function: object) -> bool:
@@ -56,21 +56,16 @@ class Original:
 @cache
 def _code_of(name: str) -> frozenset[CodeType]:
     """Return the code of all functions in a module's source."""
-    for loader in _loaders(name):
+    package = name.rpartition(".")[0]
+    path = sys.modules[package].__path__ if package else None
+    # Tools with import hooks put their loader into the module's spec. The finder of
+    # files and archives returns the original one.
+    for spec in (PathFinder.find_spec(name, path), sys.modules[name].__spec__):
+        loader: Any = None if spec is None else spec.loader
         code = loader.get_code(name) if hasattr(loader, "get_code") else None
         if code is not None:
             return frozenset(_codes_in(code))
     return frozenset()
-
-
-def _loaders(name: str) -> Iterator[Any]:
-    # Tools with import hooks put their loader into the module's spec. The finder of
-    # files and archives returns the original one.
-    package = name.rpartition(".")[0]
-    path = sys.modules[package].__path__ if package else None
-    for spec in (PathFinder.find_spec(name, path), sys.modules[name].__spec__):
-        if spec is not None:
-            yield spec.loader
 
 
 def _codes_in(code: CodeType) -> Iterator[CodeType]:
