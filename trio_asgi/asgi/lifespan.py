@@ -94,8 +94,18 @@ class Lifespan:
                 )
             await self._after()
 
+        abandoner = Abandoner(trio.lowlevel.current_task(), self._shutdown_seconds)
+        scope = trio.CancelScope(shield=True)
+
+        async def abandon() -> None:
+            try:
+                await shutdown.wait()
+            finally:  # a cancellation, too, begins the shutdown
+                with scope:
+                    await abandoner.run()
+
         async def live_bounded() -> None:
-            await _run_with_abandoner(live, self._shutdown_seconds, begin=shutdown)
+            await run_beside(abandon, live, stop=scope.cancel)
 
         failure = ""
         try:
@@ -115,23 +125,3 @@ class Lifespan:
             await send({"type": f"lifespan.{phase}.failed", "message": failure})
         else:
             await send({"type": "lifespan.shutdown.complete"})
-
-
-async def _run_with_abandoner(
-    body: Callable[[], Awaitable[None]], seconds: float, *, begin: trio.Event
-) -> None:
-    """Run ``body()`` with an `Abandoner`, which starts at ``begin`` or when cancelled.
-
-    Its cancelled tasks wait at most ``seconds`` for threads and asyncio code.
-    """
-    abandoner = Abandoner(trio.lowlevel.current_task(), seconds)
-    scope = trio.CancelScope(shield=True)
-
-    async def look() -> None:
-        try:
-            await begin.wait()
-        finally:
-            with scope:
-                await abandoner.run()
-
-    await run_beside(look, body, stop=scope.cancel)
