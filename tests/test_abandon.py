@@ -87,7 +87,7 @@ async def test_it_is_left_after_some_time(
         assert ended == []
         impatient.look()
     assert ended == [trio.Cancelled]
-    assert "Left behind, since it does not end" in caplog.text
+    assert "Left behind because it does not end" in caplog.text
     assert f"{wait.__name__}.<locals>" in caplog.text
 
 

@@ -25,7 +25,8 @@ from thread_support import (
     wait_set,
 )
 from trio_asgi.threads.current import current_pool
-from trio_asgi.threads.lease import Detached, Lease
+from trio_asgi.threads.lease import Lease
+from trio_asgi.threads.worker import Detached
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

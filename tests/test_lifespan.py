@@ -428,7 +428,7 @@ def test_the_run_ends_though_its_own_sync_code_does_not(
     finally:
         go_on.set()
     assert "hang_for_the_program" in caplog.text
-    assert "Left behind, since it does not end" in caplog.text
+    assert "Left behind because it does not end" in caplog.text
 
 
 async def test_a_call_left_in_the_programs_thread_blocks_no_other() -> None:

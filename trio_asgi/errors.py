@@ -1,4 +1,4 @@
-"""Errors of this package, and what becomes of groups of errors."""
+"""The package's errors, and functions for groups of errors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if sys.version_info < (3, 11):
 
 
 class ASGIOrderError(AssertionError):
-    """The application sent an ASGI message that may not come at this point."""
+    """The application sent an ASGI message that is not allowed at this point."""
 
 
 class ClientDisconnected(Exception):  # noqa: N818 - the ASGI term
-    """The client has left, and nobody will read what is sent."""
+    """The client has left: nothing will read what is sent."""
 
 
-#: What code that reads a body is told then.
-LEFT_EARLY: Final = "The client has left before the request's body was complete."
+#: The message of errors for code that reads the body.
+LEFT_EARLY: Final = "The client left before the request's body was complete."
 
 
 class BodyTooLarge(Exception):  # noqa: N818 - as Django's RequestDataTooBig
@@ -31,8 +31,8 @@ class BodyTooLarge(Exception):  # noqa: N818 - as Django's RequestDataTooBig
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"The request's body is larger than {limit} bytes, which is MAX_BODY_SIZE "
-            "in TRIO_ASGI, or what @limit_body says for the view."
+            f"The request's body is larger than {limit} bytes: see MAX_BODY_SIZE in "
+            "TRIO_ASGI, or the view's @limit_body."
         )
 
 
@@ -43,13 +43,13 @@ class BodyTimeout(Exception):  # noqa: N818 - as HTTP's "Request Timeout"
         if total:
             seen, keys = "was not complete after", "BODY_TOTAL_TIMEOUT"
         elif rate:
-            seen = f"has come with fewer than {rate} bytes a second for"
+            seen = f"arrived at fewer than {rate} bytes a second for"
             keys = "BODY_MIN_RATE and BODY_TIMEOUT"
         else:
-            seen, keys = "has not gone on for", "BODY_TIMEOUT"
+            seen, keys = "made no progress for", "BODY_TIMEOUT"
         super().__init__(
             f"The request's body {seen} {seconds} seconds of waiting for the client: "
-            f"see {keys} in TRIO_ASGI, or what @limit_body says for the view."
+            f"see {keys} in TRIO_ASGI, or the view's @limit_body."
         )
 
 
@@ -58,18 +58,18 @@ class OutputTimeoutError(trio.TooSlowError, TimeoutError):
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """Return the errors that a group holds, at any depth; or the error itself."""
+    """Return the errors in a group, at any depth; or the error itself."""
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
 
 
 def ends_more(error: BaseException) -> bool:
-    """Whether an error ends more than the code that raised it, and so must go on.
+    """Whether an error ends more than the code that raised it, and so must propagate.
 
-    That is a cancellation by a scope further out, and what the handler of a signal has
-    raised, as Ctrl-C. Everything else belongs to the code, whatever its class: servers
-    expect an `Exception`, and one of them ends its worker for any other error.
+    True of a cancellation by an outer scope, and of an error from a signal handler,
+    such as Ctrl-C. All others concern only that code, whatever their class: servers
+    expect an `Exception`, and one of them ends its worker at any other error.
     """
     return any(map(_ends_more, leaves(error)))
 
@@ -77,10 +77,7 @@ def ends_more(error: BaseException) -> bool:
 def split_ending(
     error: BaseException,
 ) -> tuple[BaseException | None, BaseException | None]:
-    """Return the one error that `ends_more`, and what else there was; each may be None.
-
-    The first is in no group.
-    """
+    """Return one error that `ends_more`, outside its group, and the rest, if any."""
     if not isinstance(error, BaseExceptionGroup):
         return (error, None) if _ends_more(error) else (None, error)
     ending, rest = error.split(_ends_more)
@@ -92,7 +89,7 @@ def split_ending(
 def _ends_more(leaf: BaseException) -> bool:
     if not isinstance(leaf, trio.Cancelled):
         return is_from_signal(leaf)
-    # One that was kept somewhere, and is raised later, cancels nothing.
+    # One that was stored and is raised later cancels nothing.
     return (
         not trio.lowlevel.in_trio_task()
         or trio.current_effective_deadline() == -math.inf
@@ -100,15 +97,12 @@ def _ends_more(leaf: BaseException) -> bool:
 
 
 def is_from_signal(error: BaseException) -> bool:
-    """Whether the handler of a signal has raised an error, as for Ctrl-C.
-
-    Code that says ``raise SystemExit`` is no such handler. Any thread.
-    """
+    """Whether a signal handler, as that of Ctrl-C, has raised an error. Any thread."""
     if isinstance(error, Exception):
         return False
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     if signal.default_int_handler in handlers and isinstance(error, KeyboardInterrupt):
-        return True  # it leaves no frame; where a server runs, Trio's is set, or none
+        return True  # it has no frame; a server runs with Trio's handler, or none
     codes = [
         getattr(getattr(handler, "func", handler), "__code__", None)
         for handler in handlers
@@ -117,8 +111,8 @@ def is_from_signal(error: BaseException) -> bool:
     return any(frame.f_code in codes for frame, _ in frames)
 
 
-#: How errors begin or end that asyncio raises in a Trio task, or Trio after a wait of
-#: asyncio's; and what is called there of the loop, though it is None.
+#: How error messages begin or end when asyncio is used in a Trio task, and the methods
+#: that asyncio calls there on a loop that is None.
 _ASYNCIO_BEGINS: Final = (
     "no running event loop",
     "There is no current event loop",
@@ -139,20 +133,20 @@ _ASYNCIO_METHODS: Final = [
 
 _ASYNCIO_NOTE: Final = (
     "asyncio does not run in a Trio task. If this was called in one, call it in "
-    "trio_asgi.asyncio_island(), or use what Trio has for the same."
+    "trio_asgi.asyncio_island(), or use Trio's equivalent."
 )
 
 
 def note_asyncio(error: BaseException) -> None:
-    """Add what to do to an error, or those of a group, that come of asyncio on Trio."""
+    """Add advice to an error of asyncio in a Trio task, or to those in a group."""
     for leaf in leaves(error):
         notes = getattr(leaf, "__notes__", [])
-        if _tells_of_asyncio(leaf) and _ASYNCIO_NOTE not in notes:
-            # add_note() is new in Python 3.11; exceptiongroup shows notes before.
+        if _is_from_asyncio(leaf) and _ASYNCIO_NOTE not in notes:
+            # add_note() is new in Python 3.11; before, exceptiongroup shows notes.
             leaf.__notes__ = [*notes, _ASYNCIO_NOTE]
 
 
-def _tells_of_asyncio(error: BaseException) -> bool:
+def _is_from_asyncio(error: BaseException) -> bool:
     if isinstance(error, AttributeError):
         return error.obj is None and error.name in _ASYNCIO_METHODS
     return isinstance(error, (RuntimeError, TypeError)) and (
@@ -161,7 +155,7 @@ def _tells_of_asyncio(error: BaseException) -> bool:
 
 
 def raise_sole_error(group: BaseExceptionGroup[BaseException]) -> None:
-    """Raise the one error that a group holds; return if it holds several."""
+    """Raise a group's only error; return if it has several."""
     found = leaves(group)
     try:
         if len(found) == 1:
@@ -171,10 +165,9 @@ def raise_sole_error(group: BaseExceptionGroup[BaseException]) -> None:
 
 
 def reraise(error: BaseException) -> None:
-    """Raise an error again, keeping the context in which it was raised first.
+    """Raise an error again with its original ``__context__``.
 
-    A plain ``raise`` in an ``except`` block would put the group, out of which the error
-    was taken, in the place of that context.
+    A plain ``raise`` in an ``except`` block would replace it by the error's group.
     """
     context = error.__context__
     try:

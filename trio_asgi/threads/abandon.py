@@ -1,15 +1,11 @@
-"""Leaving behind what does not end: how every wait at a shutdown gets a bound.
+"""Limits how long a cancelled task waits at a shutdown.
 
-A cancelled Trio task still waits for its sync code, for a thread of
-`trio.to_thread.run_sync`, and for code of asyncio. None of these can be stopped. If one
-never ends, then neither does the task, its nursery, the server and the process. So at a
-shutdown an `Abandoner` looks at the tasks that must end. When one was cancelled long
-enough ago, and still waits, it goes on without what it waits for.
+Sync code, threads of `trio.to_thread.run_sync`, and asyncio code cannot be stopped. If
+one never ends, a cancelled task that waits for it would keep the process from exiting.
+So an `Abandoner` ends the wait after some time. What the task waited for is logged and
+goes on alone, in a thread that lets the process exit.
 
-What is left runs on alone, in a thread that does not keep the process from exiting. It
-is logged by name.
-
-Not left are tasks that ignore their cancellation, or wait in a shielded scope.
+Tasks that ignore their cancellation, or wait in a shielded scope, are not affected.
 """
 
 from __future__ import annotations
@@ -31,18 +27,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trio_asgi")
 
-#: What the log says: of what, and for whom it was.
-ABANDONED: Final = "Left behind, since it does not end: %s, for %s"
+#: The log message: what was left, and the task or path that waited for it.
+ABANDONED: Final = "Left behind because it does not end: %s, for %s"
 
-#: How often a `Abandoner` looks, in seconds.
+#: Seconds between the checks of an `Abandoner`.
 INTERVAL: Final = 0.1
 
 
 class AbandonableWait:
-    """What a task waits for: the ``self`` of the method that it waits in.
+    """A wait that can be ended: the ``self`` of the method in which the task waits.
 
-    Asked in the Trio thread, while the task waits there. Converted to a string it says
-    in the log what it is.
+    Called in the Trio thread, while the task waits. The log shows it as a string.
     """
 
     @property
@@ -51,16 +46,16 @@ class AbandonableWait:
         raise NotImplementedError
 
     def abandon_if_cancelled(self) -> bool:
-        """Let the task go on with its cancellation; False if that cannot be."""
+        """Let the task go on with its cancellation; False if that is impossible."""
         raise NotImplementedError
 
 
 class _TrioThread(AbandonableWait):
-    """A wait in `trio.to_thread.run_sync`, as with ``abandon_on_cancel`` from now on.
+    """A wait in `trio.to_thread.run_sync`: turns on ``abandon_on_cancel`` belatedly.
 
-    Trio has no way to say that later. So this reads the variables of Trio's function.
-    If sync code that was left calls `trio.from_thread`, Trio ends the run; that code
-    was told before, for the call in it had been cancelled.
+    Trio has no way to do so, so this reads the variables of Trio's function. If the
+    abandoned code calls `trio.from_thread`, that ends the run; until it is abandoned,
+    such a call raises `trio.Cancelled`.
     """
 
     def __init__(self, task: trio.lowlevel.Task, names: dict[str, Any]) -> None:
@@ -74,7 +69,7 @@ class _TrioThread(AbandonableWait):
         return self._cancel_register[0] is not None
 
     def abandon_if_cancelled(self) -> bool:
-        # The result may have come, and the task not have gone on yet.
+        # If the task is scheduled, it already has its result.
         is_scheduled = self._task._next_send_fn is not None
         if not self.is_cancelled or is_scheduled:
             return False
@@ -88,7 +83,7 @@ class _TrioThread(AbandonableWait):
 
 
 class _AsyncioFuture(AbandonableWait):
-    """A wait in `trio_asyncio.run_aio_future`: for an asyncio task, as a rule."""
+    """A wait in `trio_asyncio.run_aio_future`, usually for an asyncio task."""
 
     def __init__(self, task: trio.lowlevel.Task, names: dict[str, Any]) -> None:
         self._task = task
@@ -104,7 +99,7 @@ class _AsyncioFuture(AbandonableWait):
         if not self.is_cancelled or self._future.done():
             return False
         if not self._future.remove_done_callback(self._done_callback):
-            return False  # it was left, and the task has not gone on yet
+            return False  # already abandoned, but the task has not gone on yet
         if isinstance(self._future, asyncio.Task):
             forget_asyncio_task(self._future)
         trio.lowlevel.reschedule(self._task, outcome.capture(self._raise_cancel))
@@ -116,95 +111,89 @@ class _AsyncioFuture(AbandonableWait):
         return f"{self._future!r}"
 
 
-def _wait_of(task: trio.lowlevel.Task) -> AbandonableWait | None:
-    """Return what a task waits for, if that can be left."""
+def _find_wait(task: trio.lowlevel.Task) -> AbandonableWait | None:
+    """Return a task's wait, if it is one that can be ended."""
     waiting: FrameType | None = None
     for frame, _ in task.iter_await_frames():
         if frame.f_globals.get("__name__") != "trio._core._traps":
             waiting = frame
     if waiting is None:
         return None
-    names = waiting.f_locals
+    names, code = waiting.f_locals, waiting.f_code
     own = names.get("self")
-    if issubclass(
-        type(own), AbandonableWait
-    ):  # isinstance() would evaluate a lazy object
+    # isinstance() would evaluate a lazy object.
+    if issubclass(type(own), AbandonableWait):
         return own
     trio_asyncio = sys.modules.get("trio_asyncio")
     try:
-        if waiting.f_code is trio.to_thread.run_sync.__code__:
+        if code is trio.to_thread.run_sync.__code__:
             return _TrioThread(task, names)
-        if (
-            trio_asyncio is not None
-            and waiting.f_code is trio_asyncio.run_aio_future.__code__
-        ):
+        if trio_asyncio is not None and code is trio_asyncio.run_aio_future.__code__:
             return _AsyncioFuture(task, names)
-    except KeyError:  # it has not come to its wait yet
+    except KeyError:  # it does not wait yet
         pass
     return None
 
 
-def _family(root: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
-    """Yield a task and all below it, but not the running one."""
+def _descendants(root: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    """Yield a task and all below it, except the running one."""
     if root is not trio.lowlevel.current_task():
         yield root
     for nursery in root.child_nurseries:
         for task in nursery.child_tasks:
-            yield from _family(task)
+            yield from _descendants(task)
 
 
 class Abandoner:
-    """Looks at a task, and at all below it, and has them leave what does not end.
+    """Ends the waits of a task and of all tasks below it, if they take too long.
 
-    Used by one task of the same Trio run.
+    Used by one task of the same Trio run, which is itself not affected.
     """
 
     def __init__(
         self, root: trio.lowlevel.Task, seconds: float, *, whose: str | None = None
     ) -> None:
-        """Leave nothing yet.
+        """Abandon nothing yet.
 
         Args:
-            root: The task; the running one, which looks, is left out.
-            seconds: How long a cancelled task waits, since that was first seen.
-            whose: What the log says of the task; its name if None.
+            root: The task at the top.
+            seconds: How long a wait may take after it was first seen to be cancelled.
+            whose: How the log names the task; by its name if None.
         """
         self._root = root
         self._seconds = seconds
         self._whose = whose
-        #: Since when each task waits, though it was cancelled.
+        #: When each task was first seen to wait although it was cancelled.
         self._since: dict[trio.lowlevel.Task, float] = {}
 
     @property
     def is_needed(self) -> bool:
-        """Whether a cancelled task waited for something when last looked at."""
+        """Whether the last `look` found a cancelled task that waits."""
         return bool(self._since)
 
     def look(self) -> None:
-        """Leave what a task has waited for too long."""
+        """End the waits that have taken too long."""
         now = trio.current_time()
         since, self._since = self._since, {}
-        for task in _family(self._root):
-            wait = _wait_of(task)
+        for task in _descendants(self._root):
+            wait = _find_wait(task)
             if wait is None or not wait.is_cancelled:
                 continue
             self._since[task] = since.get(task, now)
-            # Before it is left, while it says where it is.
-            what = str(wait)
+            what = str(wait)  # afterwards it could not say where its code is
             if now >= self._since[task] + self._seconds and wait.abandon_if_cancelled():
                 logger.error(ABANDONED, what, self._whose or task.name)
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """`look` every `INTERVAL`, until cancelled."""
         while True:
             self.look()
             await trio.sleep(INTERVAL)
 
 
 def forget_asyncio_task(task: asyncio.Task[Any]) -> None:
-    """Have nobody wait for a task any more when its loop is closed."""
+    """Make asyncio neither wait for a task when its loop closes, nor report it."""
     asyncio.tasks._unregister_task(task)  # documented for other kinds of tasks
-    # It was logged that it is left.
     task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
@@ -220,12 +209,12 @@ def describe_asyncio_task(task: asyncio.Task[Any]) -> str:
 
 def describe_thread(thread: threading.Thread) -> str:
     """Return a thread's name, its first function that is not ours, and its line."""
-    frames = []
+    theirs = []
     frame = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
-        frames.append(frame)
+        if not _is_own(frame):
+            theirs.append(frame)
         frame = frame.f_back
-    theirs = [frame for frame in frames if not _is_own(frame)]
     if not theirs:
         return thread.name
     # Outermost are the functions of `threading` that every thread begins with.
@@ -244,11 +233,10 @@ def _is_own(frame: FrameType) -> bool:
 
 
 def name_of(fn: object) -> str:
-    """Return a function's name with its module's, as far as there is one."""
+    """Return a function's qualified name with its module's, or else its `repr`."""
     while isinstance(fn, functools.partial):
-        in_context = isinstance(
-            getattr(fn.func, "__self__", None), contextvars.Context
-        )  # as asyncio.to_thread() calls it
+        # asyncio.to_thread() passes its function to Context.run().
+        in_context = isinstance(getattr(fn.func, "__self__", None), contextvars.Context)
         fn = fn.args[0] if in_context and fn.args else fn.func
     name = getattr(fn, "__qualname__", None)
     if name is None:

@@ -1,8 +1,4 @@
-"""One sync call: hosted by the task that waits for it, run by a worker thread.
-
-`loop` tells what the call is for the task, and what for the thread. The task may go on
-alone when it was cancelled, if it is not to wait for the thread's end.
-"""
+"""One sync call: hosted by the task that waits for it, run by a worker thread."""
 
 from __future__ import annotations
 
@@ -30,11 +26,14 @@ class Inbox(Protocol):
     """Where a thread takes its calls from."""
 
     def put(self, job: Any, /) -> Callable[[], bool] | None:
-        """Hand a call over; return what takes it back if it was not begun yet."""
+        """Hand over a call; return a function that takes it back, or None.
+
+        The function returns False if the call has begun.
+        """
 
 
 class Owner(Protocol):
-    """What holds the thread that runs the call."""
+    """The lease that holds the thread, as the call sees it."""
 
     #: Whether a cancelled task leaves a running call instead of waiting for it.
     impatient: bool
@@ -49,7 +48,7 @@ class Owner(Protocol):
         """Return what runs in the thread instead of ``fn``. In the calling task."""
 
     def run_call(self, fn: Callable[[], T]) -> T:
-        """Call ``fn()``, and what is to be called around it. Worker thread."""
+        """Call ``fn()`` between the lease's own functions. Worker thread."""
 
 
 class Loop(Protocol):
@@ -57,24 +56,24 @@ class Loop(Protocol):
 
     @property
     def lease(self) -> Owner:
-        """What holds the thread."""
+        """The lease that holds the thread."""
 
 
 def calling() -> Call[Any] | None:
-    """Return the call that this thread runs; None if none of ours. Any thread."""
+    """Return the `Call` that this thread runs, if any. Any thread."""
     token = vars(trios_notes).get("token")
     return token if isinstance(token, Call) else None
 
 
 class Call(AbandonableWait, Generic[T]):
-    """One sync call, made by a task that waits for it.
+    """One sync call, made and hosted by a task that waits for it, run by a worker.
 
-    Made and hosted by that task, run by the worker. A cancellation of the task is noted
-    for `trio.from_thread.check_cancelled`, and otherwise waits for the call's end,
-    unless the lease is impatient: then the task leaves, and the thread goes on alone.
+    If the task is cancelled, `trio.from_thread.check_cancelled` tells the sync code,
+    and the task still waits for the call's end. Only if the lease is impatient does the
+    task leave; then the thread goes on alone.
 
-    Guarantees: a message that the thread could post reaches the task, which does not
-    leave before; after the task has left, posting fails.
+    Guarantees: the task does not leave before it has received all messages that the
+    thread has posted; after it has left, posting fails.
     """
 
     def __init__(
@@ -88,30 +87,24 @@ class Call(AbandonableWait, Generic[T]):
         self._fn: Callable[[], T] | None = fn
         self._context = context
         self._wakeups = wakeups
-        # Lists of one element, which is how Trio shares them with its threads.
-        #: The task, until it leaves the call. Changes under the lock.
+        # Lists of one element: Trio shares them with its threads in that form.
+        #: The task; None once it has left the call. Changes under the lock.
         self._task: list[trio.lowlevel.Task | None] = [trio.lowlevel.current_task()]
         self._raise_cancel: list[Callable[[], Any] | None] = [None]
-        #: Takes the call back if it was not begun, where that can be done. Tried once.
+        #: Takes the call back if it has not begun. Tried once.
         self._withdraw: Callable[[], bool] | None = None
-        #: Whether the task is in `host`'s wait, and not at work for the thread.
+        #: Whether the task waits in `host`, and is not working for the thread.
         self._waiting = False
-        #: What the task does for the thread just now.
+        #: The scope of the task's work for the thread, if it is working.
         self._work: trio.CancelScope | None = None
-        #: What the thread has sent while the task was still at work for it: an error of
-        #: a signal handler, as Ctrl-C, has driven it out of `trio.from_thread.run`.
+        #: What the thread has sent while the task was still working for it, because a
+        #: signal handler's error, Ctrl-C for example, ended `trio.from_thread.run`.
         self._early: deque[Callable[[], object]] = deque()
-        #: How many nurseries the task had open when it began to run a coroutine for the
-        #: thread; None when it runs none.
+        #: How many nurseries the task had when it began a coroutine for the thread.
         self._outer_nurseries: int | None = None
         #: How many messages are on their way to the task. Changes under the lock.
         self._posted = 0
         self._lock = threading.Lock()
-
-    @property
-    def task(self) -> trio.lowlevel.Task | None:
-        """The task that waits for the call, until it leaves it."""
-        return self._task[0]
 
     @property
     def begun(self) -> bool:
@@ -143,8 +136,7 @@ class Call(AbandonableWait, Generic[T]):
                     with trio.CancelScope() as self._work:
                         if self._early:
                             self._work.cancel()
-                        # Either of Trio's, or a `Reentry`.
-                        await message.run()
+                        await message.run()  # Trio's `Run`, or a `Reentry`
             finally:
                 self._outer_nurseries = self._work = None
                 # An error's traceback holds this frame: leave no cycle behind.
@@ -154,20 +146,19 @@ class Call(AbandonableWait, Generic[T]):
         """Note a cancellation of the task; say whether it stops waiting."""
         self._raise_cancel[0] = raise_cancel
         withdraw, self._withdraw = self._withdraw, None
-        if withdraw is not None and withdraw():
-            return trio.lowlevel.Abort.SUCCEEDED
-        if self.loop.lease.impatient and self._leave():
+        withdrawn = withdraw is not None and withdraw()
+        if withdrawn or (self.loop.lease.impatient and self._leave()):
             return trio.lowlevel.Abort.SUCCEEDED
         return trio.lowlevel.Abort.FAILED
 
     def waits_for(self, task: trio.lowlevel.Task) -> bool:
         """Whether the call cannot end before this task has.
 
-        So it is for the task that hosts the call, and for the children of the nurseries
-        that a coroutine has opened in it for which the thread waits. Below `run_async`
-        they have a loop of their own to call, but know it only by their context.
+        That is true of the task that hosts the call, and of all tasks in nurseries
+        opened by a coroutine that the thread waits for. Below `run_async` these tasks
+        can call an inner loop, but find it only through their context.
         """
-        host = self.task
+        host = self._task[0]
         if host is None or task is host:
             return task is host
         if self._outer_nurseries is None:
@@ -180,11 +171,11 @@ class Call(AbandonableWait, Generic[T]):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the task was cancelled while it waits here."""
+        """Whether the task was cancelled during the call."""
         return self._raise_cancel[0] is not None
 
     def abandon_if_cancelled(self) -> bool:
-        """Let the task go on at once if it was cancelled while it waits here."""
+        """Let the task go on at once if it was cancelled and is waiting."""
         task, raise_cancel = self._task[0], self._raise_cancel[0]
         if raise_cancel is None or not self._leave():
             return False
@@ -196,10 +187,9 @@ class Call(AbandonableWait, Generic[T]):
         return f"sync code in {self.loop.lease.describe_thread()}"
 
     def _leave(self) -> bool:
-        """Note that the task waits no more; False if it is wanted first."""
+        """Note that the task waits no more; False if it has to stay for a message."""
         with self._lock:
-            # Until a message has arrived and was acted on the task has to stay. When
-            # it comes back to wait, `abort` is called again.
+            # Trio calls `_abort` again when the task waits again.
             if self._posted or not self._waiting:
                 return False
             self._waiting = False
@@ -210,15 +200,15 @@ class Call(AbandonableWait, Generic[T]):
     def run_sync_soon(self, wake: Callable[[], object]) -> None:
         """Have ``wake`` called in the Trio thread, when the task waits. Worker thread.
 
-        To `trio.from_thread` the call is its `trio.lowlevel.TrioToken`: Trio relies on
-        the waiting task being there, which here it may have left.
+        `trio.from_thread` uses the call as its `trio.lowlevel.TrioToken`. Trio's token
+        would post even if the task has left.
 
         Raises:
-            trio.RunFinishedError: nobody waits for this call any more.
+            trio.RunFinishedError: no task waits for this call any more.
         """
         with self._lock:
             if self._task[0] is None:
-                raise trio.RunFinishedError("nobody waits for this thread any more")
+                raise trio.RunFinishedError("no task waits for this thread any more")
             self._posted += 1
             self._wakeups.run_sync_soon(self._deliver, wake)
 
@@ -237,7 +227,7 @@ class Call(AbandonableWait, Generic[T]):
             wake()
             return
         self._early.append(wake)
-        # The thread does not wait for what the task is doing any more.
+        # The thread no longer waits for the task's work.
         if self._work is not None:
             self._work.cancel()
 
@@ -258,24 +248,23 @@ class Call(AbandonableWait, Generic[T]):
             result = outcome.capture(self._context.run, _run_sync_code, lease, fn)
         finally:
             switch_task(outer)
-        # What the call refers to must be gone before the task goes on.
-        del fn
+        del fn  # no references may be left when the task goes on
         try:
             self.tell(result)
         except trio.RunFinishedError:
-            pass  # The task has left, which was logged then.
+            pass  # the task has left, which was logged
         finally:
             # An error's traceback holds this frame: leave no cycle behind.
             del result
 
 
 def _run_sync_code(owner: Owner, fn: Callable[[], T]) -> T:
-    """Call ``fn()``, and say so. Within what catches its errors, Ctrl-C included."""
+    """Call ``fn()``, and tell `interrupts`. `run` catches its errors, even Ctrl-C."""
     note = interrupts.note_sync_code
     if note is None:
         return owner.run_call(fn)
     try:
-        note(True)  # noqa: FBT003 - it is told what begins, or ends
+        note(True)  # noqa: FBT003 - whether sync code begins or ends
         return owner.run_call(fn)
     finally:
         note(False)  # noqa: FBT003

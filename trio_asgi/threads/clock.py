@@ -1,4 +1,4 @@
-"""The clock of a test, while sync code runs."""
+"""A test's clock while sync code runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import trio
 
 
 class HeldClock:
-    """Keeps the clock of a test from jumping while sync code runs.
+    """Keeps a test's clock from jumping while sync code runs.
 
-    `trio.testing.MockClock` can jump to the next deadline when all tasks wait. It does
-    not see that one waits for a thread, and would jump over every time-out meanwhile.
+    `trio.testing.MockClock` can jump to the next deadline when all tasks wait. It would
+    do so even if one of them waits for a thread.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class HeldClock:
         self._threshold = math.inf
 
     def hold(self) -> None:
-        """Do not jump until `let_go` was called as often."""
+        """Prevent jumps until `let_go` was called as often."""
         if self._clock is None:
             return
         if self._holders == 0:
@@ -31,7 +31,7 @@ class HeldClock:
         self._holders += 1
 
     def let_go(self) -> None:
-        """Jump again if nobody else holds the clock."""
+        """Allow jumps again if nothing else holds the clock."""
         if self._clock is None:
             return
         self._holders -= 1

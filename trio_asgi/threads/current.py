@@ -1,4 +1,4 @@
-"""What the running task has: the pool of its Trio run, its loop, its lease."""
+"""The running task's pool, loop and lease."""
 
 from __future__ import annotations
 
@@ -15,43 +15,36 @@ if TYPE_CHECKING:
 
     from .loop import CallLoop
 
-_pool: trio.lowlevel.RunVar[WorkerPool] = trio.lowlevel.RunVar("trio_asgi.pool")
+_pool = trio.lowlevel.RunVar[WorkerPool | None]("trio_asgi.pool", default=None)
 
-#: Returns what the pool of a Trio run is made with: the arguments of `WorkerPool`. Set
-#: by `install_bridge`.
+#: Returns the arguments of `WorkerPool` for a new pool. Set by `install_bridge`.
 pool_options: Callable[[], dict[str, Any]] = dict
 
 
 def existing_pool() -> WorkerPool | None:
-    """Return the pool of the Trio run of this thread, if it has one. Any thread."""
-    if not trio.lowlevel.in_trio_run():
-        return None
-    try:
-        return _pool.get()
-    except LookupError:
-        return None
+    """Return the pool of this thread's Trio run, if there is one. Any thread."""
+    return _pool.get() if trio.lowlevel.in_trio_run() else None
 
 
 def current_pool() -> WorkerPool:
-    """Return the pool of this Trio run; its first caller makes it."""
-    try:
-        return _pool.get()
-    except LookupError:
+    """Return the pool of this Trio run; make it at the first call."""
+    pool = _pool.get()
+    if pool is None:
         pool = WorkerPool(**pool_options())
         _pool.set(pool)
         try:
             trio.lowlevel.spawn_system_task(pool.close_at_end_of_run)
-        except RuntimeError:  # the run is at its end already
+        except RuntimeError:  # the run is already ending
             pool.closed = True
-        return pool
+    return pool
 
 
 def sensitive_loop() -> CallLoop:
-    """Return where thread-sensitive code of the running task belongs."""
+    """Return the loop for thread-sensitive code of the running task."""
     pool = current_pool()
     loop = current_loop.get()
+    # Sync code of another Trio run may have started this run, with its context.
     if loop is None or loop.pool is not pool:
-        # None, or inherited by a Trio run that sync code of another run has started.
         return pool.program_lease()
     return loop
 
@@ -59,8 +52,7 @@ def sensitive_loop() -> CallLoop:
 def reserved_lease() -> Lease | None:
     """Return the lease of a request whose handler has not begun yet, if there is one.
 
-    Django's own ``ASGIHandler.__call__`` stands between the making of the lease and the
-    handling of the request, and with it whatever tools have put around it.
+    Until then, Django's ``ASGIHandler.__call__`` and tools' wrappers of it run.
     """
     loop = current_loop.get()
     if isinstance(loop, Lease) and loop.reserved and loop.pool is current_pool():
@@ -69,6 +61,6 @@ def reserved_lease() -> Lease | None:
 
 
 def has_own_thread() -> bool:
-    """Whether a request or the like has a thread for the running task's code."""
+    """Whether the running task has a loop in its pool, as in a request."""
     loop = current_loop.get()
     return loop is not None and loop.pool is current_pool()

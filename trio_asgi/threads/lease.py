@@ -1,69 +1,33 @@
 """A lease: the right of a request to one worker thread.
 
 A lease takes its thread at its first call, and keeps it: what sync code leaves in the
-thread, a transaction for example, is there for the next call, and for no other request.
-Which threads there are is the business of `pool`.
-Everything here is called in the Trio thread, but for what says "worker thread".
+thread, such as a transaction, is there for the next call, and for no other request.
+Everything here is called in the Trio thread, unless a docstring says otherwise.
 """
 
 from __future__ import annotations
 
 import contextvars
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from .abandon import ABANDONED, describe_thread
 from .call import Call
-from .loop import CallLoop, CallPool, current_loop
+from .loop import CallLoop, current_loop
+from .worker import Detached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .call import Inbox, Loop
+    from .loop import Pool
     from .worker import Worker
 
 T = TypeVar("T")
 
 logger = logging.getLogger("trio_asgi")
-
-
-@dataclass(frozen=True)
-class Detached:
-    """A call that nobody waits for: what is left to do when a lease is given up."""
-
-    context: contextvars.Context
-    fn: Callable[[], object]
-    #: Whose last call it is.
-    lease: Lease
-
-    def run(self) -> None:
-        """Run it. Worker thread."""
-        try:
-            self.context.run(self.lease.run_call, self.fn)
-        except BaseException:
-            logger.exception("The last call of a lease failed: %r", self.fn)
-
-
-class ThreadPool(CallPool, Protocol):
-    """Where a lease takes its thread from; of the pool, what a lease needs."""
-
-    #: Whether the run is at its end: then no thread is kept.
-    closed: bool
-
-    def take(self) -> Worker:
-        """Return an idle worker, or a new one."""
-
-    def give_back(self, worker: Worker, /) -> None:
-        """Let the next lease have this worker."""
-
-    def program_lease(self) -> CallLoop:
-        """Return where sensitive code goes that belongs to no request."""
-
-    def replace_program_lease(self, lease: Lease, /) -> None:
-        """If a lease is the program's, let the next call have another thread."""
 
 
 def lease_of(loop: Loop) -> Lease:
@@ -76,30 +40,41 @@ def lease_of(loop: Loop) -> Lease:
 class Lease(CallLoop):
     """The right to one worker thread, which is taken at the first call.
 
-    Owned by the task that made it and that must `release` it in the end; calls may come
-    from any task. After the release they go to the program's thread, so that a task
-    that outlives its request can still call sync code.
+    The task that makes it must `release` it; any task may call. After the release,
+    calls of tasks that outlive the request go to the program's thread.
     """
 
-    pool: ThreadPool
     #: The application whose request or background task this is.
     owner: object = None
-    #: Whether sync code that has no async code above it calls asyncio's: see
-    #: `below_asyncio`.
+    #: Whether sync code with no async code above it calls asyncio's: `below_asyncio`.
     for_asyncio = False
-    #: Whether it waits for the handler of its request: see `reserved_lease`.
+    #: Whether the handler of its request has yet to begin: see `reserved_lease`.
     reserved = False
     #: Whether the thread ends with the lease, because code that was cut short may have
     #: left something in it. May also be set in the worker thread.
     retire = False
-    #: Whether code has begun something in the thread that it ends only with the lease,
-    #: as a middleware does. Then the thread cannot be given to others before that, and
-    #: `release_thread` ends it.
+    #: Whether code, a middleware for example, keeps something in the thread until the
+    #: lease ends. If so, `release_thread` ends the thread: no other lease may have it.
     unfinished = False
+    #: Whether a cancelled task leaves a running call instead of waiting for it.
+    impatient = False
+    #: Whether a task has left a running call. Then the thread is not used again.
+    abandoned = False
+    #: Whether a task has left a call of one of the `others`.
+    others_abandoned = False
+    #: What calls raise after the release; None: they go to the program's thread.
+    closed_error: str | None = None
+    #: Called in the worker thread after a thread was taken, before its first call and
+    #: in that call's context. If it raises, that call fails, but not the next.
+    on_take: Callable[[], object] | None = None
+    #: Called in the worker thread after each call. Must not raise.
+    on_return: Callable[[], object] | None = None
+    #: How many calls have begun to run, inner ones included. Worker thread.
+    calls = 0
 
     def __init__(
         self,
-        pool: ThreadPool,
+        pool: Pool,
         inbox: Inbox | None = None,
         *,
         slots: trio.CapacityLimiter | None = None,
@@ -113,60 +88,34 @@ class Lease(CallLoop):
         """
         super().__init__(pool, parent=None)
         self._borrowed = inbox
-        self._slots = slots
-        #: The one that is taken: from before a thread is, until that is idle again or
-        #: has ended.
-        self._slot: object | None = None
-        #: What is raised by calls after the release; None: they go to the program's
-        #: thread.
-        self.closed_error: str | None = None
-        #: Whether a cancelled task leaves a running call instead of waiting for it.
-        self.impatient = False
-        #: Whether a task has left a running call. Then the thread is not used again.
-        self.abandoned = False
+        #: Whether the thread is not the pool's.
+        self.borrowed = inbox is not None
         #: Leases of calls that are not thread-sensitive, made under this one.
         self.others: set[Lease] = set()
-        #: Whether a task has left one of those calls.
-        self.others_abandoned = False
-        #: Called in the worker thread before the first call that runs there after a
-        #: thread was taken, in that call's context. If it raises, the call fails with
-        #: that, and the next one goes on without it.
-        self.on_take: Callable[[], object] | None = None
-        #: Called in the worker thread after each call. It must not raise.
-        self.on_return: Callable[[], object] | None = None
-        #: How many calls have begun to run in this lease's thread, inner ones included.
-        #: Changes in the worker thread.
-        self.calls = 0
+        self._slots = slots
+        # Held from before a thread is taken until that is idle again or has ended.
+        self._slot: object | None = None
+        self._worker: Worker | None = None
         # Whether nothing has run in the thread since it was taken.
         self._fresh = True
-        self._worker: Worker | None = None
 
     @property
     def lease(self) -> Lease:
-        """Itself, which its inner loops ask for."""
+        """Itself: inner loops ask for it."""
         return self
 
     @property
     def has_thread(self) -> bool:
-        """Whether a thread of the pool is held."""
+        """Whether it holds a thread of the pool."""
         return self._worker is not None
 
-    @property
-    def borrowed(self) -> bool:
-        """Whether the thread is not the pool's."""
-        return self._borrowed is not None
-
-    @property
-    def _needs_slot(self) -> bool:
-        return self._slots is not None and self._slot is None
-
     async def _wait_slot(self) -> None:
-        assert self._slots is not None
-        # Not on behalf of the lease, which can take another thread, and another slot,
-        # while the one that it had is ending.
-        slot = object()
-        await self._slots.acquire_on_behalf_of(slot)
-        self._slot = slot
+        if self._slots is not None and self._slot is None:
+            # Not on behalf of the lease: it can take another thread, and another slot,
+            # while its last thread is ending.
+            slot = object()
+            await self._slots.acquire_on_behalf_of(slot)
+            self._slot = slot
 
     def _outer_loop(self) -> CallLoop:
         if self.closed_error is not None:
@@ -181,10 +130,10 @@ class Lease(CallLoop):
         return self._worker.inbox
 
     def run_call(self, fn: Callable[[], T]) -> T:
-        """Run a call, between `on_take` and `on_return`. Worker thread, in its context.
+        """Call ``fn()`` between `on_take` and `on_return`. Worker thread, in a context.
 
         Raises:
-            Exception: what `on_take` raises, instead of running the call; or ``fn``.
+            Exception: what `on_take` raises, and then ``fn`` is not called; or ``fn``.
         """
         try:
             self.begin_call()
@@ -194,20 +143,17 @@ class Lease(CallLoop):
                 self.on_return()
 
     def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:
-        """Return what a call of ``fn`` runs; one that records calls returns another.
+        """Return the function that runs for a call of ``fn``; a recorder wraps it.
 
         Args:
-            fn: Is to be called.
-            place: Where, in words, if not in the lease's thread.
+            fn: The function.
+            place: Where it runs, in words, if not in the lease's thread.
         """
         del place
         return fn
 
     def begin_request(self) -> None:
-        """Have the next call count as the first one, which calls `on_take`.
-
-        Code around the handler may have made some already.
-        """
+        """Count the next call as the first: code around the handler may have called."""
         self.reserved = False
         self._fresh = True
 
@@ -215,21 +161,21 @@ class Lease(CallLoop):
         """Note that a call begins to run; raise what `on_take` does. Worker thread."""
         self.calls += 1
         if self._fresh:
-            # Noted first: what it calls may call sync code in turn.
+            # Noted first: `on_take` may call sync code in turn.
             self._fresh = False
             if self.on_take is not None:
                 self.on_take()
 
     def _pass_on(self) -> None:
         super()._pass_on()
-        # Without a worker its call was cancelled, or no thread could be started.
+        # Without a worker, the call was cancelled or no thread could be started.
         if not self.open or self._worker is None:
             self._give_back()
 
     def abandon(self) -> None:
         """Note that a task has left the running call."""
         if not self.open and self.owner is not None and not self.abandoned:
-            # Else whoever releases it says so.
+            # Otherwise the code that releases the lease logs it.
             logger.error(ABANDONED, f"sync code in {self.describe_thread()}", "a task")
         self.abandoned = True
         if self._worker is not None:
@@ -246,32 +192,28 @@ class Lease(CallLoop):
     def stop_waiting(self) -> None:
         """From now on, let cancelled tasks leave the calls that they wait for.
 
-        A thread that was left runs on by itself, and ends when it has finished.
+        The thread of such a call runs on alone, and ends when the call has returned.
         """
         self.impatient = True
         loop: CallLoop = self
         while loop.running is not None and loop.inner is not None:
             loop = loop.inner
-        call = loop.running
-        if call is not None:
-            call.abandon_if_cancelled()
+        if loop.running is not None:
+            loop.running.abandon_if_cancelled()
         for other in self.others:
             other.stop_waiting()
 
     @trio.lowlevel.enable_ki_protection
     def release(self, last: Callable[[], object] | None = None) -> None:
-        """Give the thread back, when it has finished what it is running.
-
-        If `retire` is set it ends then, and nobody else gets what was left in it.
+        """Give the thread back when its running call has ended; end it if `retire`.
 
         Args:
             last: Called in the thread before, without being waited for. Errors are
-                logged. If there is no thread, one is taken, slot or no slot: nobody is
-                there to wait for it.
+                logged. Without a thread one is taken, even beyond the limit of slots.
         """
         self.open = False
         if last is None:
-            # They may refer to what refers to the lease.
+            # They may refer to objects that refer to the lease.
             self.on_take = self.on_return = None
         else:
             job = Detached(contextvars.copy_context(), self.wrap_call(last), self)
@@ -285,13 +227,13 @@ class Lease(CallLoop):
     ) -> None:
         """Give the thread back for now; the next call takes one again.
 
-        Does nothing but a checkpoint if the lease has no thread of the pool. Else it
-        waits for its turn, as a call does. If it is cancelled before, or if ``last``
-        fails, the thread stays. If something is `unfinished` there, the thread ends.
+        Waits for its turn, as a call does; without a thread of the pool it is only a
+        checkpoint. If it is cancelled first, or ``last`` fails, the lease keeps the
+        thread. If the lease is `unfinished`, the thread ends.
 
         Args:
             last: Called in the thread before it goes back.
-            on_take: What `on_take` is after that.
+            on_take: The lease's `on_take` from then on.
 
         Raises:
             trio.Cancelled: as `run_sync`.
@@ -322,9 +264,9 @@ class Lease(CallLoop):
 
     @trio.lowlevel.enable_ki_protection
     def release_idle_thread(self, *, on_take: Callable[[], object]) -> None:
-        """Do as `release_thread`, with nothing to call, if nothing runs in the thread.
+        """As `release_thread`, but call nothing, and do nothing if the thread is busy.
 
-        Nor if a call has its turn, and waits for a token: it counts on the slot.
+        It counts as busy if a call has its turn and waits for a token.
         """
         idle = self._turn.value > 0
         if self.open and idle and self._worker is not None:
@@ -340,8 +282,8 @@ class Lease(CallLoop):
         if in_inner_loop or self._runs_call_that_waits():
             raise RuntimeError(
                 "release_thread() was called where sync code waits for the running "
-                "task, in async_to_sync() or trio.from_thread.run(). The thread is in "
-                "the midst of that code and cannot be given away. Is the view below "
+                "task, in async_to_sync() or trio.from_thread.run(). The thread is "
+                "still running that code and cannot serve others. Is the view below "
                 "sync middleware? Make that async, or keep the thread."
             )
 
@@ -356,34 +298,8 @@ class Lease(CallLoop):
 
         if worker is not None:
             if retire or self.retire or self.abandoned or self.pool.closed:
-                # Until the thread has ended it has its connections.
+                # The thread has its connections until it has ended.
                 worker.stop(then=release_slot)
                 return
             self.pool.give_back(worker)
         release_slot()
-
-
-class OneCallLease(Lease):
-    """A lease that ends with its first call.
-
-    It is waited for with the patience of the lease that the caller has.
-    """
-
-    @trio.lowlevel.enable_ki_protection
-    async def run_sync(
-        self, fn: Callable[[], T], *, context: contextvars.Context | None = None
-    ) -> T:
-        """Run the call, and end the lease; else as `CallLoop.run_sync`."""
-        loop = current_loop.get()
-        above = None if loop is None else lease_of(loop)
-        if above is None or not above.open:
-            above = Lease(self.pool)
-        above.others.add(self)
-        self.impatient = above.impatient
-        try:
-            fn = above.wrap_call(fn, "in another thread")
-            return await super().run_sync(fn, context=context)
-        finally:
-            above.others.discard(self)
-            above.others_abandoned |= self.abandoned
-            self.release()

@@ -1,8 +1,8 @@
 """A Trio run for sync code that calls a coroutine where no loop runs.
 
-The coroutine runs in a thread of its own. The calling thread waits for it, and runs the
-thread-sensitive code that the coroutine calls: what the caller has in its thread, a
-database connection in a transaction for example, is there for the coroutine too.
+The coroutine runs in a separate thread. The calling thread waits for it, and runs the
+thread-sensitive code that it calls: so that code finds the state of the caller's
+thread, such as a database connection in a transaction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import outcome
 import trio
 
 from .current import current_pool
-from .loop import Ended, current_loop, serve, switch_context
+from .loop import current_loop, serve, switch_context
 from .trio_state import interrupts, no_call
 
 if TYPE_CHECKING:
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Returns whether this thread has a transaction, as that of a test does, in which the
-#: code of requests has to run then. Set by `install_bridge`.
+#: Returns whether this thread has a transaction, as a test's thread does. Then the code
+#: of requests has to run in it. Set by `install_bridge`.
 in_transaction: Callable[[], bool] = bool
 
 
 class NewRun:
-    """One coroutine in a Trio run of its own. Made and used in the calling thread.
+    """One coroutine in a new Trio run. Made and used in the calling thread.
 
     Guarantees: the calling thread goes on when the run and all that it has started have
-    ended. While the main thread runs sync code, Ctrl-C is what it was before: a
-    `KeyboardInterrupt` in that code, or whatever the code makes of it. While the thread
-    waits, Ctrl-C cancels the coroutine, and is raised when that has ended; a second one
-    is raised at once. It never comes between two steps of this class, which would leave
-    the run without the thread that it waits for.
+    ended. While the main thread runs sync code, Ctrl-C does what it did before: it
+    raises `KeyboardInterrupt` there, or calls the code's own handler. While the main
+    thread waits, Ctrl-C cancels the coroutine, and `KeyboardInterrupt` is raised when
+    that has ended; a second Ctrl-C raises it at once. It never comes between two steps
+    of this class: that would leave the run without the thread that it waits for.
     """
 
     def __init__(
         self, afn: Callable[[], Awaitable[Any]], trio_options: Mapping[str, Any]
     ) -> None:
-        # Lists, out of which the one who goes on takes what nobody else shall keep.
+        # Lists, to be emptied by the code that goes on: no other reference may be left.
         self._afn = [afn]
         self._context = contextvars.copy_context()
         self._result: list[outcome.Outcome[Any]] = []
@@ -62,29 +62,25 @@ class NewRun:
     def run(
         self, start_thread: Callable[[Callable[[], None]], object]
     ) -> tuple[outcome.Outcome[Any], contextvars.Context]:
-        """Run it, and serve it.
-
-        Args:
-            start_thread: Calls a function in another thread.
+        """Run it in a thread that ``start_thread`` starts, and run the calls it makes.
 
         Returns:
             The outcome, and the context that the coroutine ran in, with its changes.
         """
 
         def run() -> None:
-            # What Trio's run knows lives on until the next garbage collection. So it
-            # is given neither the context nor the result.
+            # Trio's run is garbage that only a collection frees: so it gets references
+            # to neither the context nor the result.
             run = functools.partial(trio.run, self._main, **self._trio_options)
-            self._inbox.put(Ended(outcome.capture(contextvars.Context().run, run)))
+            self._inbox.put(outcome.capture(contextvars.Context().run, run))
 
-        # The task that waits for this thread, if any, is not the one that runs here.
+        # A task of another run may wait for this thread: the new run must not see it.
         with self._handle_interrupts(), no_call():
             try:
                 start_thread(run)
                 ended = serve(self._inbox)
             except BaseException:
-                # Of a signal handler, a test's time-out for example: nobody serves the
-                # run any more.
+                # From a signal handler, such as a test's time-out: no more calls run.
                 self._cancel()
                 raise
         if self._interrupts:
@@ -93,14 +89,10 @@ class NewRun:
         return self._result.pop(), self._context
 
     def _raise_interrupt(self) -> NoReturn:
-        """Raise KeyboardInterrupt; its cause is what the coroutine has raised."""
-        try:
-            for result in self._result:
-                result.unwrap()
-        except trio.Cancelled:
-            pass
-        except BaseException as error:
-            raise KeyboardInterrupt from error
+        """Raise KeyboardInterrupt from the error that the coroutine raised, if any."""
+        errors = [res.error for res in self._result if isinstance(res, outcome.Error)]
+        if errors and not isinstance(errors[0], trio.Cancelled):
+            raise KeyboardInterrupt from errors[0]
         raise KeyboardInterrupt
 
     async def _main(self) -> None:
@@ -110,7 +102,7 @@ class NewRun:
         pool = current_pool()
         pool.work_for(self._inbox, lend=self._lends_thread)
         outer = await switch_context(self._context)
-        # Here code has a thread already: that of the caller.
+        # Code here already has a thread: that of the caller.
         marker = current_loop.set(pool.program_lease())
         with self._scope:
             self._result.append(await outcome.acapture(self._afn.pop()))
@@ -119,17 +111,15 @@ class NewRun:
 
     @contextmanager
     def _handle_interrupts(self) -> Iterator[None]:
-        """Take the place of Python's own handler of Ctrl-C, if it is there."""
+        """Replace the handler of Ctrl-C, if that is Python's default."""
         if (
             threading.current_thread() is not threading.main_thread()
             or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         ):
             yield
             return
-        outer, interrupts.note_sync_code = (
-            interrupts.note_sync_code,
-            self._note_sync_code,
-        )
+        outer = interrupts.note_sync_code
+        interrupts.note_sync_code = self._note_sync_code
         try:
             self._note_sync_code(begins=False)
             yield
@@ -138,7 +128,7 @@ class NewRun:
             interrupts.note_sync_code = outer
 
     def _note_sync_code(self, begins: bool) -> None:  # noqa: FBT001 - see `interrupts`
-        """Change the handler of Ctrl-C, but for one that sync code has set itself."""
+        """Switch the handler of Ctrl-C, unless sync code has set its own."""
         default, own = signal.default_int_handler, self._interrupted
         current, new = (own, default) if begins else (default, own)
         if signal.getsignal(signal.SIGINT) == current:
@@ -151,8 +141,7 @@ class NewRun:
         self._cancel()
 
     def _cancel(self) -> None:
-        # Noted first, for the run may just begin.
-        self._cancelled = True
+        self._cancelled = True  # first: the run may just be starting
         if self._token is not None:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._scope.cancel)
@@ -163,12 +152,12 @@ def run_in_new_run(
     start_thread: Callable[[Callable[[], None]], object] | None = None,
     **trio_options: Any,
 ) -> tuple[outcome.Outcome[T], contextvars.Context]:
-    """Do as `run_async`, in a Trio run of its own. Any thread without a running loop.
+    """As `run_async`, in a new Trio run. Any thread without a running loop.
 
     Args:
         afn: An async function without arguments.
         start_thread: Calls a function in another thread; one of Trio's if None.
-        trio_options: Given to `trio.run`.
+        trio_options: The options of `trio.run`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; the coroutine was cancelled first.

@@ -1,8 +1,6 @@
-"""What the loop leaves to a thread, because it may block: logging, closing files.
+"""Work that may block, done in a thread whatever is cancelled: logging, closing files.
 
-A handler of logging may take its time, as one that sends mail does, and so may the
-system that frees a large file. Nobody needs the result, but both have to happen,
-whatever is cancelled meanwhile.
+A logging handler may send mail, and the system may take long to free a large file.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ if TYPE_CHECKING:
 
 
 async def finish_in_thread(fn: Callable[[], object], seconds: float) -> None:
-    """Have ``fn()`` called in a worker thread, once, whatever is cancelled.
+    """Call ``fn()`` in a worker thread, once, whatever is cancelled.
 
-    Waits for that, up to some seconds; then the thread goes on alone. The thread is not
-    the request's, which may be busy or gone.
+    Waits for it up to ``seconds``; then the thread goes on alone. It is not the thread
+    of the request, which may be busy or gone.
 
     Raises:
         Exception: what ``fn`` raises, if it has ended in time.
@@ -38,63 +36,56 @@ async def finish_in_thread(fn: Callable[[], object], seconds: float) -> None:
     pool = current_pool()
     lease = Lease(pool)
     lease.impatient = True
-    # Handlers of logging may use the database, too.
+    # Logging handlers may use the database, too.
     call = functools.partial(pool.run_tidily, fn)
     try:
         with trio.move_on_after(seconds, shield=True):
             await lease.run_sync(call)
     finally:
-        # No thread has begun if there was no token in time. Then one does without.
+        # If there was no token in time, it runs without one.
         lease.release(None if lease.calls or lease.abandoned else call)
 
 
-#: Where the running task's records wait; None: nobody settles them.
+#: Where the running task's records wait; None: nothing settles them.
 _held: contextvars.ContextVar[HeldLog | None] = contextvars.ContextVar(
     "trio_asgi.held_log", default=None
 )
 
 
 class HeldLog:
-    """An async context manager: the records made on the loop in one piece of work.
+    """An async context manager that holds the log records made on the loop.
 
-    Entered and left by one task. `log` adds to it in this task and in others that have
-    its context. A thread handles the records when the task leaves, or calls `settle`.
+    One task enters and leaves it. `log` adds the records of this task and of others
+    with its context. A thread handles them when the task leaves, or calls `settle`.
 
-    Guarantees: each record is handled once, in the order in which they were made, and
-    before the task goes on, unless that takes too long.
+    Guarantees: each record is handled once, in order, and before the task goes on,
+    unless that takes too long.
     """
 
     def __init__(self, seconds: Callable[[], float]) -> None:
-        """Hold nothing yet.
-
-        Args:
-            seconds: Tells for how long to wait for the handlers.
-        """
+        """Hold nothing yet; ``seconds()`` is how long to wait for the handlers."""
         self._seconds = seconds
         self._waiting: list[Callable[[], object]] = []
-        #: Whether somebody will settle what is added.
+        #: Whether what is added will be settled.
         self.is_open = True
 
     def add(self, handle: Callable[[], object]) -> None:
-        """Add what handles a record. Called in the Trio thread."""
+        """Add a function that handles a record. Trio thread."""
         self._waiting.append(handle)
 
     async def settle(self) -> None:
-        """Have a thread handle the records, and wait for it."""
+        """Handle the records in a thread, and wait for it."""
         while self._waiting:
             waiting, self._waiting = self._waiting, []
-            handle = functools.partial(_handle_all, waiting)
-            await finish_in_thread(handle, self._seconds())
+            call = functools.partial(_call_all, *waiting)
+            await finish_in_thread(call, self._seconds())
 
     def begin(self) -> None:
         """Hold the records that are made from now on, until `end`."""
         self._outer = _held.set(self)
 
     def end(self) -> bool:
-        """Hold no more, and say whether there is anything to `settle`.
-
-        Later records are handled each by itself.
-        """
+        """Hold no more records; return whether there is anything to `settle`."""
         _held.reset(self._outer)
         self.is_open = False
         return bool(self._waiting)
@@ -110,21 +101,17 @@ class HeldLog:
         await self.settle()
 
 
-def _handle_all(waiting: list[Callable[[], object]]) -> None:
-    for handle in waiting:
-        _handle(handle)
-
-
-def _handle(handle: Callable[[], object]) -> None:
-    try:
-        handle()
-    except BaseException:  # noqa: BLE001 - it is no error of the request's
-        # Not logged: the handler that has failed would be called again.
-        traceback.print_exc()
+def _call_all(*fns: Callable[[], object]) -> None:
+    for fn in fns:
+        try:
+            fn()
+        except BaseException:  # noqa: BLE001, PERF203 - not the request's error
+            # Not logged: that would call the failed handler again.
+            traceback.print_exc()
 
 
 async def settle_log() -> None:
-    """Have a thread handle the records that wait in the running task's context."""
+    """`HeldLog.settle` the records that wait in the running task's context."""
     held = _held.get()
     if held is not None:
         await held.settle()
@@ -138,10 +125,10 @@ def log(
     error: BaseException | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> None:
-    """Log, but have no handler called on the loop. Any thread.
+    """Log, but call no handler on the loop. Any thread.
 
-    There the record is made now, and handled in a thread when the `HeldLog` of the
-    running task settles; or else soon, by a system task.
+    On the loop the record is made now, and handled in a thread: when the running task's
+    `HeldLog` settles, or else soon.
     """
     if not logger.isEnabledFor(level):
         return
@@ -170,16 +157,16 @@ def log(
 
 
 def call_in_thread_soon(fn: Callable[[], object]) -> None:
-    """Have ``fn()`` called in a worker thread, if this is the loop. Any thread.
+    """Call ``fn()``: on the loop soon and in a worker thread, elsewhere now.
 
-    At the end of the run that is waited for.
+    The end of the run waits for it.
     """
-    call = functools.partial(_handle, fn)
+    call = functools.partial(_call_all, fn)
     if not in_trio_run():
         call()
         return
     seconds = current_pool().shutdown_seconds
     try:
         trio.lowlevel.spawn_system_task(finish_in_thread, call, seconds)
-    except RuntimeError:  # the run is at its end, and nobody is there to be stopped
+    except RuntimeError:  # the run is ending: blocking it harms nothing
         call()

@@ -1,12 +1,10 @@
 """Worker threads: where the sync code of a request runs.
 
-Django's sync code keeps state in its thread, database connections above all, so all
-sync code of one request must run in one thread, in order. A request holds a
-`Lease`, which takes a `Worker` from the `WorkerPool` at the first call and gives it
-back at the end; the next request takes the same thread, with its connections.
+Django's sync code keeps state in its thread, above all database connections, so all
+sync code of one request runs in one thread: its `Lease` takes that from the
+`WorkerPool`, and gives it back for the next request, with its connections.
 
-`loop` tells how a call goes to the thread and comes back. Everything here is called in
-the Trio thread, but for what says "worker thread".
+Everything here is called in the Trio thread, unless a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +17,8 @@ import trio
 
 from .abandon import INTERVAL, Abandoner
 from .clock import HeldClock
-from .lease import Lease, OneCallLease
+from .lease import Lease, lease_of
+from .loop import current_loop
 from .wakeups import Wakeups
 from .worker import Worker
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from .call import Call, Inbox
     from .loop import CallLoop
 
-
 T = TypeVar("T")
 
 
@@ -39,32 +37,29 @@ class WorkerPool:
 
     Guarantees:
 
-    - The limit is on running calls. An idle lease holds no token, nor does a thread
-      that waits for a coroutine. Waiting for a token is first come, first served.
-    - A thread that nobody takes for ``idle_seconds`` ends, and calls ``on_thread_exit``
-      as its last act; after a lease that made no call for long, it may take about twice
-      that long. So do all threads at the end of the run.
+    - The limit is on running calls: an idle lease holds no token, nor does a thread
+      that waits for a coroutine. Tokens are given out first come, first served.
+    - A thread that stays idle for ``idle_seconds`` ends, as do all threads at the end
+      of the run; its last act is to call ``on_thread_exit``. After a lease that made no
+      call for long, it may take about twice as long.
     - If ``leases`` is given, no more leases of `lease` than that hold a thread at the
-      same time. Waiting for that is first come, first served. A thread that shall end
-      counts until it has ended.
+      same time, first come, first served. A thread that is to end counts until it has.
     - The thread that came back last is taken first, so that few threads do the work.
     """
 
     def __init__(self, **options: Any) -> None:
         """Start no thread yet; see `configure` for the options."""
         self.limiter = trio.CapacityLimiter(1)
-        # Only of what `lease` returns. Other leases would wait for themselves: a call
-        # that is not thread-sensitive is waited for by a request that has a slot, and
-        # who has one may also wait for a task that belongs to no request. A borrowed
-        # thread is not the pool's.
+        # Only for leases of `lease`: they may wait for the others, which run calls that
+        # are not thread-sensitive, or code that belongs to no request.
         self.slots: trio.CapacityLimiter | None = None
         self.configure(**options)
-        #: The workers whose thread has not ended. Each takes itself out.
+        #: The workers whose thread has not ended. Each removes itself.
         self.workers: set[Worker] = set()
-        #: Whether the run is at its end: then no thread is kept.
+        #: Whether the run is ending: then no thread is kept.
         self.closed = False
-        # A dict for its atomic operations: popitem() here, and del in a thread that
-        # gives up waiting, cannot both get the same worker.
+        # A dict because popitem(), and del in a thread that has waited long enough, are
+        # atomic: they cannot both get the same worker.
         self._idle: dict[Worker, None] = {}
         self._program_lease: Lease | None = None
         self._caller_lease: Lease | None = None
@@ -72,8 +67,7 @@ class WorkerPool:
         self._requests_inbox: Inbox | None = None
         self._shall_lend = False
         self._clock = HeldClock()
-        #: Set when system tasks that may call sync code at the end of the run have
-        #: ended.
+        #: Each is set when a system task has ended that may call sync code until then.
         self.ends_of_users: list[trio.Event] = []
         #: How the threads wake the tasks that wait for them.
         self.wakeups = Wakeups()
@@ -88,16 +82,16 @@ class WorkerPool:
         tidy: Callable[[], object] = lambda: None,
         on_thread_exit: Callable[[], object] = lambda: None,
     ) -> None:
-        """Change the options, also of threads that are there.
+        """Change the options, also for existing threads.
 
         Args:
-            threads: How many calls may run.
-            leases: How many leases of `lease` may hold a thread, of those that are made
-                from now on; None: any number.
+            threads: How many calls may run at the same time.
+            leases: How many leases of `lease`, of those made from now on, may hold a
+                thread; None: any number.
             idle_seconds: How long an idle thread waits for its next lease.
-            shutdown_seconds: How long the end of the threads is waited for.
+            shutdown_seconds: How long to wait for the threads' end.
             tidy: What `run_tidily` calls before and after. Must not raise.
-            on_thread_exit: Called as the last act of each thread.
+            on_thread_exit: Called last in each thread.
         """
         self.limiter.total_tokens = threads
         if leases is None:
@@ -122,7 +116,7 @@ class WorkerPool:
                 on_end=self._on_thread_end,
             )
             worker.thread.start()
-            # After the start, which may fail; the thread ends only when told to.
+            # Only now: start() may fail. The thread cannot have ended yet.
             self.workers.add(worker)
         return worker
 
@@ -131,7 +125,7 @@ class WorkerPool:
         self._idle[worker] = None
 
     def forget_idle(self, worker: Worker) -> bool:
-        """Take out a worker that is to end; False if it was taken. Any thread."""
+        """Remove a worker that is to end; False if it was taken. Any thread."""
         try:
             del self._idle[worker]
         except KeyError:
@@ -139,7 +133,7 @@ class WorkerPool:
         return True
 
     def _on_thread_end(self, worker: Worker, then: Callable[[], object] | None) -> None:
-        """Do what is left to do when a thread ends. Worker thread."""
+        """Call `on_thread_exit`, and ``then`` in the Trio thread. Worker thread."""
         try:
             self.on_thread_exit()
         finally:
@@ -157,31 +151,31 @@ class WorkerPool:
         self._clock.hold()
 
     def release_token(self, call: Call[Any]) -> None:
-        """Note that the call does not run any more."""
+        """Note that the call no longer runs."""
         self.limiter.release_on_behalf_of(call)
         self._clock.let_go()
 
     def work_for(self, inbox: Inbox, *, lend: bool = False) -> None:
-        """Have sensitive code that belongs to no request run in a given thread.
+        """Run sensitive code that belongs to no request in a given thread.
 
         Args:
-            inbox: That of the thread.
-            lend: Whether to `lend_to_requests` as well, from the first request on that
-                comes while the thread runs nothing, which might wait for the request.
+            inbox: The thread's inbox.
+            lend: Whether to `lend_to_requests` too, from the first request that comes
+                while the thread runs nothing: code there might wait for the request.
         """
         self._caller_inbox = inbox
         self._caller_lease = Lease(self, inbox)
         self._shall_lend = lend
 
     def lend_to_requests(self) -> None:
-        """Have requests' code run in the thread of `work_for` too, if there is one.
+        """Run requests' code too in the thread of `work_for`, if there is one.
 
         A test has its transaction there.
         """
         self._requests_inbox = self._caller_inbox
 
     def lease(self, kind: type[Lease] = Lease) -> Lease:
-        """Return a lease for a request or a background task, of a class of leases."""
+        """Return a lease for a request or a background task."""
         if self._shall_lend:
             assert self._caller_lease is not None
             if self._caller_lease.running is None:
@@ -192,7 +186,7 @@ class WorkerPool:
         return kind(self, slots=self.slots)
 
     def program_lease(self) -> CallLoop:
-        """Return where sensitive code goes that belongs to no request."""
+        """Return the loop for sensitive code that belongs to no request."""
         if self._caller_lease is not None:
             return self._caller_lease
         if self.closed:
@@ -201,14 +195,15 @@ class WorkerPool:
             self._program_lease = Lease(self)
         return self._program_lease
 
-    def replace_program_lease(self, lease: Lease) -> None:
-        """If a lease is the program's, let the next call have another thread.
+    def replace_program_lease(self, lease: CallLoop) -> None:
+        """If this is the program's lease, give the program's next call a new one.
 
-        The one that it has may never be free again.
+        The thread of the old one may never be free again.
         """
-        if lease is self._program_lease:
+        program = self._program_lease
+        if program is not None and program is lease:
             self._program_lease = None
-            lease.release()
+            program.release()
 
     async def run_sync(
         self,
@@ -217,16 +212,13 @@ class WorkerPool:
         context: contextvars.Context | None = None,
         inbox: Inbox | None = None,
     ) -> T:
-        """Run ``fn()`` in any worker thread, as `CallLoop.run_sync` does.
-
-        If an inbox is given, in a thread that it leads to.
-        """
+        """Run ``fn()`` as `CallLoop.run_sync`, in any worker thread or an inbox's."""
         return await OneCallLease(self, inbox).run_sync(fn, context=context)
 
     def run_tidily(self, fn: Callable[[], T]) -> T:
-        """Run code of others, and leave the thread as it was found. Worker thread.
+        """Call ``fn()`` between two calls of `tidy`. Worker thread.
 
-        For what `run_sync` runs: the next lease to take the thread is a request's.
+        For users' code in `run_sync`: a request may be the next to take the thread.
         """
         self.tidy()
         try:
@@ -238,7 +230,7 @@ class WorkerPool:
         """End the idle threads, and wait for that up to ``shutdown_seconds``."""
         retired = list(self._idle)
         for worker in retired:
-            # If it takes itself out meanwhile, it ends without being told to.
+            # If it has removed itself meanwhile, it is already ending.
             if self.forget_idle(worker):
                 worker.stop()
         await self._join(retired)
@@ -263,7 +255,7 @@ class WorkerPool:
             if self._program_lease is not None:
                 self._program_lease.release()
             # Other system tasks, and async generators that are finalized after them,
-            # may still call sync code: their threads end with the call.
+            # may still call sync code: the threads end with these calls.
             self.closed = True
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
@@ -271,7 +263,7 @@ class WorkerPool:
                 await self._join([worker for worker in self.workers if not worker.left])
 
     async def _leave_system_tasks(self) -> None:
-        """Wait for other system tasks that call sync code; not for ever."""
+        """Wait for other system tasks that call sync code; abandon their waits."""
         nursery = trio.lowlevel.current_task().parent_nursery
         assert nursery is not None
         abandoner = Abandoner(nursery.parent_task, self.shutdown_seconds)
@@ -284,3 +276,27 @@ class WorkerPool:
         while abandoner.is_needed:
             await trio.sleep(INTERVAL)
             abandoner.look()
+
+
+class OneCallLease(Lease):
+    """A lease that ends with its first call; as `impatient` as the caller's lease."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def run_sync(
+        self, fn: Callable[[], T], *, context: contextvars.Context | None = None
+    ) -> T:
+        """Run the call, as `CallLoop.run_sync` does, and end the lease."""
+        loop = current_loop.get()
+        above = None if loop is None else lease_of(loop)
+        if above is None or not above.open:
+            above = Lease(self.pool)
+        above.others.add(self)
+        self.impatient = above.impatient
+        try:
+            return await super().run_sync(
+                above.wrap_call(fn, "in another thread"), context=context
+            )
+        finally:
+            above.others.discard(self)
+            above.others_abandoned |= self.abandoned
+            self.release()

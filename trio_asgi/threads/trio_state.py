@@ -1,8 +1,8 @@
-"""What a thread knows of the task that waits for it.
+"""The task that waits for a thread, as `trio.from_thread` finds it.
 
-The one use of Trio's private names: they are what makes `trio.from_thread` work in a
-thread that Trio did not start. A thread of Trio's own cache can neither be kept for one
-request nor tell when it ends, so the threads have to be ours (docs/design).
+Uses private names of Trio: they make `trio.from_thread` work in a thread that Trio did
+not start. Trio's own threads can neither be kept for one request nor close their
+connections when they end (docs/design/threads.md).
 """
 
 from __future__ import annotations
@@ -14,32 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import sniffio
 import trio
-from trio._threads import PARENT_TASK_DATA, Run, RunSync
+from trio import _threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = [
-    "Run",
-    "RunSync",
-    "in_trio_run",
-    "in_trio_task",
-    "in_trio_thread",
-    "interrupts",
-    "no_call",
-    "runs_for_a_thread",
-    "switch_task",
-    "trios_notes",
-]
+#: A thread-local: Trio's record of the task that waits for the thread.
+trios_notes = _threads.PARENT_TASK_DATA
 
-
-#: What Trio itself knows of the task.
-trios_notes = PARENT_TASK_DATA
+#: What `trio.from_thread` sends to the task: run an async, or a sync function.
+Run = _threads.Run
+RunSync = _threads.RunSync
 
 
 class _Interrupts(threading.local):
-    #: Told True when the own code of a call begins to run, and False when it ends or
-    #: waits for a coroutine. Set in the main thread, where Ctrl-C arrives.
+    #: Called with True when a call's sync code begins to run, and with False when it
+    #: ends or waits for a coroutine. Set in the main thread, which receives Ctrl-C.
     note_sync_code: Callable[[bool], object] | None = None
 
 
@@ -48,27 +38,24 @@ interrupts = _Interrupts()
 
 def in_trio_thread() -> bool:
     """Whether `trio.from_thread` works in this thread. Any thread."""
-    return "token" in vars(trios_notes)  # hasattr() takes long to say no
+    return "token" in vars(trios_notes)  # hasattr() is slow to say no
 
 
 def in_trio_task() -> bool:
-    """Whether the running code is Trio's. Any thread.
-
-    Code of asyncio on a loop of trio-asyncio runs in a task of Trio, but is none.
-    """
-    # Trio has long to say no, too: under asyncio, the first answer is enough.
+    """Whether Trio code runs here, not asyncio code of an island. Any thread."""
+    # Under asyncio the first check suffices: Trio's takes longer.
     return sniffio.thread_local.name == "trio" and trio.lowlevel.in_trio_task()
 
 
 def in_trio_run() -> bool:
-    """Whether a task of Trio runs here, for Trio or for an island. Any thread."""
+    """Whether a Trio task runs here, be it for an island. Any thread."""
     return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
 
 
 def runs_for_a_thread() -> bool:
-    """Whether the task, or one above it, is that of `trio.from_thread.run`'s token.
+    """Whether the task is, or is below, a system task that runs for another thread.
 
-    For such a system task a thread waits, which is not one of its own.
+    `trio.from_thread.run` starts such a task if it is given a token.
     """
     task = trio.lowlevel.current_task()
     while task.parent_nursery is not None:
@@ -79,14 +66,7 @@ def runs_for_a_thread() -> bool:
 
 
 def switch_task(notes: dict[str, Any]) -> dict[str, Any]:
-    """Change what this thread knows of the task that waits for it. Any thread.
-
-    Args:
-        notes: What Trio shall know of the task.
-
-    Returns:
-        What was known before: the argument to change it back.
-    """
+    """Replace this thread's `trios_notes`; return the old ones. Any thread."""
     known = vars(trios_notes)
     outer = known.copy()
     known.clear()
@@ -96,10 +76,9 @@ def switch_task(notes: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def no_call() -> Iterator[None]:
-    """Let this thread know nothing of the task that waits for it. Any thread.
+    """Hide the task that waits for this thread. Any thread.
 
-    What waits for the thread inside of this is something else: another task, or an
-    asyncio loop. Afterwards everything is as it was.
+    Inside the block, another task or an asyncio loop waits for the thread.
     """
     outer = switch_task({})
     try:
@@ -108,10 +87,6 @@ def no_call() -> Iterator[None]:
         switch_task(outer)
 
 
-def _forget_trio() -> None:
-    """In a forked child, no task waits for the thread that was copied."""
-    vars(trios_notes).clear()
-
-
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_trio)
+    # In the child, no task waits for the copied thread.
+    os.register_at_fork(after_in_child=lambda: vars(trios_notes).clear())

@@ -14,35 +14,33 @@ if TYPE_CHECKING:
 class Wakeups:
     """Calls functions in the Trio thread, in the order of their posting.
 
-    Does what `trio.lowlevel.TrioToken.run_sync_soon` does, which wakes the Trio thread
-    anew for each function. When many threads have something to tell, those wake-ups
-    cost more than what is told. Here the first one wakes it for all.
+    `trio.lowlevel.TrioToken.run_sync_soon` wakes the Trio thread for each function,
+    which costs more than the functions. Here the first one wakes it for all.
 
-    Made in the Trio thread; any thread may post. Guarantee: what was posted without an
-    error is called before the run ends.
+    Made in the Trio thread. Functions posted without an error run before the run ends.
     """
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        #: Whether `_call_all` is on its way, and has not begun.
+        #: Whether `_call_all` was asked for and has not begun.
         self._coming = False
 
     def run_sync_soon(self, fn: Callable[..., object], *args: Any) -> None:
-        """Have ``fn(*args)`` called in the Trio thread. Any thread.
+        """Post a call of ``fn(*args)`` in the Trio thread. Any thread.
 
         Raises:
             trio.RunFinishedError: the run has ended.
         """
-        # Posted before it is asked who comes: who comes looks after saying so.
+        # Before reading `_coming`: `_call_all` clears that before it looks here.
         self._posted.append((fn, args))
         if not self._coming:
             try:
                 self._coming = True
                 self._token.run_sync_soon(self._call_all)
             except BaseException:
-                # Ctrl-C, perhaps, in a main thread that runs sync code. Nobody may come
-                # now, and the next one must not rely on it.
+                # Perhaps Ctrl-C, in a main thread that runs sync code. The next
+                # function must wake the Trio thread again.
                 self._coming = False
                 raise
 

@@ -1,7 +1,8 @@
-"""A worker thread: it runs the calls that come to its inbox, one after the other."""
+"""A worker thread, and the jobs that it takes from its inbox besides calls."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from itertools import count
@@ -9,21 +10,42 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable
+
+    from .call import Owner
+
+logger = logging.getLogger("trio_asgi")
 
 _thread_numbers = count(1)
 
 
 @dataclass(frozen=True)
-class Stop:
-    """The worker's thread shall end."""
+class Detached:
+    """The last call of a lease; nothing waits for it."""
 
-    #: Called in the Trio thread then.
+    context: contextvars.Context
+    fn: Callable[[], object]
+    lease: Owner
+
+    def run(self) -> None:
+        """Run it. Worker thread."""
+        try:
+            self.context.run(self.lease.run_call, self.fn)
+        except BaseException:
+            logger.exception("The last call of a lease failed: %r", self.fn)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Ends the worker's thread."""
+
+    #: Called in the Trio thread after that.
     then: Callable[[], object] | None = None
 
 
 class Worker:
-    """One OS thread of a pool, idle or leased to one lease at a time."""
+    """One thread of a pool, idle or held by one lease."""
 
     def __init__(
         self,
@@ -34,11 +56,9 @@ class Worker:
     ) -> None:
         """Start no thread yet.
 
-        Args:
-            idle_seconds: Returns how long to wait for the next call.
-            on_idle: Called when none came; returns whether the thread ends then.
-            on_end: Called as the last act, with what `stop` was given. All three are
-                called in the worker thread.
+        The thread waits for a call for ``idle_seconds()``. If none comes, it calls
+        ``on_idle(self)``, and ends if that is true. ``on_end(self, then)`` is its last
+        act, with the argument of `stop`.
         """
         self._idle_seconds = idle_seconds
         self._on_idle = on_idle
@@ -50,11 +70,11 @@ class Worker:
             # A sync view that never returns must not keep the process from exiting.
             daemon=True,
         )
-        #: Whether a task has left a call that runs here: then nobody waits for the end.
+        #: Whether a task has left a call here: then nothing waits for the thread's end.
         self.left = False
 
     def stop(self, then: Callable[[], object] | None = None) -> None:
-        """End the thread when it has done what it was given; call ``then()`` here."""
+        """End the thread after its jobs; then call ``then()`` in the Trio thread."""
         self.inbox.put(Stop(then))
 
     def _work(self) -> None:
@@ -67,8 +87,7 @@ class Worker:
                 except Empty:
                     if self._on_idle(self):
                         return
-                    # It is leased, perhaps for hours: look less and less often whether
-                    # it has come back meanwhile.
+                    # A lease holds it, perhaps for hours: look less and less often.
                     idle_seconds = min(max(2 * idle_seconds, 0.1), 3600)
                     continue
                 if isinstance(job, Stop):
