@@ -14,7 +14,7 @@ import pytest
 from django.http import HttpRequest, HttpResponse
 from django.utils.module_loading import import_string
 
-from trio_asgi.chain.loop_safe import DJANGOS
+from trio_asgi.chain.loop_safe import DJANGO_HOOKS
 from trio_asgi.threads.lease import Lease
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def path_of(middleware: Any) -> str:
 def djangos() -> dict[str, type]:
     """Return this Django's middleware whose hooks may run on the loop."""
     found = {}
-    for name in DJANGOS:
+    for name in DJANGO_HOOKS:
         with suppress(ImportError):
             found[name] = import_string(name)
     return found

@@ -157,7 +157,7 @@ async def test_a_view_that_asyncio_cancels_is_a_server_error(
         raise asyncio.CancelledError
 
     assert (await answer(view)).startswith("500 ")
-    assert "The asyncio code of / was cancelled by other code" in caplog.text
+    assert "The asyncio code of / was cancelled by other asyncio code" in caplog.text
 
 
 async def test_an_island_in_a_nursery_that_asyncio_cancels(
@@ -182,7 +182,7 @@ async def test_an_island_in_a_nursery_that_asyncio_cancels(
         raise AssertionError
 
     assert (await answer(view)).startswith("500 ")
-    assert "The asyncio code of / was cancelled by other code" in caplog.text
+    assert "The asyncio code of / was cancelled by other asyncio code" in caplog.text
 
 
 async def test_middleware_that_asyncio_cancels_is_a_server_error() -> None:

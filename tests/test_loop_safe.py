@@ -45,7 +45,7 @@ from hop_support import (
 )
 from support import Answer, application, request
 from trio_asgi.chain import loop_safe as _loop_safe
-from trio_asgi.chain.loop_safe import DJANGOS
+from trio_asgi.chain.loop_safe import DJANGO_HOOKS
 from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
@@ -91,16 +91,16 @@ def test_the_list_names_hooks_that_there_are() -> None:
     """Every entry is a middleware of the newest Django, and each hook exists in it."""
     found = djangos()
     if django.VERSION >= (6, 0):
-        assert found.keys() == DJANGOS.keys()
+        assert found.keys() == DJANGO_HOOKS.keys()
     for name, cls in found.items():
         assert f"{cls.__module__}.{cls.__qualname__}" == name
-        assert DJANGOS[name].keys() <= vars(cls).keys()
+        assert DJANGO_HOOKS[name].keys() <= vars(cls).keys()
 
 
 def test_the_list_is_complete() -> None:
     """Every hook of a listed middleware has a condition."""
     for name, cls in djangos().items():
-        assert set(hooks_of(cls)) == DJANGOS[name].keys()
+        assert set(hooks_of(cls)) == DJANGO_HOOKS[name].keys()
 
 
 # Without a thread
@@ -798,7 +798,7 @@ async def test_a_factory_that_changes_nothing_takes_no_thread() -> None:
 def _nothing_met(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start as if no Django class had been checked."""
     for classes in (_loop_safe._SESSION_STORES, _loop_safe._MESSAGE_STORAGES):
-        monkeypatch.setattr(classes, "_met", set())
+        monkeypatch.setattr(classes, "_checked", set())
 
 
 @pytest.mark.usefixtures("_nothing_met")

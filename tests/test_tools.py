@@ -211,7 +211,7 @@ async def test_what_would_not_be_called_is_warned_of(
     monkeypatch.setattr(asgi.ASGIHandler, name, wrapper)
     application(path("", hello))
     (record,) = caplog.records
-    assert f"ASGIHandler.{name}, and is not called" in record.getMessage()
+    assert f"ASGIHandler.{name}, but is not called" in record.getMessage()
 
 
 async def test_an_agent_that_mixes_requests_up_is_warned_of(
@@ -221,7 +221,7 @@ async def test_an_agent_that_mixes_requests_up_is_warned_of(
     monkeypatch.setitem(sys.modules, "newrelic.agent", types.ModuleType("agent"))
     application(path("", hello))
     (record,) = caplog.records
-    assert "takes all that run at the same time for one" in record.getMessage()
+    assert "takes all requests that run at the same time for one" in record.getMessage()
 
 
 async def test_a_tool_may_wrap_the_making_of_the_application(

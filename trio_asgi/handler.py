@@ -1,6 +1,6 @@
-"""The ASGI handler: the life of a request on Trio.
+"""The ASGI handler: the life of a request on Trio, from top to bottom.
 
-Read `ASGIHandler.handle`, which tells it from the first byte to the last.
+`ASGIHandler.__call__` gets it from the server, and `ASGIHandler.handle` answers it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from django.core.handlers.asgi import get_script_prefix
 from django.urls import set_script_prefix
 
 from . import conf
-from .asgi.exchange import Exchange
 from .asgi.lifespan import Lifespan
 from .asgi.receive import Receiver
-from .asgi.send import ResponseSender
 from .asgi.websocket import refuse
 from .bridge.hop import hop
 from .bridge.install import install_bridge
@@ -37,7 +35,7 @@ from .request.body_file import spool_body, take_body
 from .request.errors import as_server_errors, refuse_body, server_error
 from .request.request import ASGIRequest, makes_plain_requests
 from .request.signals import RequestSignals, disown_caches
-from .request.state import RequestState
+from .request.state import prepare_request
 from .response.file_stream import LARGEST_BLOCK
 from .response.send import send_over_asgi
 from .threads.current import current_pool, reserved_lease
@@ -48,7 +46,9 @@ if TYPE_CHECKING:
 
     from django.http import HttpResponseBase
 
+    from .asgi.exchange import Exchange
     from .asgi.types import Receive, Scope, Send
+    from .request.state import RequestState
 
 _CALL: Final = Original(asgi.ASGIHandler.__call__, asgi)
 
@@ -56,25 +56,21 @@ _CALL: Final = Original(asgi.ASGIHandler.__call__, asgi)
 class ASGIHandler(ChainHandler):
     """Django's ASGI handler, on Trio.
 
-    What can be overridden in Django's can be here, with the same names and meanings:
+    A subclass can override what it could override in Django's handler:
     ``request_class``, ``chunk_size``, `handle`, `read_body`, ``create_request``,
-    ``run_get_response``, `send_response`. New are `lifespan` and `start_soon`.
+    ``run_get_response`` and `send_response`. `lifespan` and `start_soon` are new.
     """
 
     request_class: type[ASGIRequest] = ASGIRequest
 
-    #: How many bytes one message of a response holds at most. Servers take some time
-    #: for each, so Django's 64 KiB are too few.
+    #: The largest message of a response, in bytes. Servers spend time on each message,
+    #: so Django's 64 KiB are too few.
     chunk_size = LARGEST_BLOCK
-
-    #: Whether the project's views are asyncio's, unless they say that they are not.
-    _asyncio_views: bool = False
 
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
         configure()
         install_bridge(async_to_sync_backend=conf.get("ASYNC_TO_SYNC_BACKEND"))
-        self._asyncio_views = conf.get("ASYNCIO_VIEWS")
         super().__init__()
         disown_caches()
         self._lifespan = Lifespan(
@@ -86,51 +82,19 @@ class ASGIHandler(ChainHandler):
         if settings.DEBUG:
             record_hops(self)
 
-    # For users
-
-    @asynccontextmanager
-    async def lifespan(self) -> AsyncIterator[None]:
-        """Surround the serving of requests; for overriding in a subclass.
-
-        What stands before the ``yield`` runs at the server's start-up; if it raises,
-        the server is told that the start-up failed. What stands after it runs at
-        shutdown, when the requests and the tasks of `start_soon` have ended. A nursery
-        may be open around the ``yield``. Not run by servers without lifespan support.
-        """
-        yield
-
-    def start_soon(
-        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
-    ) -> None:
-        """Start a task that may outlive the request, as `trio.Nursery.start_soon`.
-
-        The task has a thread of its own for its sync code, and caches of its own. The
-        values of context variables come along; what is kept in a `Local` of asgiref's
-        or in a `threading.local` does not, except for the language, the time zone, the
-        URLconf and the script prefix: pass the rest as arguments.
-
-        If the task fails, that is logged, and harms no other task. At shutdown it may
-        run on for ``TRIO_ASGI["SHUTDOWN_SECONDS"]``, then it is cancelled.
-
-        Raises:
-            RuntimeError: outside the server's lifespan, which is where such tasks live.
-        """
-        name = name or async_fn
-        start_in_background(self, self._lifespan, async_fn, args, name)
-
     # The life of a request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: an HTTP request, or the server's lifespan.
 
         Raises:
-            ValueError: the scope is of a type that ASGI does not know.
-            RuntimeError: not called by Trio.
+            ValueError: ASGI does not define this type of scope.
+            RuntimeError: not called in a Trio task.
         """
         if not trio.lowlevel.in_trio_task():
             raise RuntimeError(
-                "trio_asgi was called outside Trio. Serve it with a Trio worker, as "
-                "'hypercorn -k trio' has, or use django.core.asgi on asyncio."
+                "trio_asgi was called outside Trio. Serve it with a Trio worker, such "
+                "as 'hypercorn -k trio', or use django.core.asgi on asyncio."
             )
         kind = scope["type"]
         if kind == "lifespan":
@@ -141,10 +105,11 @@ class ASGIHandler(ChainHandler):
             return
         plain = type(self).handle is ASGIHandler.handle
         if plain and kind == "http" and _CALL.is_code_of(asgi.ASGIHandler.__call__):
-            # As Django wrote it, it would do no more, but at some cost.
+            # Django's own __call__ would do the same, more slowly.
             await self.handle(scope, receive, send)
             return
-        # This is what tools wrap that keep requests apart.
+        # Tools wrap Django's __call__ to keep requests apart. Their sync code gets the
+        # request's thread, too: `handle` takes this lease over.
         lease = current_pool().lease()
         lease.reserved = True
         outer_loop = current_loop.set(lease)
@@ -153,33 +118,29 @@ class ASGIHandler(ChainHandler):
         finally:
             current_loop.reset(outer_loop)
             if lease.reserved:
-                # It came to nothing; code around it may have left something there.
+                # `handle` was not reached. A tool may have left something there.
                 lease.retire = True
                 lease.release()
 
     @as_server_errors
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request.
+        """Answer one HTTP request.
 
-        The body is read whole, unless its view wants to start before that, or it is
-        larger or slower than allowed. Then everything happens between
-        ``request_started`` and ``request_finished``, which are sent once each, in the
-        request's own thread, whatever happens meanwhile. A disconnect cancels the view
-        or the stream.
+        The body is read first, unless the view starts early. Everything else happens
+        between ``request_started`` and ``request_finished``. Each is sent once, in the
+        request's own thread, even after errors and cancellation; or not at all, if only
+        Django listens and nothing needs the thread: see `RequestSignals`.
 
-        Both signals, and the thread itself, are left out where nobody can tell: see
-        `RequestSignals`.
-
-        Every error before the response has started is answered, as Django does it or,
-        where Django itself fails, or what it has made cannot be sent, with a plain 500.
+        A disconnect cancels the view or the stream. An error before the response has
+        started is answered: by Django, or with a plain 500 where Django cannot.
 
         Raises:
             trio.Cancelled: the server has cancelled the request.
-            KeyboardInterrupt, SystemExit: only if the handler of a signal has raised
-                it. What the request's code raises counts as any other error.
+            KeyboardInterrupt, SystemExit: only if a signal handler raised it. If the
+                request's code raises one, it counts like any other error.
             Exception: a stream failed, or a receiver of ``request_finished``.
         """
-        lease = reserved_lease()
+        # The body comes first. If it is refused, that is the response.
         receiver = Receiver(scope, receive)
         refusal: HttpResponseBase | None = None
         urlconf = getattr(self.request_class, "urlconf", None)
@@ -191,30 +152,16 @@ class ASGIHandler(ChainHandler):
             if ends_more(error):
                 raise
             body, refusal = io.BytesIO(), refuse_body(error, scope["path"])
-        lease = lease or current_pool().lease()
+
+        # The request gets the right to a thread, which its first sync call takes.
+        lease = reserved_lease() or current_pool().lease()
         lease.begin_request()
         lease.owner, lease.for_asyncio = self, self._asyncio_views
         outer_loop = current_loop.set(lease)
-        sender = ResponseSender(
-            send,
-            receiver,
-            wants_body=scope["method"] != "HEAD",
-            takes_paths="http.response.pathsend" in (scope.get("extensions") or ()),
-        )
         signals = RequestSignals(type(self), scope, lease)
-        state = RequestState(scope["path"], signals, lease, sender, body)
-        exchange = Exchange(
-            wait_disconnect=receiver.wait_disconnect,
-            is_complete=lambda: sender.settled,
-            lease=lease,
-            patience=lambda: conf.get("SHUTDOWN_SECONDS"),
-            name=state.path,
-        )
-        receiver.on_disconnect = exchange.abort
-        exchange.limit_sending(
-            sender, lambda: conf.get("SEND_TIMEOUT"), state.end_early
-        )
+        state, exchange = prepare_request(scope, receiver, send, signals, body)
 
+        # It is answered, unless the client leaves before.
         async def respond() -> None:
             state.response = await self._make_response(scope, state, refusal)
             await self._send(state, exchange)
@@ -225,28 +172,30 @@ class ASGIHandler(ChainHandler):
         except ClientDisconnected:
             pass
         finally:
+            # Whatever has happened, it ends: response closed, signal sent, thread free.
             try:
                 await state.finish()
             finally:
-                # It refers to the exchange, which refers to it.
+                # The exchange refers back to the receiver: leave no cycle behind.
                 receiver.on_disconnect = None
                 current_loop.reset(outer_loop)
 
     async def _make_response(
         self, scope: Scope, state: RequestState, refusal: HttpResponseBase | None
     ) -> HttpResponseBase:
-        """Make the request, and have the middleware chain and the view answer it."""
+        """Make the request, and have the middleware and the view answer it."""
         try:
             if refusal is not None:
                 await state.signals.start()
                 return refusal
             set_script_prefix(get_script_prefix(scope))
             if not makes_plain_requests(self):
+                # The project's code there may depend on ``request_started``.
                 await state.signals.start()
             if scope.get("query_string", b"").isascii():
                 request, error = self.create_request(scope, state.body_file)
             else:
-                # One that is not UTF-8 is logged there: not on the loop.
+                # If it is not UTF-8, Django logs that: not on the loop.
                 make = functools.partial(self.create_request, scope, state.body_file)
                 request, error = await hop(make)
             if request is None:
@@ -264,9 +213,9 @@ class ASGIHandler(ChainHandler):
             return server_error(error, state.path, state.request)
 
     async def _send(self, state: RequestState, exchange: Exchange) -> None:
-        """Send the response, or a plain 500 for one that cannot even be started.
+        """Send the response, or a plain 500 if it cannot even be started.
 
-        It is closed, like any other, when the request ends.
+        Either way the response is closed when the request ends.
         """
         sender, response = state.sender, state.response
         assert response is not None
@@ -283,19 +232,50 @@ class ASGIHandler(ChainHandler):
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, which is in memory up to a size, as in Django.
 
-        What goes to disk is written in a thread. Not called for a view that starts
-        before the body is there.
+        Writing to disk happens in a thread. Not called for a view that starts early.
 
         Raises:
             RequestAborted: the client left before the body was complete.
-            BodyTooLarge, BodyTimeout: it is answered 413, or 408.
+            BodyTooLarge, BodyTimeout: answered with 413 and 408.
         """
         return await spool_body(receive)
 
     async def send_response(self, response: HttpResponseBase, send: Send) -> None:
-        """Send a response out over ASGI; the parts of a streamed one as they come.
+        """Send a response over ASGI; a streamed one part by part, as the parts come.
 
-        Nothing is read for the answer to HEAD. A whole file on disk is left to the
-        server, if it offers that.
+        For HEAD no content is read. A whole file on disk is left to the server, if the
+        server offers that.
         """
         await send_over_asgi(response, send, self.chunk_bytes)
+
+    # Around the requests
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Surround the serving of requests; for overriding in a subclass.
+
+        The part before the ``yield`` runs at the server's start-up; if it raises, the
+        server is told that the start-up failed. The part after it runs at shutdown,
+        when the requests and the tasks of `start_soon` have ended. A nursery may be
+        open around the ``yield``. Servers without lifespan support do not run this.
+        """
+        yield
+
+    def start_soon(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+    ) -> None:
+        """Start a task that may outlive the request, as `trio.Nursery.start_soon` does.
+
+        The task has its own thread for sync code, and its own caches. It gets the
+        values of context variables, but not those of an asgiref `Local` or of a
+        `threading.local`, except for the language, the time zone, the URLconf and the
+        script prefix: pass the rest as arguments.
+
+        If the task fails, the error is logged, and no other task is cancelled. At
+        shutdown it may run for ``TRIO_ASGI["SHUTDOWN_SECONDS"]``, then it is cancelled.
+
+        Raises:
+            RuntimeError: called outside the server's lifespan.
+        """
+        name = name or async_fn
+        start_in_background(self, self._lifespan, async_fn, args, name)

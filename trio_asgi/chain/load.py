@@ -1,12 +1,11 @@
 """The middleware chain: Django's, planned once at start-up.
 
-Django's own loader makes the instances, each once, and decides which are sync. It asks
-`Chain.link` for the ``get_response`` of each; so the chain comes to know them. A layer
-is driven hook by hook if it is a `MiddlewareMixin` that leaves the calling to Django.
-Any other is called as it is: on the loop if it is async, and otherwise in the thread,
-where its ``get_response`` goes on as far as what follows is sync.
+Django's own loader makes the middleware and decides which is sync. It asks `Chain.link`
+for each ``get_response``, so the chain learns of each layer. If a `MiddlewareMixin`
+keeps Django's ``__call__``, its hooks are called one by one. Any other middleware is
+called as a whole: on the loop if it is async, or else in the thread.
 
-How a request goes through the layers is told in `chain.passage`.
+`chain.passage` takes requests through the layers.
 """
 
 from __future__ import annotations
@@ -34,46 +33,43 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest, HttpResponseBase
 
-#: What a `MiddlewareMixin` calls itself; hooks around the view are the handler's.
+#: The hooks that `MiddlewareMixin` calls. Django's handler calls the others.
 _HOOKS: Final = ("process_request", "process_response")
 
-#: If something was put in its place, that is called.
+#: If a tool has replaced it, the replacement is called.
 _GET_RESPONSE: Final = Original(BaseHandler.get_response_async, base)
 
-
-#: Methods of Django's handler that ask asyncio. `ASGIHandler` has others.
+#: Methods of Django's handler that use asyncio. `ASGIHandler` has its own.
 _NOT_CALLED: Final = ("handle", "read_body", "send_response", "listen_for_disconnect")
 
 logger = logging.getLogger("django.request")
 
 
 class Chain:
-    """The middleware of one handler, and the ways through it."""
+    """The middleware of one handler; Django's loader adds layers, innermost first."""
 
     def __init__(self, handler: BaseHandler) -> None:
-        """Know no middleware yet; Django's loader tells them from the inside out."""
+        """Begin without any layer."""
         self.plan = Plan(handler, asyncio_views=conf.get("ASYNCIO_VIEWS"))
-        #: Goes the ways; one that records its hops may be put in its place.
+        #: The class that takes requests through. `record_hops` replaces it.
         self.passage_type: type[Passage] = Passage
         self._top_handler: Any = None
-        self._top_link: Any = None
-
-    # While Django loads the middleware
+        self._top_link: Callable[[Any], Any] | None = None
 
     def link(
         self, handler: Any, *, handler_is_async: bool, to_async: bool
     ) -> Callable[[Any], Any]:
-        """Return the ``get_response`` that leads to a handler of Django's.
+        """Return the ``get_response`` that leads to the outermost layer so far.
 
-        Args:
-            handler: What Django has wrapped around the outermost layer so far.
-            handler_is_async: Whether Django takes that layer for async.
-            to_async: Whether a coroutine function is wanted, or a function for the
-                thread.
+        ``handler`` is that layer in Django's wrapper. With ``to_async`` a coroutine
+        function is returned, or else a function for the thread.
         """
-        # The same again, if the middleware that got it has refused to be used.
+        # It is the same again if the last middleware raised `MiddlewareNotUsed`.
         if handler is not self._top_handler:
-            instance = _without_conversion(handler)
+            instance = handler
+            if is_original(handler, exception):
+                # Without Django's wrapper: `Passage` turns errors into responses, too.
+                instance = getattr(handler, "__wrapped__", handler)
             kind = self._kind(instance, is_async=handler_is_async)
             self.plan.top = Layer(kind, instance, self.plan.top, LoopSafety(instance))
             self._top_handler = handler
@@ -88,53 +84,37 @@ class Chain:
             passage = self.passage_type(self.plan)
             return passage.drive_in_thread(passage.through(layer, request))
 
-        link = get_response_async if to_async else get_response
-        self._top_link = link
-        return link
+        self._top_link = get_response_async if to_async else get_response
+        return self._top_link
 
     def _kind(self, instance: Any, *, is_async: bool) -> Kind:
-        if self.plan.top is None and _is_djangos_view_layer(instance):
+        function = getattr(instance, "__func__", None)
+        if self.plan.top is None and is_original(function, base):
             return Kind.VIEW
-        if _leaves_calling_to_django(instance) and (
-            instance.get_response is self._top_link
-        ):
+        if _keeps_djangos_call(instance) and instance.get_response is self._top_link:
             return Kind.HOOKS
         return Kind.ASYNC if is_async else Kind.SYNC
 
-    def complete(self) -> None:
-        """Take over the hooks around the view. Called when all layers are loaded."""
-        handler = self.plan.handler
-        self.plan.view_hooks = _hooks(handler._view_middleware)
-        self.plan.template_hooks = _hooks(handler._template_response_middleware)
-
-    # When a request comes
-
-    async def respond(self, request: Any) -> HttpResponseBase:
-        """Do as `BaseHandler.get_response`. Called by the request's task.
-
-        Raises:
-            trio.Cancelled: the request was cancelled.
-            Exception: what even Django's conversion of errors could not answer, or a
-                receiver of ``request_started``.
-        """
-        passage = self.passage_type(self.plan)
-        response: HttpResponseBase = await passage.drive(passage.all(request))
-        return response
-
 
 class ChainHandler(asgi.ASGIHandler):
-    """Django's handler with a `Chain` in the place of its nested functions."""
+    """Django's handler, with a `Chain` instead of nested functions."""
+
+    #: Whether views are asyncio's. Django's handler for static files loads no chain.
+    _asyncio_views = False
 
     def load_middleware(self, is_async: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Load the middleware, each once, as Django does, and plan their chain.
+        """Load the middleware as Django does, and plan the chain.
 
         Raises:
-            ImproperlyConfigured: as Django has it, or ``loop_safe_hooks`` are wrong.
+            ImproperlyConfigured: Django's errors, or invalid ``loop_safe_hooks``.
         """
-        _warn_of_what_is_not_called()
+        _warn_of_tools()
         self._chain = Chain(self)
+        self._asyncio_views = self._chain.plan.asyncio_views
         super().load_middleware(is_async)
-        self._chain.complete()
+        handler: Any = self
+        self._chain.plan.view_hooks = _hooks(handler._view_middleware)
+        self._chain.plan.template_hooks = _hooks(handler._template_response_middleware)
 
     def adapt_method_mode(
         self,
@@ -142,11 +122,11 @@ class ChainHandler(asgi.ASGIHandler):
         method: Callable[..., Any],
         method_is_async: bool | None = None,  # noqa: FBT001
         debug: bool = False,  # noqa: ARG002, FBT001, FBT002
-        name: str | None = None,  # noqa: ARG002 - nothing to log: none is adapted yet
+        name: str | None = None,  # noqa: ARG002 - for a log message that is left out
     ) -> Callable[..., Any]:
-        """Return what a middleware gets as its ``get_response``.
+        """Return the ``get_response`` for a middleware, or a hook around the view.
 
-        Django's loader asks this for each layer, and for each hook around the view.
+        Called by Django's loader.
         """
         if method_is_async is None:
             return super().adapt_method_mode(is_async, method)
@@ -155,14 +135,14 @@ class ChainHandler(asgi.ASGIHandler):
         )
 
     def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the view as it is called: what Django's handler asks for each request.
+        """Return the view to call for a request: in a transaction, if Django says so.
 
-        Besides Django's transaction: with ``ASYNCIO_VIEWS``, an async view becomes an
-        island, unless it says that it is Trio's.
+        With ``ASYNCIO_VIEWS`` an async view becomes an asyncio island, unless it is
+        declared as a Trio view.
         """
         view = super().make_view_atomic(view)
         if (
-            self._chain.plan.asyncio_views
+            self._asyncio_views
             and iscoroutinefunction(view)
             and not is_trio_island(view)
         ):
@@ -170,66 +150,55 @@ class ChainHandler(asgi.ASGIHandler):
         return view
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer a request by way of the middleware chain; see `chain.load`."""
+        """Answer a request through the middleware chain. Called in the request's task.
+
+        Raises:
+            trio.Cancelled: the request was cancelled.
+            Exception: of a receiver of ``request_started``, or of Django's own error
+                handling.
+        """
         if not _GET_RESPONSE.is_code_of(BaseHandler.get_response_async):
-            # Tools that measure put something around it; it takes a hop or two more.
+            # A tool has wrapped it. This way takes a hop or two more.
             if (signals := getattr(request, "_signals", None)) is not None:
                 await signals.start()
             return await super().get_response_async(request)
-        return await self._chain.respond(request)
+        passage = self._chain.passage_type(self._chain.plan)
+        response: HttpResponseBase = await passage.drive(passage.all(request))
+        return response
 
 
-def _warn_of_what_is_not_called() -> None:
-    """Say so if a tool has replaced what this handler has no use for.
-
-    Or if it is known to mix requests up, so that one user's data is reported with
-    another's.
-    """
+def _warn_of_tools() -> None:
+    """Log tools that have replaced methods that are not called, or mix requests up."""
     if "newrelic.agent" in sys.modules:
         logger.error(
-            "New Relic's agent was imported. It tells requests apart by the tasks of "
-            "asyncio, so on Trio it takes all that run at the same time for one, and "
-            "mixes up what it reports of them. Do not start it in this process."
+            "New Relic's agent was imported. It tells requests apart by asyncio tasks. "
+            "On Trio it takes all requests that run at the same time for one, and its "
+            "reports mix up their data. Do not start it in this process."
         )
     for name in _NOT_CALLED:
         found = vars(asgi.ASGIHandler).get(name)
         if not is_original(found, asgi):
             logger.warning(
-                "%r is in the place of django.core.handlers.asgi.ASGIHandler.%s, and "
-                "is not called on Trio. Replace that method of trio_asgi.ASGIHandler.",
+                "%r replaces django.core.handlers.asgi.ASGIHandler.%s, but is not "
+                "called on Trio. Replace that method of trio_asgi.ASGIHandler instead.",
                 found,
                 name,
             )
 
 
 def _hooks(adapted: Any) -> list[Hook]:
-    """Take off what Django's loader puts around sync hooks."""
+    """Return the hooks that Django's loader has adapted, sync ones unwrapped."""
     hooks = []
     for method in adapted:
         is_async = not isinstance(method, SyncToAsync)
         bare = method if is_async else method.func
-        owner = getattr(bare, "__self__", None)
-        safety = None if is_async or owner is None else LoopSafety(owner)
-        hooks.append(Hook(bare, is_async, safety))
+        owner = getattr(bare, "__self__", bare)
+        hooks.append(Hook(bare, is_async, LoopSafety(owner)))
     return hooks
 
 
-def _without_conversion(handler: Any) -> Any:
-    """Take off what Django's loader puts around a layer: errors become responses.
-
-    `Passage` does the same. What a tool has put there instead is called with the layer.
-    """
-    if is_original(handler, exception):
-        return getattr(handler, "__wrapped__", handler)
-    return handler
-
-
-def _is_djangos_view_layer(instance: Any) -> bool:
-    return is_original(getattr(instance, "__func__", None), base)
-
-
-def _leaves_calling_to_django(instance: Any) -> bool:
-    """Whether a middleware consists of hooks, as `MiddlewareMixin` calls them."""
+def _keeps_djangos_call(instance: Any) -> bool:
+    """Whether only `MiddlewareMixin` calls the middleware's hooks."""
     kind = type(instance)
     return (
         isinstance(instance, MiddlewareMixin)

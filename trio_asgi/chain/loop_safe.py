@@ -1,18 +1,16 @@
 """Middleware hooks that need no thread.
 
-A hook may run on the loop if it does no I/O, takes no lock for long, and keeps nothing
-in its thread. Nobody can see that from outside, so nothing is guessed:
+A hook may run on the loop if it does no I/O, holds no lock for long, and keeps nothing
+in its thread. That cannot be found out from outside, so nothing is guessed:
 
-- Most hooks of Django's own middleware do no I/O, some of them on conditions. They
-  stand below, each with the reason. It counts for classes that are exactly Django's,
-  and as Django wrote them: a subclass, or a class in which anything was replaced, takes
-  the thread. So do sessions, messages and the like that are a project's own.
+- `DJANGO_HOOKS` lists hooks of Django's own middleware, with reasons and conditions. It
+  holds for Django's unmodified classes. Subclasses and modified classes take the
+  thread. So do a project's own sessions, messages and caches.
 - Other middleware declares its hooks in a class attribute:
-  ``loop_safe_hooks = ("process_request",)``. A subclass has to declare them anew, for
-  it may override what they call.
+  ``loop_safe_hooks = ("process_request",)``. A subclass must declare them again, since
+  it may override methods that they call.
 
-Whether anything was replaced in the class of a middleware is looked at once, when the
-middleware is loaded.
+A middleware's class is checked for changes once, when the middleware is loaded.
 """
 
 from __future__ import annotations
@@ -31,47 +29,47 @@ from trio_asgi.bridge.originals import Original, class_name, is_original_class
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    #: Takes the middleware, the request, and the response or the view, if there is one.
+    #: Takes the middleware, the request, and the response or the view or None.
     Condition = Callable[[Any, Any, Any], bool]
 
-#: Those that may be declared. The others only run where a thread is taken anyway: for
-#: rendering a template, or for answering an error.
+#: Hooks that may be declared. The others run where a thread is needed anyway: to render
+#: a template, or to answer an error.
 DECLARABLE: Final = ("process_request", "process_view", "process_response")
 
 
-class _Djangos:
-    """Classes of Django's, by their names."""
+class _DjangoClasses:
+    """Classes of Django, by their names."""
 
     def __init__(self, package: str, *names: str) -> None:
         self._names = frozenset(f"{package}.{name}" for name in names)
-        #: Those that were looked at.
-        self._met: set[type] = set()
+        #: Classes that were found to be unmodified.
+        self._checked: set[type] = set()
 
     def has_name(self, name: str) -> bool:
         """Whether a class of this name may be one of these. Imports nothing."""
         return name in self._names
 
     def __contains__(self, cls: type) -> bool:
-        """Whether a class is one of these; as Django wrote it, when first met."""
-        if cls not in self._met:
+        """Whether a class is one of these, and was unmodified at the first check."""
+        if cls not in self._checked:
             if class_name(cls) not in self._names:
                 return False
             if not all(map(is_original_class, cls.__mro__[:-1])):
                 return False
-            self._met.add(cls)
+            self._checked.add(cls)
         return True
 
 
-#: Making one of these does no I/O. A store of files looks for its directory.
-_SESSION_STORES: Final = _Djangos(
+#: Making one of these does no I/O. The file store looks for its directory.
+_SESSION_STORES: Final = _DjangoClasses(
     "django.contrib.sessions.backends",
     "db.SessionStore",
     "cache.SessionStore",
     "cached_db.SessionStore",
     "signed_cookies.SessionStore",
 )
-#: Nor does making one of these. A cache of files makes its directory.
-_CACHES: Final = _Djangos(
+#: Nor does making one of these. The file cache makes its directory.
+_CACHES: Final = _DjangoClasses(
     "django.core.cache.backends",
     "db.DatabaseCache",
     "dummy.DummyCache",
@@ -80,8 +78,8 @@ _CACHES: Final = _Djangos(
     "memcached.PyMemcacheCache",
     "redis.RedisCache",
 )
-#: Nor does making one of these, with Django's signer of cookies.
-_MESSAGE_STORAGES: Final = _Djangos(
+#: Nor does making one of these, with Django's cookie signer.
+_MESSAGE_STORAGES: Final = _DjangoClasses(
     "django.contrib.messages.storage",
     "fallback.FallbackStorage",
     "cookie.CookieStorage",
@@ -98,13 +96,13 @@ def _always(*_: Any) -> bool:
 
 
 def _has_safe_store(middleware: Any, *_: Any) -> bool:
-    # The store is made, and reads nothing until it is used.
+    # A new store reads nothing until it is used.
     store = middleware.SessionStore
     if store not in _SESSION_STORES:
         return False
     if not store.__module__.endswith(("cache", "cached_db")):
         return True
-    # It takes a cache, which is made if this is the first that takes it.
+    # It uses a cache, which is made for the first store in a thread.
     try:
         backend = settings.CACHES[settings.SESSION_CACHE_ALIAS]["BACKEND"]
     except LookupError:
@@ -113,12 +111,9 @@ def _has_safe_store(middleware: Any, *_: Any) -> bool:
 
 
 def _saves_no_session(_: Any, request: Any, __: Any) -> bool:
-    # Then it only looks at flags, and may set headers.
-    try:
-        session = request.session
-    except AttributeError:
-        return True
-    return (
+    # Then the hook only looks at flags, and may set headers.
+    session = getattr(request, "session", None)
+    return session is None or (
         type(session) in _SESSION_STORES
         and not session.modified
         and not settings.SESSION_SAVE_EVERY_REQUEST
@@ -126,8 +121,7 @@ def _saves_no_session(_: Any, request: Any, __: Any) -> bool:
 
 
 def _has_safe_messages(*_: Any) -> bool:
-    # The storage is made, with those that it is made of. It reads nothing until it is
-    # used.
+    # A new storage, with its parts, reads nothing until it is used.
     name = settings.MESSAGE_STORAGE
     if not _MESSAGE_STORAGES.has_name(name) or settings.SIGNING_BACKEND != _SIGNER:
         return False
@@ -137,12 +131,9 @@ def _has_safe_messages(*_: Any) -> bool:
 
 
 def _stores_no_message(_: Any, request: Any, __: Any) -> bool:
-    # No message was queued, and none was read that is to be taken out of the storage.
-    try:
-        messages = request._messages
-    except AttributeError:
-        return True
-    return (
+    # No message was added, and none was read that the storage must now forget.
+    messages = getattr(request, "_messages", None)
+    return messages is None or (
         type(messages) in _MESSAGE_STORAGES
         and not messages.used
         and not messages.added_new
@@ -150,19 +141,19 @@ def _stores_no_message(_: Any, request: Any, __: Any) -> bool:
 
 
 def _token_is_in_cookie(*_: Any) -> bool:
-    # It is read from a header or made of random bytes, and set in a header. In a
-    # session it would be read from, or written to, wherever that is kept.
+    # The token is read from a header or made of random bytes, and set in a header. With
+    # `CSRF_USE_SESSIONS` the session's store would be read or written.
     return not settings.CSRF_USE_SESSIONS
 
 
 def _checks_no_token(_: Any, request: Any, __: Any) -> bool:
-    # With other methods it may read the body, and shows or logs its refusal.
+    # With other methods the hook may read the body, and logs a refusal.
     return request.method in _CSRF_SAFE_METHODS and not settings.CSRF_USE_SESSIONS
 
 
 def _knows_hosts(_: Any, request: Any, __: Any) -> bool:
-    # It compares the URL with patterns, and may ask for the host, which is looked for
-    # in a setting. A project's own kind of list, or of request, may look elsewhere.
+    # The hook compares the URL with patterns, and may look for the host in a setting.
+    # A project's own kind of list or request may look elsewhere.
     return (
         type(settings.ALLOWED_HOSTS) in _LISTS
         and _GET_HOST.is_code_of(type(request).get_host)
@@ -171,8 +162,8 @@ def _knows_hosts(_: Any, request: Any, __: Any) -> bool:
 
 
 def _adds_no_www(middleware: Any, request: Any, _: Any) -> bool:
-    # Then it matches the client's name with patterns, and asks for the host. A URL that
-    # may need the "www." is resolved, maybe by converters of the project's own.
+    # Then the hook compares the user agent with patterns, and may look for the host. To
+    # add "www." it would resolve the URL, perhaps by the project's own converters.
     return (
         not settings.PREPEND_WWW
         and type(settings.DISALLOWED_USER_AGENTS) in _LISTS
@@ -181,13 +172,13 @@ def _adds_no_www(middleware: Any, request: Any, _: Any) -> bool:
 
 
 def _was_found(_: Any, __: Any, response: Any) -> bool:
-    # Then it only sets a header. For a 404 it looks for another URL, maybe by
-    # converters of the project's own.
+    # Then the hook only sets a header. For a 404 it looks for another URL, perhaps by
+    # the project's own converters.
     return bool(response.status_code != 404)  # noqa: PLR2004 - HTTP's
 
 
-#: Hooks of Django's own middleware, and the condition on which each needs no thread.
-DJANGOS: Final[Mapping[str, Mapping[str, Condition]]] = {
+#: Hooks of Django's middleware, and the condition under which each needs no thread.
+DJANGO_HOOKS: Final[Mapping[str, Mapping[str, Condition]]] = {
     "django.middleware.security.SecurityMiddleware": {
         "process_request": _knows_hosts,
         # Sets headers.
@@ -207,7 +198,7 @@ DJANGOS: Final[Mapping[str, Mapping[str, Condition]]] = {
         "process_response": _token_is_in_cookie,
     },
     "django.contrib.auth.middleware.AuthenticationMiddleware": {
-        # Puts two functions on the request, which read the user when they are called.
+        # Adds two functions to the request, which read the user when they are called.
         "process_request": _always,
     },
     "django.contrib.messages.middleware.MessageMiddleware": {
@@ -220,7 +211,7 @@ DJANGOS: Final[Mapping[str, Mapping[str, Condition]]] = {
     },
     # From Django 6.0 on.
     "django.middleware.csp.ContentSecurityPolicyMiddleware": {
-        # Puts a function on the request, and sets headers.
+        # Adds a function to the request, and sets headers.
         "process_request": _always,
         "process_response": _always,
     },
@@ -228,29 +219,26 @@ DJANGOS: Final[Mapping[str, Mapping[str, Condition]]] = {
 
 
 class LoopSafety:
-    """Which hooks of one middleware may run on the loop. Asked in the Trio thread."""
+    """Knows which hooks of one middleware may run on the loop. Trio thread."""
 
     def __init__(self, middleware: Any) -> None:
-        """Look the middleware's class up.
+        """Check the middleware's class.
 
         Raises:
-            ImproperlyConfigured: its ``loop_safe_hooks`` are no hooks that it may name.
+            ImproperlyConfigured: its ``loop_safe_hooks`` are not all in `DECLARABLE`.
         """
         self._middleware = middleware
         self._conditions = (
             {} if _hides_methods(middleware) else _conditions(type(middleware))
         )
-        #: Whether anything is known of it: it is Django's, or has declared its hooks.
+        #: Whether it is listed in `DJANGO_HOOKS`, or has declared hooks.
         self.known = bool(self._conditions)
 
     def allows(self, hook: str, request: Any, subject: Any = None) -> bool:
         """Whether the hook needs no thread for this request.
 
-        Args:
-            hook: The hook's name.
-            request: The request.
-            subject: The response, for ``process_response``; the view, for
-                ``process_view``.
+        The subject is the response for ``process_response``, and the view for
+        ``process_view``.
         """
         condition = self._conditions.get(hook)
         return condition is not None and condition(self._middleware, request, subject)
@@ -258,7 +246,7 @@ class LoopSafety:
 
 def _conditions(cls: type) -> Mapping[str, Condition]:
     name = class_name(cls)
-    djangos = DJANGOS.get(name)
+    djangos = DJANGO_HOOKS.get(name)
     if djangos is not None:
         return djangos if is_original_class(cls) else {}
     declared = vars(cls).get("loop_safe_hooks", ())
@@ -269,12 +257,12 @@ def _conditions(cls: type) -> Mapping[str, Condition]:
             f"{name}.loop_safe_hooks must be a tuple of some of {DECLARABLE}, "
             f"not {declared!r}."
         )
-    # Our own may need a thread for some requests.
+    # This package's own middleware may need a thread for some requests.
     return dict.fromkeys(declared, vars(cls).get("_is_loop_safe", _always))
 
 
 def _hides_methods(instance: Any) -> bool:
-    """Whether an instance has put something in the place of a method of its class."""
+    """Whether an attribute of an instance hides a method of its class."""
     cls = type(instance)
     return any(
         isinstance(inspect.getattr_static(cls, name, None), FunctionType)

@@ -1,25 +1,9 @@
-"""A request's way through the middleware chain, with as few hops as it can be gone in.
+"""A request's way through the middleware chain, with as few hops as possible.
 
-Django's handler exists twice, for sync and for async code, and each sync hook under
-async code hops to the thread and back. Here the way is written once, as a generator. It
-runs on either side, calls what belongs there, and only where the next piece of code
-belongs on the other side, it yields:
-
-    on the loop                                in the request's thread
-    ───────────                                ───────────────────────
-    hooks that need no thread
-    yield THREAD                           ──► sync hooks, the sync view, sync hooks
-    response                               ◄── done, in one hop
-
-    hooks that need no thread
-    yield THREAD                           ──► sync hooks
-    awaits an async view, or middleware    ◄── yield the view
-    hooks that need no thread
-    yield THREAD                           ──► sync hooks
-    response                               ◄── done, in two hops
-
-So hooks share a hop where they are adjacent, and what needs no thread never asks for
-one. The order of calls, and what becomes of errors between layers, is Django's.
+It is a generator that runs on the loop or in the request's thread. It calls the code
+that belongs there, and yields only where the next code belongs on the other side. So
+adjacent hooks share a hop, and code that needs no thread causes none. The order of
+calls and the handling of errors are Django's.
 """
 
 from __future__ import annotations
@@ -27,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
@@ -41,9 +25,8 @@ from trio_asgi.bridge.originals import Original
 from trio_asgi.errors import note_asyncio
 from trio_asgi.islands.functions import is_asyncio_island, is_trio_island, runs_on_trio
 from trio_asgi.request.errors import (
-    answer_to_nobody,
+    answer_body_error,
     as_view_errors,
-    body_refusal,
     give_up_form,
     log_lost,
 )
@@ -55,83 +38,70 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import TypeAlias
 
-    from .loop_safe import LoopSafety
     from .plan import Hook, Layer, Plan
 
-    #: Yields `THREAD`, or what is to be awaited on the loop; returns a response.
+    #: Yields `THREAD`, or a function to call and await on the loop. Returns a response.
     Steps: TypeAlias = Generator[Any, Any, Any]
 
 #: Yielded on the loop: go on in the thread.
 THREAD: Final = "go on in the thread"
 
-_BAD_REQUEST: Final = 400
-
 _ASK_HOOKS: Final = Original(base.BaseHandler.process_exception_by_middleware, base)
 
 
-class Ended:
-    """What a way through the chain has come to."""
+class Ended(NamedTuple):
+    """The end of a way through the chain."""
 
-    __slots__ = ("response",)
-
-    def __init__(self, response: Any) -> None:
-        self.response = response
+    response: Any
 
 
 class Passage:
-    """One way through the chain, or through what is below a middleware.
+    """One request's way through the chain, or through the part below a middleware.
 
-    The generators below run on one side at a time, and find in `in_thread` which it is.
-    On the loop it is driven by the task that called, and each hop is made by that task,
-    under its cancel scopes. If the task leaves a hop whose thread runs on, the passage
-    is the thread's alone.
+    The calling task runs the generators on the loop, and makes each hop, under its
+    cancel scopes. If it leaves a hop whose thread runs on, the thread alone runs them.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        #: Whether the generator is run by the request's thread just now.
+        #: Whether the request's thread runs the generator now.
         self.in_thread = False
 
-    # Driving
-
     async def drive(self, steps: Steps) -> Any:
-        """Go the whole way from the loop; hop where the thread is wanted."""
+        """Run a generator to its end, beginning on the loop; return the response."""
         try:
             return await self._drive_on(steps, _advance(steps.send, None))
         except BaseException:
-            # Whatever `through` could not answer has skipped hooks.
+            # `through` could not answer this error, so hooks were skipped.
             retire_thread()
             raise
 
     @runs_on_trio
     async def _drive_on(self, steps: Steps, wanted: Any) -> Any:
-        """Go on from the loop, where something is wanted first."""
+        """Run a generator, which has yielded ``wanted``, to its end. Trio task."""
         while type(wanted) is not Ended:
-            error: BaseException | None = None
+            resume, value = steps.send, None
             try:
                 if wanted is THREAD:
                     wanted = await hop(functools.partial(self._advance_here, steps))
                     continue
                 value = await wanted()
-            except BaseException as raised:
-                if wanted is THREAD and was_left():
-                    raise  # the thread may still run the generator
+            except BaseException as error:
                 if wanted is not THREAD:
-                    note_asyncio(raised)
-                error = raised
-            # Not within the `except`, or all that follows would be handling the error.
-            if error is None:
-                wanted = _advance(steps.send, value)
-                continue
+                    note_asyncio(error)
+                elif was_left():
+                    raise  # the thread may still run the generator
+                resume, value = steps.throw, error
+            # Outside the `except`, or all that follows would be handling the error.
             try:
-                wanted = _advance(steps.throw, error)
+                wanted = _advance(resume, value)
             finally:
-                # Its traceback holds this frame: leave no cycle behind.
-                del error
+                # An error's traceback holds this frame: leave no cycle behind.
+                del value
         return wanted.response
 
     def drive_in_thread(self, steps: Steps) -> Any:
-        """Go the whole way from the thread; back to the loop where that is wanted."""
+        """Run a generator to its end, beginning in the thread. Worker thread."""
         try:
             wanted = self._advance_here(steps)
             if type(wanted) is Ended:
@@ -142,47 +112,35 @@ class Passage:
             raise
 
     def _advance_here(self, steps: Steps) -> Any:
-        """Go on until something is wanted that the loop has. Worker thread."""
+        """Run a generator until it wants the loop, or to its end. Worker thread."""
         self.in_thread = True
         try:
             return _advance(steps.send, None)
         finally:
             self.in_thread = False
 
-    # The way
-
     def all(self, request: Any) -> Steps:
-        """Go all the way, as `BaseHandler.get_response` does."""
+        """Go through the whole chain, as `BaseHandler.get_response` does."""
         signals = getattr(request, "_signals", None)
         if signals is not None and signals.start_first:
             yield THREAD
         set_urlconf(settings.ROOT_URLCONF)
-        layer = self._plan.top
-        assert layer is not None
+        layer: Any = self._plan.top
         response = yield from self.through(layer, request)
         response._resource_closers.append(request.close)
-        if response.status_code >= _BAD_REQUEST and not _was_logged(response):
+        logged = getattr(response, "_has_been_logged", False)
+        if response.status_code >= 400 and not logged:  # noqa: PLR2004 - HTTP's
             if not self.in_thread:
                 yield THREAD
             self.note("logging the status of a", type(response))
-            log_response(
-                "%s: %s",
-                response.reason_phrase,
-                request.path,
-                response=response,
-                request=request,
-            )
+            texts = response.reason_phrase, request.path
+            log_response("%s: %s", *texts, response=response, request=request)
         if self.in_thread and signals is not None:
             signals.tidy_early(response)
         return response
 
-    def note(
-        self, what: str, code: Any, safety: LoopSafety | None = None, *seen: Any
-    ) -> None:
-        """Do nothing, before sync code runs; `hops.record` overrides it. Worker thread.
-
-        A hook comes with its name, and with what says whether it needs the thread.
-        """
+    def note(self, what: str, code: Any, *hook: Any) -> None:
+        """Do nothing, before sync code runs; see `hops.record`. Worker thread."""
 
     def through(self, layer: Layer, request: Any) -> Steps:
         """Go through a layer, and answer its errors, as Django does around each."""
@@ -201,15 +159,13 @@ class Passage:
         except Exception as error:  # noqa: BLE001 - Django answers it
             yield from self._take_to_thread(error, request)
             give_up_form(request)
-            response = (
-                body_refusal(error)
-                or answer_to_nobody(error)
-                or exception.response_for_exception(request, error)
-            )
+            response = answer_body_error(error)
+            if response is None:
+                response = exception.response_for_exception(request, error)
         return response
 
     def _call_hooks(self, layer: Layer, request: Any) -> Steps:
-        """Do as `MiddlewareMixin.__call__`."""
+        """Call the hooks and the layer below, as `MiddlewareMixin.__call__` does."""
         middleware, safety, below = layer.instance, layer.safety, layer.below
         assert below is not None
         response = None
@@ -225,9 +181,8 @@ class Passage:
         response = response or (yield from self.through(below, request))
         process_response = getattr(middleware, "process_response", None)
         if process_response is not None:
-            if not (
-                self.in_thread or safety.allows("process_response", request, response)
-            ):
+            asked = "process_response", request, response
+            if not (self.in_thread or safety.allows(*asked)):
                 yield THREAD
             if self.in_thread:
                 self.note("process_response", middleware, safety, request, response)
@@ -235,27 +190,22 @@ class Passage:
         return response
 
     def _call_inside(self, request: Any) -> Steps:
-        """Do as `BaseHandler._get_response`: call the view, and the hooks around it."""
+        """Call the view and its hooks, as `BaseHandler._get_response` does."""
         handler = self._plan.handler
         view, args, kwargs = handler.resolve_request(request)
         response = None
+        called = "process_view", request, view, args, kwargs
         for hook in self._plan.view_hooks:
-            response = yield from self._call_hook(
-                hook, "process_view", request, view, args, kwargs
-            )
+            response = yield from self._call_hook(hook, *called)
             if response:
                 break
         if response is None:
-            atomic_view = handler.make_view_atomic(view)
-            if not isinstance(atomic_view, FunctionType) and not iscoroutinefunction(
-                atomic_view
-            ):
-                # Raises TypeError, as it does for Django, if it is async after all.
-                sync_to_async(atomic_view)
+            atomic = handler.make_view_atomic(view)
+            if not (isinstance(atomic, FunctionType) or iscoroutinefunction(atomic)):
+                # As in Django, this raises TypeError if its `__call__` is async.
+                sync_to_async(atomic)
             try:
-                response = yield from self._call_view(
-                    atomic_view, request, args, kwargs
-                )
+                response = yield from self._call_view(atomic, request, args, kwargs)
             except Exception as error:
                 response = yield from self._ask_exception_hooks(error, request)
                 if response is None:
@@ -277,8 +227,7 @@ class Passage:
                     yield THREAD
                 self.note("the sync view", view)
                 response = view(request, *args, **kwargs)
-        # A sync view may stream async code, too. What middleware puts around that is
-        # Trio's.
+        # A sync view may stream async code, too; middleware around that is Trio's.
         if getattr(response, "is_async", False) and (
             is_asyncio_island(view)
             or (self._plan.asyncio_views and not is_trio_island(view))
@@ -290,12 +239,10 @@ class Passage:
     def _render(self, response: Any, request: Any) -> Steps:
         """Render a template response, after the hooks for it."""
         handler = self._plan.handler
+        what = "process_template_response"
         for hook in self._plan.template_hooks:
-            response = yield from self._call_hook(
-                hook, "process_template_response", request, response
-            )
-            owner = type(hook.method.__self__).__name__  # type: ignore[attr-defined]
-            name = f"{owner}.process_template_response"
+            response = yield from self._call_hook(hook, what, request, response)
+            name = f"{type(hook.method.__self__).__name__}.{what}"
             handler.check_response(response, hook.method, name=name)
         try:
             if iscoroutinefunction(response.render):
@@ -313,28 +260,24 @@ class Passage:
     def _call_hook(self, hook: Hook, name: str, request: Any, *args: Any) -> Steps:
         if hook.is_async:
             return (yield functools.partial(hook.method, request, *args))
-        safety = hook.safety
-        if not self.in_thread and not (
-            safety is not None and safety.allows(name, request, args[0])
-        ):
+        if not (self.in_thread or hook.safety.allows(name, request, args[0])):
             yield THREAD
         if self.in_thread:
-            self.note(name, hook.method, safety, request, args[0])
-            if safety is None or not safety.known:
+            self.note(name, hook.method, hook.safety, request, args[0])
+            if not hook.safety.known:
                 note_unfinished()
         return hook.method(request, *args)
 
     def _ask_exception_hooks(self, error: Exception, request: Any) -> Steps:
         handler: Any = self._plan.handler
-        if not handler._exception_middleware and _ASK_HOOKS.is_code_of(
-            type(handler).process_exception_by_middleware
-        ):
+        ask = type(handler).process_exception_by_middleware
+        if not handler._exception_middleware and _ASK_HOOKS.is_code_of(ask):
             return None
         yield from self._take_to_thread(error, request)
         return handler.process_exception_by_middleware(error, request)
 
     def _take_to_thread(self, error: Exception, request: Any) -> Steps:
-        """Go on in the thread with an error; log it if it is lost on the way."""
+        """Go on in the thread with an error; log it if a cancellation comes first."""
         if not self.in_thread:
             try:
                 yield THREAD
@@ -345,7 +288,7 @@ class Passage:
 
 
 def _advance(resume: Callable[[Any], Any], value: Any) -> Any:
-    """Run a generator up to what it wants next, or to its end."""
+    """Run a generator; return what it yields next, or `Ended`."""
     try:
         return resume(value)
     except StopIteration as end:
@@ -353,7 +296,3 @@ def _advance(resume: Callable[[Any], Any], value: Any) -> Any:
     finally:
         # If it is an error, its traceback holds this frame: leave no cycle behind.
         del value
-
-
-def _was_logged(response: Any) -> bool:
-    return getattr(response, "_has_been_logged", False)

@@ -1,4 +1,4 @@
-"""The plan of a middleware chain: its layers and hooks, as they were at start-up."""
+"""The plan of a middleware chain: its layers and hooks at start-up."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .loop_safe import LoopSafety
 
 
@@ -23,7 +21,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Layer:
-    """One middleware; the innermost is the view."""
+    """One middleware, or the view, which is the innermost layer."""
 
     kind: Kind
     instance: Any
@@ -35,22 +33,21 @@ class Layer:
 class Hook:
     """A hook of the innermost layer: the view's, or a template response's."""
 
-    method: Callable[..., Any]
+    method: Any
     is_async: bool
-    #: None: no middleware's, but a function.
-    safety: LoopSafety | None
+    safety: LoopSafety
 
 
 @dataclass
 class Plan:
-    """What a request goes through: layers from the outside in, and the view's hooks.
+    """The layers that a request goes through, and the hooks around the view.
 
-    Written while Django loads the middleware; afterwards only read.
+    Written while Django loads the middleware, and only read afterwards.
     """
 
-    #: Django's handler, which has the view resolved, checked and wrapped.
+    #: Django's handler, which resolves, checks and wraps the view.
     handler: Any
-    #: Whether the project's views are asyncio's, unless they say that they are not.
+    #: Whether async views are asyncio code, unless they are declared as Trio views.
     asyncio_views: bool
     #: The outermost layer so far.
     top: Layer | None = None

@@ -105,7 +105,7 @@ def causes_of_call(frame: FrameType | None, fn: Callable[[], Any]) -> list[str]:
     return [call or name_of(fn)]
 
 
-def _receivers_besides(djangos: signals._Djangos) -> list[str]:
+def _receivers_besides(djangos: signals._DjangoReceivers) -> list[str]:
     """Return what receives a signal of a request besides Django's own receivers."""
     if djangos.are_alone():
         return []

@@ -1,4 +1,4 @@
-"""Sending the response of a request, while its thread is given back."""
+"""Sends the response of a request, and gives its thread back meanwhile."""
 
 from __future__ import annotations
 
@@ -20,15 +20,10 @@ if TYPE_CHECKING:
 async def send_answer(
     state: RequestState, exchange: Exchange, send: Callable[[], Awaitable[None]]
 ) -> None:
-    """Send the response; the thread does not wait for a client that does not read.
+    """Send the response by ``send()``, holding no thread for a client that is slow.
 
-    The thread goes back before, if nothing of the request is left in it, or else after
-    a second. A stream needs it to its end, unless it is a file's.
-
-    Args:
-        state: The request, with its response.
-        exchange: What cancels the sending when the client leaves.
-        send: Sends the response.
+    The thread goes back first if nothing of the request is left in it, or else after a
+    second. A stream keeps it to the end, unless it sends a file.
     """
     response, lease, sender = state.response, state.lease, state.sender
     assert response is not None
@@ -36,7 +31,7 @@ async def send_answer(
     threadless = (in_one_piece or sends_file(response)) and (
         not lease.has_thread or state.signals.release_thread_early(response)
     )
-    # A view need not have noticed that it was cancelled, nor can sync code.
+    # Sync code does not notice that the request was cancelled; a view may not, either.
     await trio.lowlevel.checkpoint_if_cancelled()
     if not in_one_piece:
         try:

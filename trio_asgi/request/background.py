@@ -1,9 +1,8 @@
-"""What lives on between requests: background tasks, and what the last one ends.
+"""Background tasks, and what ends at an application's shutdown.
 
-A background task runs beside the request that has started it, with its own thread. So
-they share nothing that belongs to a thread. A `Local` is a thread-local in sync code:
-what is kept in one, such as a cache with its connection, must not be used by two
-threads at a time. And a request that ends must not close the caches of its task.
+A background task and the request that started it have different threads. So they must
+not share a `Local`: it may hold a cache, with a connection that only one thread can use
+at a time, and that the end of the request closes.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from django.core.cache import close_caches
 from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
 from django.utils import timezone, translation
 
+from trio_asgi import conf
 from trio_asgi.bridge.connections import tidy_up
 from trio_asgi.errors import note_asyncio, reraise, split_ending
 from trio_asgi.islands.context import restore_context, with_locals, without_locals
@@ -26,7 +26,6 @@ from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import HeldLog, log
 
 from .closing import has_caches_to_close
-from .errors import cleanup_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,17 +42,10 @@ def start_in_background(
     args: tuple[Any, ...],
     name: object,
 ) -> None:
-    """Start a task of `ASGIHandler.start_soon`.
-
-    Args:
-        owner: The application.
-        lifespan: The application's, in which the task lives.
-        async_fn: The function.
-        args: Its arguments.
-        name: The task's name.
+    """Start a task of `ASGIHandler.start_soon` in the lifespan of its application.
 
     Raises:
-        RuntimeError: outside the server's lifespan.
+        RuntimeError: called outside the server's lifespan.
     """
     _task_context().run(
         lifespan.start_soon, _run_in_background, owner, async_fn, args, name=name
@@ -61,16 +53,14 @@ def start_in_background(
 
 
 def _task_context() -> contextvars.Context:
-    """Return the context for a task that is started here.
+    """Return a copy of this context for a new task, in which each `Local` is empty.
 
-    The values of context variables come along, as in a nursery, but no `Local` does,
-    except for four of Django's that say nothing of a thread: language, time zone,
-    URLconf and script prefix.
+    Except for four of Django's that do not depend on a thread.
     """
     caller = contextvars.copy_context()
     context = without_locals(caller)
-    # A `Local` of sync code, which may start tasks by way of `trio.from_thread`, shows
-    # nothing in this thread before that.
+    # Sync code may start tasks through `trio.from_thread`. Without this its `Local`
+    # would show nothing in this thread.
     caller.run(restore_context, caller)
     context.run(
         _activate,
@@ -83,7 +73,7 @@ def _task_context() -> contextvars.Context:
 
 
 def _activate(language: str | None, zone: Any, urlconf: Any, prefix: str) -> None:
-    """Make these the current ones. None of them is loaded: they were in use."""
+    """Make these current. That loads nothing, since they were in use."""
     if language is None:
         translation.deactivate_all()
     elif language != settings.LANGUAGE_CODE:
@@ -92,21 +82,21 @@ def _activate(language: str | None, zone: Any, urlconf: Any, prefix: str) -> Non
         timezone.activate(zone)
     set_urlconf(urlconf)
     set_script_prefix(prefix)
-    # It is a task of Trio's, whoever starts it.
+    # It is a Trio task, even if asyncio code starts it.
     below_asyncio.set(False)
 
 
 async def _run_in_background(
     owner: object, async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
 ) -> None:
-    """Be the task, in a context of `_task_context`, with a thread of its own."""
+    """Run the task, with its own thread, in the context of `_task_context`."""
     lease = current_pool().lease()
     lease.owner = owner
     if not lease.borrowed:
-        # The connections of its thread may have been idle for long.
+        # The connections of its thread may have been idle for a long time.
         lease.on_take = tidy_up
     current_loop.set(lease)
-    async with HeldLog(cleanup_seconds):
+    async with HeldLog(lambda: conf.get("CLEANUP_SECONDS")):
         try:
             await async_fn(*args)
         except BaseException as error:  # noqa: BLE001 - raised again, or logged
@@ -124,7 +114,7 @@ async def _run_in_background(
                 # Their tracebacks hold this frame: leave no cycle behind.
                 del ending, failure
         finally:
-            # What the end of a request does, for the caches and for the thread.
+            # Caches and thread, as at the end of a request.
             last: Callable[[], object] | None = None
             if lease.has_thread:
                 last = with_locals(_end)
@@ -142,10 +132,10 @@ def _end() -> None:
 
 
 async def end_islands_and_threads(owner: object) -> None:
-    """End what an application's requests and background tasks have left.
+    """End the asyncio tasks that an application left behind, and all idle threads.
 
-    The loop of asyncio and the pool belong to the run, and the program or another
-    application may go on using them. Idle threads are nobody's.
+    The asyncio loop and the pool belong to the Trio run: the program or another
+    application may go on using them.
     """
     await end_tasks(owner)
     await current_pool().retire_idle()

@@ -1,4 +1,4 @@
-"""How a view gets at the body of its request, in async code and in sync code."""
+"""How async code and sync code read the body of a request."""
 
 from __future__ import annotations
 
@@ -24,69 +24,71 @@ if TYPE_CHECKING:
     from trio_asgi.asgi.receive import Receiver
     from trio_asgi.asgi.types import Scope
 
-#: How many bytes of a body that is on disk are read at a time.
+#: How many bytes of a body are read at a time.
 _BLOCK_SIZE: Final = 2**18
 
-_FORM: Final = "application/x-www-form-urlencoded"
 _FORM_WITH_FILES: Final = "multipart/form-data"
+_FORMS: Final = ("application/x-www-form-urlencoded", _FORM_WITH_FILES)
 
 
 class RequestWithBody(asgi.ASGIRequest):
     """Django's request, with two ways for async code to read the body.
 
-    The body was read before, into a file. Or it comes while the view runs: then it is
-    received as it is read, by one reader at a time.
+    Either the body was read into a file before the view started. Or it is received
+    while it is read, by one reader at a time.
     """
 
-    #: What the body comes from while the view runs; None if it was read before.
+    #: Where the body comes from while the view runs; None if it was read before.
     _receiver: Receiver | None = None
-    # Django's own.
+    # Django's attributes.
     _read_started: bool
     _stream: Any
 
     def __init__(self, scope: Scope, body_file: IO[bytes]) -> None:
-        """Take the body from a file: one of `open_body`, or at its beginning."""
+        """Take the body from a file: `open_body`'s, or one at its beginning."""
         super().__init__(scope, body_file)
         self._receiver = getattr(getattr(body_file, "raw", None), "receiver", None)
+
+    @property
+    def _is_arriving(self) -> bool:
+        """Whether reading the body means to wait for the client."""
+        return self._receiver is not None and not hasattr(self, "_body")
 
     # For async code
 
     def stream(self) -> AsyncIterator[bytes]:
         """Return the body's bytes as they come: ``async for chunk in ...``.
 
-        For code of Trio. The chunks have the sizes that the server gives. A reader that
-        takes its time holds the client back. Works as well if the body was read before
-        the view; and goes on where sync code has left off.
+        For Trio code. The server decides the sizes of chunks. A slow reader slows the
+        client down. Also works for a body that was read before the view, and continues
+        where sync code has stopped. The iterator can be left at any time.
 
-        A disconnect cancels the view. The iterator can be left at any time. What a
-        thread was reading when its task was cancelled is lost.
+        A disconnect cancels the view. Bytes that a thread was reading when the task was
+        cancelled are lost. Errors are raised while iterating.
 
         Raises:
-            UnreadablePostError: when iterated: the client has left, and the running
-                task is none that is cancelled.
-            BodyTooLarge: when iterated: the body is larger than ``MAX_BODY_SIZE``.
-            BodyTimeout: when iterated: no byte has come for ``BODY_TIMEOUT``.
-            RuntimeError: when iterated outside Trio.
+            UnreadablePostError: the client has left, but the task is not cancelled.
+            BodyTooLarge, BodyTimeout: the body is too large, or comes too slowly.
+            RuntimeError: not in a Trio task.
         """
         return _Chunks(self)
 
     async def aread(self) -> bytes:
-        """Read what the view asks for as ``body``, ``POST`` and ``FILES``.
+        """Read the body, so that async code can use ``body``, ``POST`` and ``FILES``.
 
-        A form with files is parsed in the request's thread, by the upload handlers, as
-        it comes in. Any other body is read into memory. After that all three are there
-        for async code, too. Does nothing the second time.
+        The upload handlers parse a form with files in the request's thread, as it comes
+        in. Any other body is read into memory. Does nothing the second time.
 
         Returns:
-            The body. Of a form with files nothing: that is in ``POST`` and ``FILES``.
+            The body; for a form with files, no bytes.
 
         Raises:
             trio.Cancelled: the client has left, for example.
-            RequestDataTooBig: no form with files, and larger than
-                ``DATA_UPLOAD_MAX_MEMORY_SIZE``. Django answers 400.
+            RequestDataTooBig: it is not a form with files, and is larger than
+                ``DATA_UPLOAD_MAX_MEMORY_SIZE`` bytes. Django answers with 400.
             RawPostDataException: some of it was read as a stream.
             BodyTooLarge, BodyTimeout: as `stream`.
-            RuntimeError: called outside Trio.
+            RuntimeError: not called in a Trio task.
         """
         _check_trio("aread")
         is_form = self.method == "POST" and self.content_type == _FORM_WITH_FILES
@@ -101,36 +103,32 @@ class RequestWithBody(asgi.ASGIRequest):
             return b""
         if not hasattr(self, "_body"):
             self._check_announced_size()
-            limit = _memory_limit()
-            size, chunks = 0, []
+            data = bytearray()
             async for chunk in self.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                if limit is not None and size > limit:
+                data += chunk
+                if _is_too_large(len(data)):
                     break
-            self._keep(b"".join(chunks))
+            self._keep(bytes(data))
         return self.body
 
     async def _read_in_thread(self, read: Callable[[], Any]) -> Any:
         try:
             return await hop(read)
         except OSError as error:
-            # The disconnect has cancelled this task, most likely.
+            # Most likely the disconnect has cancelled this task.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise UnreadablePostError(*error.args) from error
 
-    # What Django has, for sync code, and for async code when the body is there
+    # Django's methods: for sync code, and for async code once the body was read
 
     @property
     def body(self) -> bytes:
         """The whole body, as Django documents it.
 
         Raises:
-            SynchronousOnlyOperation: async code has asked before the body was read.
+            SynchronousOnlyOperation: async code used this before the body was read.
         """
-        if self._receiver is not None and not (
-            hasattr(self, "_body") or self._read_started
-        ):
+        if self._is_arriving and not self._read_started:
             self._check_not_on_loop("body")
             self._check_announced_size()
             with self._noting_errors():
@@ -139,45 +137,41 @@ class RequestWithBody(asgi.ASGIRequest):
             return super().body
 
     def _read_up_to_limit(self) -> bytes:
-        """Read a body that need not have announced its length."""
-        limit, data = _memory_limit(), bytearray()
-        while limit is None or len(data) <= limit:
-            block = self.read(_BLOCK_SIZE)
-            if not block:
-                break
+        """Read a body whose length may be unknown; stop soon after the limit."""
+        data = bytearray()
+        while block := self.read(_BLOCK_SIZE):
             data += block
+            if _is_too_large(len(data)):
+                break
         return bytes(data)
 
     def read(self, *args: Any, **kwargs: Any) -> bytes:
         """Read bytes of the body, as Django documents it. For sync code.
 
         Raises:
-            SynchronousOnlyOperation: async code has asked before the body was read.
+            SynchronousOnlyOperation: async code used this before the body was read.
             UnreadablePostError: the client has left.
         """
         self._check_not_on_loop("read()")
         return super().read(*args, **kwargs)
 
     def readline(self, *args: Any, **kwargs: Any) -> bytes:
-        """Read a line, as `read` reads."""
+        """Read a line, in the way of `read`."""
         self._check_not_on_loop("readline()")
         return super().readline(*args, **kwargs)
 
     def _load_post_and_files(self) -> None:
-        is_form = self.method == "POST" and self.content_type in (
-            _FORM,
-            _FORM_WITH_FILES,
-        )
+        is_form = self.method == "POST" and self.content_type in _FORMS
         if is_form and not self._read_started:
             self._check_not_on_loop("POST or request.FILES")
         with self._noting_errors():
             super()._load_post_and_files()
 
     def parse_file_upload(self, META: Any, post_data: Any) -> Any:  # noqa: N803
-        """Parse a form with files; close the last one if that fails.
+        """Parse a form with files; if that fails, close the incomplete file, too.
 
-        Django closes only those that were complete. And it takes a body without a
-        ``Content-Length`` for empty, which a chunked one is not.
+        Django closes only complete files. It also takes a body without
+        ``Content-Length`` to be empty, but it may be chunked.
         """
         meta = META
         if "CONTENT_LENGTH" not in META:
@@ -191,25 +185,24 @@ class RequestWithBody(asgi.ASGIRequest):
             raise
 
     def _length(self) -> int:
-        """Return how long the body is; if that is unknown, the most it could be."""
-        if self._receiver is not None and not hasattr(self, "_body"):
+        """Return the body's length; if that is unknown, the largest possible one."""
+        if self._is_arriving:
             return sys.maxsize
         length: int = self._stream.seek(0, io.SEEK_END)
         self._stream.seek(0)
         return length
 
     def _check_not_on_loop(self, what: str) -> None:
-        if self._receiver is not None and not hasattr(self, "_body") and in_trio_run():
+        if self._is_arriving and in_trio_run():
             raise SynchronousOnlyOperation(
-                f"Async code asked for request.{what} before the body was read: to "
-                "wait for it would stop all other requests. Say 'await "
-                "request.aread()' before, or read 'async for chunk in "
-                "request.stream()'; in an island of asyncio, 'await "
-                "trio_asgi.trio_island(request.aread)()'."
+                f"Async code asked for request.{what} before the body was read. "
+                "Waiting for it would stop all other requests. Use 'await "
+                "request.aread()' first, or 'async for chunk in request.stream()'; in "
+                "asyncio code, 'await trio_asgi.trio_island(request.aread)()'."
             )
 
     def _check_announced_size(self) -> None:
-        """Raise what Django raises for its own reading of a body that is too large."""
+        """Raise RequestDataTooBig, as Django does, if the body will be too large."""
         length = self.META.get("CONTENT_LENGTH") or ""
         if length.isdecimal():
             _check_size(int(length))
@@ -220,18 +213,13 @@ class RequestWithBody(asgi.ASGIRequest):
         self._stream = io.BytesIO(data)
 
     def give_up_form(self) -> None:
-        """Let what reports an error find an empty form, rather than wait for it.
-
-        Or, on the loop, fail for it. Called before that, if the body is not read.
-        """
-        if self._receiver is not None and not (
-            hasattr(self, "_body") or hasattr(self, "_post")
-        ):
+        """Show an empty form to code that reports an error, and must not wait."""
+        if self._is_arriving and not hasattr(self, "_post"):
             self._mark_post_parse_error()  # type: ignore[attr-defined]
 
     @contextmanager
     def _noting_errors(self) -> Iterator[None]:
-        """Let what answers an error find an empty form, and not meet it again."""
+        """Show an empty form to code that answers an error of the body."""
         try:
             yield
         except (BodyTimeout, BodyTooLarge, UnreadablePostError):
@@ -274,7 +262,7 @@ class _Chunks:
         if receiver is None or hasattr(request, "_body"):
             return await _read_block(file)
         if file.raw.was_read:
-            # By sync code. There may be more in the file's buffer.
+            # Sync code has read. There may be more in the file's buffer.
             chunk: bytes = await request._read_in_thread(file.read1)
             return chunk
         try:
@@ -284,24 +272,21 @@ class _Chunks:
             raise UnreadablePostError(LEFT_EARLY) from None
 
 
-async def _read_block(file: Any) -> bytes:
-    """Read from a body that was read before: in a thread if it is on disk."""
+async def _read_block(file: IO[bytes]) -> bytes:
+    """Read from a body that was read before the view; in a thread if it is on disk."""
     if isinstance(file, io.BytesIO) or not getattr(file, "_rolled", True):
         await trio.lowlevel.checkpoint()
-        block: bytes = file.read(_BLOCK_SIZE)
-    else:
-        block = await current_pool().run_sync(lambda: file.read(_BLOCK_SIZE))
-    return block
+        return file.read(_BLOCK_SIZE)
+    return await current_pool().run_sync(lambda: file.read(_BLOCK_SIZE))
 
 
-def _memory_limit() -> int | None:
+def _is_too_large(size: int) -> bool:
     limit: int | None = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-    return limit
+    return limit is not None and size > limit
 
 
 def _check_size(size: int) -> None:
-    limit = _memory_limit()
-    if limit is not None and size > limit:
+    if _is_too_large(size):
         raise RequestDataTooBig(
             "Request body exceeded settings.DATA_UPLOAD_MAX_MEMORY_SIZE."
         )
@@ -310,6 +295,6 @@ def _check_size(size: int) -> None:
 def _check_trio(name: str) -> None:
     if not in_trio_task():
         raise RuntimeError(
-            f"request.{name}() was called outside Trio. Code of asyncio calls it by "
+            f"request.{name}() was called outside Trio. asyncio code can call "
             f"trio_asgi.trio_island(request.{name}); sync code has request.read()."
         )

@@ -1,4 +1,4 @@
-"""A request's body as a file: read whole before the view starts, or as it comes."""
+"""A request's body as a file: complete before the view starts, or as it comes."""
 
 from __future__ import annotations
 
@@ -32,47 +32,43 @@ async def take_body(
     *,
     urlconf: Any = None,
 ) -> IO[bytes]:
-    """Read the body, or only its beginning if the view starts before it is there.
+    """Return the body as a file; a view that starts early reads it as it comes.
 
-    Args:
-        scope: The request's.
-        receiver: What the body comes from. Gets the limits that the view sets.
-        read_body: Reads a whole body.
-        urlconf: As ``request.urlconf``; None: the project's.
+    The view for the path, in ``urlconf`` or the project's, sets the receiver's limits.
+    ``read_body`` reads a whole body.
 
     Raises:
         ClientDisconnected, RequestAborted: the client has left.
-        BodyTooLarge, BodyTimeout: it is refused.
+        BodyTooLarge, BodyTimeout: the body is refused.
     """
     if not receiver.may_have_body:
         if not receiver.is_http1:
-            # There is none, but only if the client keeps to the rules.
+            # A client that breaks the rules may send one all the same.
             receiver.limits = BodyOptions().limits
         return await read_body(receiver)
     options = options_for(path_info_of(scope), urlconf)
     receiver.limits = options.limits
     await receiver.check_announced_size()
-    if options.starts_early:
+    if options["stream"]:
         return open_body(receiver)
     return await read_body(receiver)
 
 
 async def spool_body(receive: Receive) -> IO[bytes]:
-    """Read a body into a file, which is in memory up to a size.
+    """Read a body into a file, in memory up to ``FILE_UPLOAD_MAX_MEMORY_SIZE`` bytes.
 
-    That is ``FILE_UPLOAD_MAX_MEMORY_SIZE``. With 0 or less the first byte goes to disk,
-    as Django's upload handlers take it; with None no byte does. Each write to disk
-    happens in a thread.
+    With 0 or less the first byte goes to disk, as in Django's upload handlers; with
+    None no byte does. A thread does each write to disk.
 
     Raises:
         RequestAborted: the client left before the body was complete.
-        Exception: what ``receive`` raises.
+        Exception: any error of ``receive``.
     """
     limit: int | None = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
     chunk, more_body = await _receive_chunk(receive)
     if not (chunk or more_body):
-        return io.BytesIO()  # as most are
-    # It never goes to disk by itself: for 0, Python would keep everything in memory.
+        return io.BytesIO()  # the usual case
+    # Without a `max_size`: Python takes 0 to mean that everything stays in memory.
     file = tempfile.SpooledTemporaryFile(  # noqa: SIM115
         mode="w+b", dir=settings.FILE_UPLOAD_TEMP_DIR
     )
@@ -96,10 +92,10 @@ async def spool_body(receive: Receive) -> IO[bytes]:
 
 
 async def close_body(file: IO[bytes]) -> None:
-    """Close the file of a body, whatever is cancelled.
+    """Close the file of a body. Shielded from cancellation.
 
-    In a thread, if it is on disk: to free gigabytes there takes a while. After
-    ``CLEANUP_SECONDS`` that goes on alone.
+    A file on disk is closed in a thread, since freeing gigabytes takes a while. After
+    ``CLEANUP_SECONDS`` the thread continues alone.
     """
     if type(file) is io.BytesIO or file.closed:
         return
@@ -110,7 +106,7 @@ async def close_body(file: IO[bytes]) -> None:
 
 
 def _write_to_disk(file: tempfile.SpooledTemporaryFile[bytes], chunk: bytes) -> None:
-    """Move a file to disk, unless it is there, and write to it. Worker thread."""
+    """Move a file to disk, unless it is there, and write. Worker thread."""
     file.rollover()
     file.write(chunk)
 

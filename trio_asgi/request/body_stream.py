@@ -1,4 +1,4 @@
-"""A request's body as a file, of which each byte comes when a thread asks for it."""
+"""A request's body as a file that receives bytes when a thread reads them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.receive import Receiver
 
-    # What `io.RawIOBase.readinto` is given: bytes that can be written to.
+    # The argument of `io.RawIOBase.readinto`: writable bytes.
     Buffer: TypeAlias = Any
 
-#: About what servers give at a time; bytes.
+#: About as much as servers give at a time, in bytes.
 _BUFFER_SIZE: Final = 2**16
 
 
 def open_body(receiver: Receiver) -> io.BufferedReader:
-    """Return a body as a file for threads. Closing it closes nothing else.
+    """Return a body as a file for threads. Called in a Trio task.
 
-    Reading blocks the calling thread, and no other: the request's task receives, and
-    the thread's token is free meanwhile. It raises ``OSError`` if the client has left,
-    which Django makes an ``UnreadablePostError`` of, and what `Receiver` raises.
-
-    Args:
-        receiver: Leads to the server. Of the running Trio task's run.
+    Reading blocks only the calling thread: the request's task receives, and the
+    thread's token is free meanwhile. Reading raises the errors of `Receiver`, and
+    ``OSError`` if the client has left, which Django turns into `UnreadablePostError`.
+    Closing the file closes nothing else.
     """
     return BodyFile(_RawBody(receiver), _BUFFER_SIZE)
 
@@ -42,24 +40,24 @@ class BodyFile(io.BufferedReader):
     """The file of `open_body`."""
 
     def close(self) -> None:
-        """Let no more be read. Waits for no thread that reads, unlike Python's own."""
+        """Stop further reading. Unlike Python's, this does not wait for readers."""
         self.raw.close()
 
 
 class _RawBody(io.RawIOBase):
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
-        #: Whether a thread has read something. Then there may be more in the buffer.
+        #: Whether a thread has read. Then the file's buffer may hold more bytes.
         self.was_read = False
         self._token = trio.lowlevel.current_trio_token()
-        #: What has been received, and not read.
+        #: Received, but not read yet.
         self._received = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        """Read what there is, and wait only if there is nothing. Any thread.
+        """Read the bytes that are here, and wait only if there are none. Any thread.
 
         Raises:
             OSError: the client has left.
@@ -77,7 +75,7 @@ class _RawBody(io.RawIOBase):
         try:
             return _run_in_task(self.receiver.read_chunk, self._token)
         except (ClientDisconnected, trio.Cancelled):
-            # The waiting may have been cancelled by the very disconnect.
+            # The disconnect itself may have cancelled the wait.
             if not self.receiver.disconnected:
                 raise
             raise OSError(LEFT_EARLY) from None
@@ -86,7 +84,7 @@ class _RawBody(io.RawIOBase):
 def _run_in_task(
     afn: Callable[[], Awaitable[bytes]], token: trio.lowlevel.TrioToken
 ) -> bytes:
-    """Run ``afn()`` in the task that waits for this thread, if one does."""
+    """Run ``afn()`` in the task that waits for this thread, or else in another."""
     if calling() is not None:
         result, _ = run_async(afn)
         try:

@@ -1,4 +1,4 @@
-"""What the closing of a response does, and whether that needs the request's thread."""
+"""Whether closing a response needs the request's thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django.http.response import HttpResponseBase
 from trio_asgi.bridge.originals import Original
 from trio_asgi.response.files import is_plain, sends_file
 
-# What was put in their place, earlier or later, is called in the thread.
+# If a tool has replaced one of them, the replacement is called in the thread.
 _RESPONSE_CLOSE = Original(HttpResponseBase.close, response_module)
 _REQUEST_CLOSE = Original(HttpRequest.close, request_module)
 _ASGI_REQUEST_CLOSE = Original(ASGIRequest.close, asgi)
@@ -25,7 +25,7 @@ _CACHE_CLOSE = Original(BaseCache.close, cache_base)
 
 
 def closes_anywhere(response: HttpResponseBase) -> bool:
-    """Whether it makes no difference in which thread a response is closed."""
+    """Whether a response can be closed in any thread."""
     return closes_nothing(response) or _closes_a_file(response)
 
 
@@ -36,9 +36,9 @@ def _has_djangos_close(response: HttpResponseBase) -> bool:
 
 
 def closes_nothing(response: HttpResponseBase) -> bool:
-    """Whether closing a response does no more than to let go of what is in memory.
+    """Whether closing a response only frees memory.
 
-    An async iterator is closed by the handler.
+    The handler closes async iterators before.
     """
     if response.streaming and not getattr(response, "is_async", False):
         return False
@@ -54,7 +54,7 @@ def closes_nothing(response: HttpResponseBase) -> bool:
         and isinstance(request, ASGIRequest)
         and (close is HttpRequest.close or _ASGI_REQUEST_CLOSE.is_code_of(close))
         and _REQUEST_CLOSE.is_code_of(HttpRequest.close)
-        # Uploaded files. What is left is the body, which the handler closes itself.
+        # Uploaded files. Otherwise only the body is left, which the handler closes.
         and not getattr(request, "_files", None)
     )
 
@@ -75,7 +75,7 @@ def _closes_a_file(response: HttpResponseBase) -> bool:
 
 
 def has_caches_to_close() -> bool:
-    """Whether this request has used a cache that has to be closed; most have not."""
+    """Whether this request used a cache whose ``close()`` does something; few do."""
     used = caches._connections  # type: ignore[attr-defined]
     return any(
         hasattr(used, alias)
@@ -85,6 +85,6 @@ def has_caches_to_close() -> bool:
 
 
 def close_on_loop(response: HttpResponseBase) -> None:
-    """Close a response that closes nothing. Its signal is none of this."""
+    """Close a response that `closes_nothing`, without sending the signal."""
     response._resource_closers.clear()  # type: ignore[attr-defined]
     response.closed = True

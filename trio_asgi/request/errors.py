@@ -1,4 +1,4 @@
-"""What becomes of errors that Django does not know: out of nurseries, or its own."""
+"""Errors that Django does not handle: from nurseries, or from its own code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from django.conf import settings
-from django.http import (
-    HttpResponse,
-    HttpResponseServerError,
-    UnreadablePostError,
-)
+from django.http import HttpResponse, HttpResponseServerError, UnreadablePostError
 
 from trio_asgi import conf
 from trio_asgi.errors import (
@@ -41,19 +37,19 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.types import Receive, Scope, Send
 
-    #: A method of the handler's, for one request.
+    #: A handler's method that handles one request.
     Handle: TypeAlias = Callable[[Any, Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 logger = logging.getLogger("django.request")
 
-#: Nothing of Trio's was cancelled then, and no server knows asyncio's error.
-_ASYNCIO_CANCELLED = "The asyncio code of {} was cancelled by other code of asyncio."
+#: For an asyncio error that no server knows. Trio has cancelled nothing.
+_ASYNCIO_CANCELLED = "The asyncio code of {} was cancelled by other asyncio code."
 
 
 class as_view_errors:  # noqa: N801 - a context manager
-    """Has an error out of a view's own nursery count as the error itself.
+    """Unwraps the group of an error that leaves a view's own nursery.
 
-    A class, for the block may begin on the loop and end in the thread.
+    A class, since the block may begin on the loop and end in the thread.
     """
 
     def __init__(self, path: str) -> None:
@@ -68,24 +64,23 @@ class as_view_errors:  # noqa: N801 - a context manager
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Raise what the error amounts to, if it is another one."""
+        """Raise the error of `_unwrap`, if that is another one."""
         if not isinstance(error, (asyncio.CancelledError, BaseExceptionGroup)):
             return
-        amount = _amount(error, self._path)
+        unwrapped = _unwrap(error, self._path)
         try:
-            if amount is not error:
-                reraise(amount)
+            if unwrapped is not error:
+                reraise(unwrapped)
         finally:
             # Their tracebacks hold this frame: leave no cycle behind.
-            del error, amount
+            del error, unwrapped
 
 
-def _amount(error: BaseException, path: str) -> BaseException:
-    """Return what an error amounts to: of a group the one in it, if there is only one.
+def _unwrap(error: BaseException, path: str) -> BaseException:
+    """Return the only error in a group; or the group itself if it has several.
 
-    Errors beside one that ends more than the request are logged, and that is returned.
-    Several errors are left in their group: a view's are answered with a 500 that shows
-    them all.
+    If one of them ends more than the request, that is returned, and the others are
+    logged. A view's group of several errors is answered with a 500 that shows them all.
     """
     ending, rest = split_ending(error)
     if ending is not None:
@@ -94,18 +89,18 @@ def _amount(error: BaseException, path: str) -> BaseException:
         return ending
     found = leaves(error)
     if any(isinstance(leaf, asyncio.CancelledError) for leaf in found):
-        amount = RuntimeError(_ASYNCIO_CANCELLED.format(path))
-        amount.__cause__ = error
-        return amount
+        cancelled = RuntimeError(_ASYNCIO_CANCELLED.format(path))
+        cancelled.__cause__ = error
+        return cancelled
     return found[0] if len(found) == 1 else error
 
 
 def log_lost(error: BaseException, path: str) -> None:
-    """Log an error that cannot be answered any more, unless it says just that."""
+    """Log an error that nobody is left to answer, except that the client has left."""
     rest: BaseException | None = error
     if isinstance(error, BaseExceptionGroup):
-        rest = error.split(_tells_of_leaver)[1]
-    elif _tells_of_leaver(error):
+        rest = error.split(_client_left)[1]
+    elif _client_left(error):
         return
     if rest is not None:
         message = "Error in a request that was cancelled: %s"
@@ -115,10 +110,10 @@ def log_lost(error: BaseException, path: str) -> None:
 def server_error(
     error: BaseException, path: str, request: HttpRequest | None
 ) -> HttpResponseBase:
-    """Answer what Django did not: an error in a receiver, or in its own error handling.
+    """Answer an error of a receiver, or of Django's own error handling, and log it.
 
-    The server would answer 500 as well, but what it does if the client is just leaving
-    can end hypercorn's worker.
+    If this was left to the server, and the client is just leaving, hypercorn's worker
+    might end.
     """
     give_up_form(request)
     extra = {"status_code": 500, "request": request}
@@ -131,15 +126,15 @@ def server_error(
 
 
 def give_up_form(request: HttpRequest | None) -> None:
-    """Have what reports an error not wait for a form; see `RequestWithBody`."""
-    # A request of Django's own class has no form to wait for.
+    """Keep code that reports an error from waiting for a form: `RequestWithBody`."""
+    # Django's own request class never waits.
     if (give_up := getattr(request, "give_up_form", None)) is not None:
         give_up()
 
 
 def refuse_body(error: BaseException, path: str) -> HttpResponseBase:
-    """Answer a body that was too large, too slow or lost, for its view to start."""
-    response = body_refusal(error)
+    """Answer an error in reading the body before the view starts, and log it."""
+    response = answer_body_error(error)
     if response is None:
         return server_error(error, path, None)
     extra = {"status_code": response.status_code, "request": None}
@@ -148,40 +143,32 @@ def refuse_body(error: BaseException, path: str) -> HttpResponseBase:
     return response
 
 
-def body_refusal(error: BaseException) -> HttpResponseBase | None:
-    """Answer what the reading of a body has raised; None if it was something else.
+def answer_body_error(error: BaseException) -> HttpResponseBase | None:
+    """Answer an error in reading a body; return None for any other error.
 
-    In Django's words, and its log says why.
+    If the client has left, the error is sync code's cancellation. Nothing is logged, as
+    if the client had left before the view.
     """
     if isinstance(error, BodyTooLarge):
         return HttpResponse("413 Payload too large", status=413)
     if isinstance(error, BodyTimeout):
         return HttpResponse("408 Request timeout", status=408)
-    return None
-
-
-def answer_to_nobody(error: Exception) -> HttpResponseBase | None:
-    """Answer sync code that has read a body whose client has left; else None.
-
-    It is cancelled, as async code is, but has to be told by an error. That is no error
-    of the site's: nothing is logged, as nothing is if a client leaves before the view.
-    """
-    if not _tells_of_leaver(error):
+    if not _client_left(error):
         return None
     response = HttpResponse(status=400)
     response._has_been_logged = True  # type: ignore[attr-defined]
     return response
 
 
-def _tells_of_leaver(error: BaseException) -> bool:
+def _client_left(error: BaseException) -> bool:
     return isinstance(error, UnreadablePostError) and error.args == (LEFT_EARLY,)
 
 
 def guard_closers(response: Any) -> None:
-    """Let ``response.close()`` come to its end, whatever one of the closers raises.
+    """Have ``response.close()`` call all closers, whatever one of them raises.
 
-    Django goes on after an `Exception`, which it ignores. Anything else would skip the
-    other closers, and the signal. Worker thread.
+    Django ignores an `Exception`. Any other error would skip the other closers and the
+    signal. Worker thread.
     """
 
     def guarded(closer: Callable[[], object]) -> None:
@@ -197,15 +184,15 @@ def guard_closers(response: Any) -> None:
 
 
 def as_server_errors(handle: Handle) -> Handle:
-    """Let nothing leave a handler but what a server knows.
+    """Let a handler raise only what servers know, and log in a thread.
 
-    That is an `Exception`, in no group, or what `ends_more` than the request. What is
-    logged meanwhile is handled in a thread, before the server goes on.
+    Servers know an `Exception` that is not a group, and errors that `ends_more` is true
+    for. Records that are logged meanwhile are handled before the server goes on.
     """
 
     @functools.wraps(handle)
     async def wrapper(handler: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        held = HeldLog(cleanup_seconds)
+        held = HeldLog(lambda: conf.get("CLEANUP_SECONDS"))
         held.begin()
         try:
             await handle(handler, scope, receive, send)
@@ -218,23 +205,17 @@ def as_server_errors(handle: Handle) -> Handle:
     return wrapper
 
 
-def cleanup_seconds() -> float:
-    """Return how long a request waits for what it leaves to threads at its end."""
-    seconds: float = conf.get("CLEANUP_SECONDS")
-    return seconds
-
-
 def _raise_to_server(error: BaseException, path: str) -> NoReturn:
-    note_asyncio(error)  # of a stream
-    amount = _amount(error, path)
+    note_asyncio(error)  # a stream's; a view's was noted in the chain
+    unwrapped = _unwrap(error, path)
     try:
-        if isinstance(amount, BaseExceptionGroup):
-            message = f"{len(leaves(amount))} errors in the response to {path}"
-        elif isinstance(amount, Exception) or ends_more(amount):
-            reraise(amount)
+        if isinstance(unwrapped, BaseExceptionGroup):
+            message = f"{len(leaves(unwrapped))} errors in the response to {path}"
+        elif isinstance(unwrapped, Exception) or ends_more(unwrapped):
+            reraise(unwrapped)
         else:
-            message = f"{type(amount).__name__} in the response to {path}"
-        raise RuntimeError(message) from amount
+            message = f"{type(unwrapped).__name__} in the response to {path}"
+        raise RuntimeError(message) from unwrapped
     finally:
         # Their tracebacks hold this frame: leave no cycle behind.
-        del error, amount
+        del error, unwrapped

@@ -1,4 +1,4 @@
-"""`release_thread`: giving the thread back before the request ends."""
+"""`release_thread` gives the thread back before the request ends."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ if TYPE_CHECKING:
 
 
 async def release_thread() -> None:
-    """Give the thread of this request back, before the task waits for long.
+    """Give the thread of this request back, before the task waits for a long time.
 
-    For async views, streams and tasks of `ASGIHandler.start_soon`. From the first sync
-    call on, a request has a thread, and with it a database connection. Here both become
-    free for other requests. The next sync call of the request takes any thread, and
-    waits for one if ``TRIO_ASGI["MAX_HELD_THREADS"]`` are taken.
+    For async views, streams and tasks of `ASGIHandler.start_soon`. A request holds a
+    thread from its first sync call on, and usually a database connection. This call
+    frees both for other requests. The request's next sync call takes any thread, and
+    waits for one if ``TRIO_ASGI["MAX_HELD_THREADS"]`` threads are taken.
 
-    What a sync call has left in the thread, as a cursor or a value in a
-    `threading.local`, is not there for the next one. In the old thread and in the new
-    one, connections that are too old or unusable are closed, as between two requests.
-    If a sync hook of the project's middleware, or a receiver of ``request_started``,
-    has run in the old thread, it may have left something there that it takes away only
-    at the request's end: then that thread ends.
+    The next sync call does not find what an earlier one left in the thread, such as a
+    cursor or a value in a `threading.local`. Connections that are too old or unusable
+    are closed in both threads, as between two requests. If a sync hook of the project's
+    middleware, or a receiver of ``request_started``, has run in the old thread, that
+    thread ends: the hook might clean up there only at the request's end.
 
-    Waits for its turn if a sync call of another task is running in the thread. If it is
-    cancelled before, the thread stays. Does nothing but a checkpoint if the request has
-    no thread, or has that of a test, or if there is no request.
+    Waits while a sync call of another task runs in the thread; if cancelled meanwhile,
+    the thread stays. Only a checkpoint if the request has no thread or a test's, or if
+    there is no request.
 
     Raises:
-        RuntimeError: a transaction is open in the thread, or sync code in it waits for
+        RuntimeError: a transaction is open in the thread, or sync code there waits for
             this task in `async_to_sync` or `trio.from_thread.run`.
         trio.Cancelled: the task was cancelled.
     """
@@ -55,12 +54,12 @@ async def _release_thread() -> None:
     if loop is None or loop.pool is not current_pool():
         await trio.lowlevel.checkpoint()
     else:
-        # The thread's connections may have been idle for long by then.
+        # By the next call, its thread's connections may have been idle for long.
         await lease_of(loop).release_thread(_end_work, on_take=close_old_connections)
 
 
 def _end_work() -> None:
-    """Do for the connections of this thread what a request's end does. Worker thread.
+    """Close this thread's old connections, as a request's end does. Worker thread.
 
     Raises:
         RuntimeError: a transaction is open.
@@ -76,7 +75,7 @@ def _end_work() -> None:
 
 
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:
-    # Without autocommit whoever has turned it off may have a transaction open.
+    # Code that turned autocommit off may have a transaction open.
     usual = connection.settings_dict["AUTOCOMMIT"]
     return connection.in_atomic_block or (
         connection.connection is not None and connection.autocommit != usual

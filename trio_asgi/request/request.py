@@ -1,4 +1,4 @@
-"""Scope and body to a Django request."""
+"""The request class, which makes a Django request from an ASGI scope and a body."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ if TYPE_CHECKING:
 
 
 class ASGIRequest(RequestWithBody):
-    """Django's request, with what Django 6.1 mended also on 5.2 and 6.0.
+    """Django's request, with `stream` and `aread`, and with fixes of Django 6.1.
 
-    These are: several ``Cookie`` headers, as HTTP/2 sends them, are joined with a
-    semicolon; the script prefix is only taken off the path at a ``/``; and a
-    ``Content-Length`` that is no number counts as none. New are `stream` and `aread`,
-    by which async code reads the body.
+    On 5.2 and 6.0, too, several ``Cookie`` headers, as HTTP/2 sends them, are joined by
+    semicolons; the script prefix is only removed from a path at a ``/``; and a
+    ``Content-Length`` that is not a number is ignored.
     """
 
-    #: The view's response, for closing if the request is cancelled before the handler
-    #: has it. Set by the handler.
+    #: The view's response, which must be closed if the request is cancelled before the
+    #: handler gets it. Set by the handler.
     view_response: HttpResponseBase | None = None
 
-    #: Its two signals. Set by the handler.
+    #: Set by the handler.
     _signals: RequestSignals | None = None
 
     def __init__(self, scope: Scope, body_file: IO[bytes]) -> None:
-        """Make a request of an ASGI scope and a file with the body, at its beginning.
+        """Make a request from an ASGI scope and the body's file, at its beginning.
 
         Raises:
             UnicodeDecodeError: the query string is not UTF-8.
@@ -59,7 +58,7 @@ def _join_cookies(scope: Scope) -> Scope:
 
 
 def path_info_of(scope: Scope) -> str:
-    """Return a path without the script prefix, as URLs are resolved by it."""
+    """Return the scope's path without the script prefix, for resolving URLs."""
     path: str = scope["path"]
     prefix = get_script_prefix(scope).rstrip("/")
     if path == prefix or path.startswith(prefix + "/"):
@@ -71,9 +70,9 @@ _CREATE_REQUEST: Final = Original(asgi.ASGIHandler.create_request, asgi)
 
 
 def makes_plain_requests(handler: Any) -> bool:
-    """Whether nobody can tell that a request is made before ``request_started``.
+    """Whether no project code runs when a request is made.
 
-    So that signal can share a hop with the first hooks.
+    Then ``request_started`` can be sent later, and share a hop with the first hooks.
     """
     return (
         _CREATE_REQUEST.is_code_of(type(handler).create_request)

@@ -1,10 +1,9 @@
 """``request_started`` and ``request_finished``: once each, in the request's thread.
 
-Django itself connects receivers to both, which tidy up the thread: its database
-connections, the caches, the URLconf. As long as nobody else listens, and there is
-nothing to tidy up, no thread has to be taken for them. So ``request_started`` is sent
-when a thread is taken, before anything else runs there, and ``request_finished`` is
-left out if it would do nothing.
+Django's own receivers tidy up the thread: its database connections, the caches, the
+URLconf. If nobody else listens and there is nothing to tidy up, the signals need no
+thread. So ``request_started`` is sent when a thread is taken, before anything else runs
+there, and ``request_finished`` is left out if it would do nothing.
 """
 
 from __future__ import annotations
@@ -42,30 +41,26 @@ _UNTIDY: Final = -1
 
 
 class RequestSignals:
-    """The two signals of one request.
+    """The two signals of one request. Used by the request's task.
 
-    Made and asked in the request's task; what says "worker thread" runs in its thread,
-    while that task waits.
+    Methods marked "worker thread" run in the request's thread while that task waits.
     """
 
     def __init__(self, sender: type[Any], scope: Scope, lease: Lease) -> None:
-        """Send nothing yet, but when the lease takes its thread.
+        """Send nothing until the lease takes its thread.
 
-        Args:
-            sender: The handler's class, which is the sender of both.
-            scope: The request's scope, which goes with ``request_started``.
-            lease: Leads to the request's thread. If that and its connections are a
-                test's, Django's receiver of both signals must not close them.
+        The sender of both signals is the handler's class. If the lease has a thread of
+        a test, Django's receivers do not close the connections there.
         """
         self._sender = sender
         self._scope = scope
-        self._lease = lease
+        self.lease = lease
         self._around = keep_connections if lease.borrowed else nullcontext
         self._started = False
         self._finished = False
-        #: After how many calls the thread was found to be tidy.
+        #: How many calls had run when the thread was last found tidy.
         self._tidy_calls = 0
-        #: Whether somebody waits for ``request_started``: it comes before all else.
+        #: Whether ``request_started`` comes before all else, since others listen, too.
         self.start_first = not _djangos_of_start.are_alone()
         lease.on_take = with_locals(self._send_started)
         lease.on_return = self._note_tidiness
@@ -76,24 +71,23 @@ class RequestSignals:
         return not self._finished and (self._started or not self.start_first)
 
     async def start(self) -> None:
-        """Send ``request_started`` now, if somebody waits for it."""
+        """Send ``request_started`` now, unless only Django listens."""
         if self.start_first and not self._started:
             await hop(lambda: None)  # the lease's `on_take` does it
 
     def release_thread_early(self, response: HttpResponseBase) -> bool:
         """Give the thread back if nothing of the request is left in it; say whether.
 
-        A file can be read in any thread; that it has to be closed is no reason to keep
-        this one.
+        A file that must be read and closed does not count: any thread can do that.
         """
-        if self._lease.retire or not (closes_anywhere(response) and self._is_tidy()):
+        if self.lease.retire or not (closes_anywhere(response) and self._is_tidy()):
             return False
-        self._lease.release_idle_thread(on_take=close_old_connections)
+        self.lease.release_idle_thread(on_take=close_old_connections)
         return True
 
     def finish_nowait(self, response: HttpResponseBase | None) -> bool:
-        """End the request here if its thread has nothing to do; say whether."""
-        if not self.needs_no_thread(response):
+        """End the request on the loop if the thread has nothing to do; say whether."""
+        if not self._is_tidy() or not (response is None or closes_nothing(response)):
             return False
         self._finished = True
         if response is not None:
@@ -102,33 +96,33 @@ class RequestSignals:
         return True
 
     async def finish(self, response: HttpResponseBase | None) -> None:
-        """Close the response and send ``request_finished``, once, if it has started."""
+        """Close the response and send ``request_finished`` in the request's thread."""
         if self.pending:
             await hop(lambda: self.send_finished(response))
 
     def _send_started(self) -> None:
         """Send ``request_started``. Worker thread."""
-        # Noted first: even if a receiver fails, others may have been called, and want
-        # to hear of the end.
+        # Noted first: if one receiver fails, others may have been called before, and
+        # need to know when the request ends.
         self._started = True
-        # What a receiver begins in the thread, another ends with the request.
-        self._lease.unfinished = self.start_first
+        # A receiver may begin something in the thread that ends only with the request.
+        self.lease.unfinished = self.start_first
         with self._around(), self._retiring():
             signals.request_started.send(sender=self._sender, scope=self._scope)
 
     @contextmanager
     def _retiring(self) -> Iterator[None]:
-        """Retire the thread if a receiver fails: those after it are not called."""
+        """Retire the thread if a receiver fails, since later ones are not called."""
         try:
             yield
         except BaseException:
-            self._lease.retire = True
+            self.lease.retire = True
             raise
 
     def send_finished(self, response: HttpResponseBase | None) -> None:
-        """Close the response, if there is one, and send ``request_finished`` once.
+        """Close the response, if there is one, and send ``request_finished``.
 
-        Does nothing the second time, nor if the request has not started. Worker thread.
+        Does nothing unless the signal is `pending`. Worker thread.
         """
         if not self.pending:
             return
@@ -138,83 +132,70 @@ class RequestSignals:
                 if response is None:
                     signals.request_finished.send(sender=self._sender)
                 else:
-                    # Django sends the signal from there.
+                    # HttpResponseBase.close() sends the signal.
                     response._handler_class = self._sender  # type: ignore[attr-defined]
                     guard_closers(response)
                     response.close()
         finally:
-            if not self._lease.borrowed:
+            if not self.lease.borrowed:
                 tidy_up()
 
     def tidy_early(self, response: HttpResponseBase) -> None:
-        """Tidy the thread up while the request is there. Worker thread.
+        """Close old connections while the request is in its thread. Worker thread.
 
-        So its end needs no hop, if nothing else of the request runs there after this.
+        Unless more of the request runs there later, its end then needs no hop.
         """
         if closes_anywhere(response) and _djangos_of_finish.are_alone():
-            self._tidy_up()
-
-    def _tidy_up(self) -> None:
-        with self._around():
-            close_old_connections()
+            with self._around():
+                close_old_connections()
 
     def _note_tidiness(self) -> None:
-        """Note whether the connections may stay as they are. Worker thread."""
+        """Note whether the connections can stay open. Worker thread."""
         used = connections.all(initialized_only=True)
         tidy = all(_may_stay(connection) for connection in used)
-        self._tidy_calls = self._lease.calls if tidy else _UNTIDY
-
-    def needs_no_thread(self, response: HttpResponseBase | None) -> bool:
-        """Whether the request's end has nothing to do there. The request's task."""
-        return self._is_tidy() and (response is None or closes_nothing(response))
+        self._tidy_calls = self.lease.calls if tidy else _UNTIDY
 
     def _is_tidy(self) -> bool:
-        """Whether Django's receivers have nothing to do there, and no other listens."""
+        """Whether Django's receivers have nothing to do, and nobody else listens."""
         return (
             self.pending
-            and not self._lease.abandoned
+            and not self.lease.abandoned
             and (
-                self._lease.calls == self._tidy_calls
-                # It was given back, and tidied up then.
-                or not (self._lease.has_thread or self._lease.borrowed)
+                self.lease.calls == self._tidy_calls
+                # The thread was given back, and tidied up then.
+                or not (self.lease.has_thread or self.lease.borrowed)
             )
             and _djangos_of_finish.are_alone()
             and not has_caches_to_close()
         )
 
 
-class _Djangos:
-    """The receivers that Django itself connects to a signal."""
+class _DjangoReceivers:
+    """The receivers that Django connects to a signal."""
 
     def __init__(self, signal: Signal, *receivers: Callable[..., Any]) -> None:
         self._signal = signal
         self._keys = {(id(receiver), id(None)) for receiver in receivers}
 
     def are_alone(self) -> bool:
-        """Whether all of them are connected, and no other, nor a tool that listens."""
+        """Whether they are all connected, and neither others nor a tool listen."""
         connected = self._signal.receivers
         return (
             len(connected) == len(self._keys)
             and all(entry[0] in self._keys for entry in connected)
-            and are_sent_as_written()
+            and _SEND.is_code_of(Signal.send)
+            and _LIVE_RECEIVERS.is_code_of(Signal._live_receivers)
         )
 
 
+#: Where one of these was replaced, a tool listens.
 _SEND = Original(Signal.send, dispatcher)
 _LIVE_RECEIVERS = Original(Signal._live_receivers, dispatcher)
 
-
-def are_sent_as_written() -> bool:
-    """Whether signals are sent by Django's code alone; if not, a tool listens."""
-    return _SEND.is_code_of(Signal.send) and _LIVE_RECEIVERS.is_code_of(
-        Signal._live_receivers
-    )
-
-
-_djangos_of_start = _Djangos(
+_djangos_of_start = _DjangoReceivers(
     signals.request_started, reset_queries, close_old_connections
 )
-_djangos_of_finish = _Djangos(
+_djangos_of_finish = _DjangoReceivers(
     signals.request_finished, close_caches, close_old_connections, reset_urlconf
 )
 
@@ -225,7 +206,7 @@ _CLOSE_IF_OBSOLETE = Original(
 
 
 def _may_stay(connection: BaseDatabaseWrapper) -> bool:
-    """Whether `close_old_connections` would leave a connection alone."""
+    """Whether `close_old_connections` would leave a connection open."""
     if connection.connection is None:
         return True
     return not (
@@ -233,7 +214,7 @@ def _may_stay(connection: BaseDatabaseWrapper) -> bool:
         or connection.in_atomic_block
         or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
         or (connection.close_at is not None and time.monotonic() >= connection.close_at)
-        # Another one may have more reasons.
+        # A backend's own method may have more reasons.
         or not _CLOSE_IF_OBSOLETE.is_code_of(
             type(connection).close_if_unusable_or_obsolete
         )
@@ -241,10 +222,10 @@ def _may_stay(connection: BaseDatabaseWrapper) -> bool:
 
 
 def disown_caches() -> None:
-    """Close the caches that were used here, and have no request inherit them.
+    """Close the caches that were used in this context, so that no request gets them.
 
-    A server's tasks have the context in which the server was started. A cache that was
-    used at start-up would be the same one for all requests, in many threads at a time.
+    A server's tasks inherit the context of its start-up. A cache that was used there
+    would be shared by all requests, in many threads at a time.
     """
     close_caches()
     for alias in caches.settings:

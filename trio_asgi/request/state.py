@@ -1,4 +1,4 @@
-"""What a request has, and what has come of it so far."""
+"""One request: everything it has, its response, and its end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import trio
 from django.http import HttpResponse
 
 from trio_asgi import conf
+from trio_asgi.asgi.exchange import Exchange
+from trio_asgi.asgi.send import ResponseSender
 from trio_asgi.errors import ends_more
 from trio_asgi.islands.context import with_locals
 from trio_asgi.response.send import close_stream
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest, HttpResponseBase
 
-    from trio_asgi.asgi.send import ResponseSender
+    from trio_asgi.asgi.receive import Receiver
+    from trio_asgi.asgi.types import Scope, Send
     from trio_asgi.threads.lease import Lease
 
     from .signals import RequestSignals
@@ -33,7 +36,7 @@ logger = logging.getLogger("django.request")
 
 @dataclass
 class RequestState:
-    """One request, from its first byte to its last. Its task's."""
+    """One request, until it has ended. Used by its task alone."""
 
     path: str
     signals: RequestSignals
@@ -42,27 +45,27 @@ class RequestState:
     body_file: IO[bytes]
     request: HttpRequest | None = None
     response: HttpResponseBase | None = None
-    #: Whether all of it has run, and nothing was cut short.
+    #: Whether everything has run, and nothing was cut short.
     complete: bool = False
 
     @property
     def response_to_close(self) -> HttpResponseBase | None:
-        """The response; or the view's, if it was cancelled on its way from there.
+        """The response; if it was cancelled on its way from the view, the view's.
 
-        If there is none, one that closes the request: its form may have files.
+        Without either: an empty one that closes the request, whose form may have files.
         """
         if self.response is not None or self.request is None:
             return self.response
-        # A request of Django's own class has none until the view returns.
+        # A request of Django's own class has no such attribute until the view returns.
         response: Any = getattr(self.request, "view_response", None) or HttpResponse()
         if self.request.close not in response._resource_closers:
             response._resource_closers.append(self.request.close)
         return response  # type: ignore[no-any-return] # it has private attributes
 
     async def finish(self) -> None:
-        """End the request, close its body, and end the response for the server.
+        """End the request, close its body, and tell the server of a response cut short.
 
-        No cancellation reaches this.
+        Shielded from cancellation.
         """
         if not self.complete:
             self.lease.retire = True
@@ -76,8 +79,8 @@ class RequestState:
     async def end(self) -> None:
         """Close the response, send ``request_finished``, and give the thread back.
 
-        No cancellation reaches this. What takes longer than ``CLEANUP_SECONDS`` is
-        finished by the thread alone. Does nothing the second time.
+        Shielded from cancellation. After ``CLEANUP_SECONDS`` the thread finishes this
+        alone. Does nothing the second time.
         """
         lease, signals, response = self.lease, self.signals, self.response_to_close
         if not lease.open:
@@ -103,9 +106,9 @@ class RequestState:
             lease.release(last=last)
 
     async def end_early(self) -> None:
-        """End it while its client does not read; only the bytes wait on.
+        """End the request while its client does not read; only the bytes wait.
 
-        Its errors are logged.
+        Errors are logged.
         """
         try:
             await self.end()
@@ -115,3 +118,33 @@ class RequestState:
             message = "Error at the end of a request: %s"
             log(logger, logging.ERROR, message, self.path, error=error)
         await settle_log()
+
+
+def prepare_request(
+    scope: Scope,
+    receiver: Receiver,
+    send: Send,
+    signals: RequestSignals,
+    body: IO[bytes],
+) -> tuple[RequestState, Exchange]:
+    """Return a request's state, and what cancels it when its client leaves.
+
+    The context that the request runs in must be the current one.
+    """
+    sender = ResponseSender(
+        send,
+        receiver,
+        wants_body=scope["method"] != "HEAD",
+        takes_paths="http.response.pathsend" in (scope.get("extensions") or ()),
+    )
+    state = RequestState(scope["path"], signals, signals.lease, sender, body)
+    exchange = Exchange(
+        wait_disconnect=receiver.wait_disconnect,
+        is_complete=lambda: sender.settled,
+        lease=signals.lease,
+        patience=lambda: conf.get("SHUTDOWN_SECONDS"),
+        name=state.path,
+    )
+    receiver.on_disconnect = exchange.abort
+    exchange.limit_sending(sender, lambda: conf.get("SEND_TIMEOUT"), state.end_early)
+    return state, exchange

@@ -142,14 +142,8 @@ class Lease(CallLoop):
             if self.on_return is not None:
                 self.on_return()
 
-    def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:
-        """Return the function that runs for a call of ``fn``; a recorder wraps it.
-
-        Args:
-            fn: The function.
-            place: Where it runs, in words, if not in the lease's thread.
-        """
-        del place
+    def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:  # noqa: ARG002
+        """Return what runs instead of ``fn``, in a place if not here; see `hops`."""
         return fn
 
     def begin_request(self) -> None:

@@ -2,9 +2,8 @@
 
 Django's sync code keeps state in its thread, above all database connections, so all
 sync code of one request runs in one thread: its `Lease` takes that from the
-`WorkerPool`, and gives it back for the next request, with its connections.
-
-Everything here is called in the Trio thread, unless a docstring says otherwise.
+`WorkerPool`, and gives it back for the next request, with its connections. Everything
+here is called in the Trio thread, unless a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -293,9 +292,8 @@ class OneCallLease(Lease):
         above.others.add(self)
         self.impatient = above.impatient
         try:
-            return await super().run_sync(
-                above.wrap_call(fn, "in another thread"), context=context
-            )
+            fn = above.wrap_call(fn, "in another thread")
+            return await super().run_sync(fn, context=context)
         finally:
             above.others.discard(self)
             above.others_abandoned |= self.abandoned
