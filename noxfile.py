@@ -262,7 +262,7 @@ def docs(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Measure everything, in ratios; see benchmarks/README.md."""
     session.install(*group("benchmarks"))
-    install_wheel(session, "hypercorn")
+    install_wheel(session, "hypercorn", "anycorn")
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 

@@ -14,29 +14,26 @@ measure the client.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from candidates import HERE, PATIENCE, Broken
+from candidates import Broken
 from databases import Skipped
-from over_http import Server, need_modules
 from report import Line, Note, Target, at_least, at_most, middle
+from servers import Server, need_servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 KIB, MIB = 2**10, 2**20
-#: The servers of `over_http.SERVERS`, and their names in the report.
+#: The servers of `servers.SERVERS`, and their names in the report.
 CANDIDATES = {"trio_asgi": "trio_asgi", "hypercorn": "asyncio"}
 #: The memory that a body may take, whatever its size, in MiB.
 MEMORY = at_most(16)
@@ -136,10 +133,10 @@ class Watched(Server):
         """
         # Forgets the peak: see proc_pid_clear_refs(5).
         (self._proc / "clear_refs").write_text("5")
-        before = self._cpu()
+        before = self.cpu()
         result = self.order(name, **arguments)
         # A short work may take less than one tick of the clock.
-        cpu = max(self._cpu() - before, 1) / os.sysconf("SC_CLK_TCK")
+        cpu = max(self.cpu() - before, 1 / os.sysconf("SC_CLK_TCK"))
         return Trial(result, self._memory("VmHWM") - self._idle, cpu)
 
     def order(self, name: str, **arguments: Any) -> dict[str, Any]:
@@ -148,22 +145,7 @@ class Watched(Server):
         Raises:
             Broken: an answer was wrong, or none came.
         """
-        arguments["port"] = self.port
-        command = (sys.executable, HERE / "body_clients.py", name)
-        try:
-            done = subprocess.run(  # noqa: S603 - a script of ours
-                (*command, json.dumps(arguments)),
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise Broken(f"{self.name}: {name} does not end.") from None
-        if done.returncode:
-            raise Broken(f"{self.name}: {done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        return self.run_clients("body_clients.py", name, **arguments)
 
     def _memory(self, field: str) -> float:
         text = (self._proc / "status").read_text()
@@ -171,12 +153,6 @@ class Watched(Server):
         if found is None:
             raise Broken(f"{self.name} has ended.")
         return int(found[1]) / KIB
-
-    def _cpu(self) -> int:
-        """Return the CPU time in ticks."""
-        fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
-        user, system = map(int, fields[11:13])
-        return user + system
 
 
 #: For each candidate, one trial a round.
@@ -194,7 +170,7 @@ class Works:
         """
         if not Path("/proc/self/clear_refs").exists():
             raise Skipped("peaks of memory are measured on Linux only")
-        need_modules("hypercorn")
+        need_servers("hypercorn")
         self._databases = databases
         self._sizes = sizes
 

@@ -289,21 +289,18 @@ def _receive_events(
     return delays
 
 
-ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (download, upload, crowd, events)
-}
-
-
-def main() -> None:
+def run_order(functions: dict[str, Callable[..., dict[str, Any]]]) -> None:
     """Run the command line's function, and print its result."""
     _, name, arguments = sys.argv
     cpu = time.process_time()
     try:
-        result = ORDERS[name](**json.loads(arguments))
+        result = functions[name](**json.loads(arguments))
     except (WrongAnswer, OSError) as error:
         sys.exit(f"{name}: {error!r}")
     print(json.dumps(result | {"cpu": time.process_time() - cpu}))
 
 
 if __name__ == "__main__":
-    main()
+    run_order(
+        {"download": download, "upload": upload, "crowd": crowd, "events": events}
+    )

@@ -48,6 +48,8 @@ class Line:
     values: Sequence[float]
     unit: str = "x"
     target: Target | None = None
+    #: For a ratio in the plot: whether trio_asgi wins if it is above or below 1.
+    better: Literal["more", "less"] | None = None
     #: Data for the plot and other programs.
     facts: dict[str, Any] = field(default_factory=dict)
 

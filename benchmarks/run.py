@@ -21,6 +21,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import blocking
 import bodies
 import growth
 import in_process
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("Django", "asgiref", "trio", "Hypercorn"),
-    *("uvicorn", "uvloop", "httptools", "psycopg"),
+    *("anycorn", "uvicorn", "uvloop", "httptools", "gunicorn", "granian", "psycopg"),
 )
 
 
@@ -51,6 +52,14 @@ class Scale:
     seconds: float
     http_rounds: int
     http_seconds: int
+    #: The settings of `over_http.MIDDLEWARE`.
+    http_middleware: tuple[str, ...]
+    #: The bare application's answers.
+    shapes: tuple[str, ...]
+    blocking_rounds: int
+    #: Of requests that sleep, in one round; and the seconds of the mixed load.
+    waves: int
+    mixed_seconds: float
     #: For the counts.
     requests: int
     #: How many requests wait at once.
@@ -65,6 +74,11 @@ FULL = Scale(
     seconds=0.4,
     http_rounds=7,
     http_seconds=1,
+    http_middleware=("seven", "none"),
+    shapes=over_http.SHAPES,
+    blocking_rounds=5,
+    waves=10,
+    mixed_seconds=2,
     requests=1000,
     waiting=5000,
     waiting_rounds=3,
@@ -77,6 +91,11 @@ SHORT = Scale(
     seconds=0.05,
     http_rounds=1,
     http_seconds=1,
+    http_middleware=("seven",),
+    shapes=over_http.SHAPES[:1],
+    blocking_rounds=1,
+    waves=3,
+    mixed_seconds=0.5,
     requests=100,
     waiting=100,
     waiting_rounds=1,
@@ -146,14 +165,36 @@ def run_http(
     results: Results, databases: Mapping[str, str], scale: Scale, _works: Sequence[str]
 ) -> None:
     """Measure servers."""
-    lines = over_http.measure(
-        databases, rounds=scale.http_rounds, seconds=scale.http_seconds
+    for middleware in scale.http_middleware:
+        lines = over_http.measure(
+            databases,
+            middleware=middleware,
+            shapes=scale.shapes,
+            rounds=scale.http_rounds,
+            seconds=scale.http_seconds,
+        )
+        title = (
+            f"Over HTTP, {over_http.MIDDLEWARE[middleware]}, {over_http.CONNECTIONS} "
+            "connections of wrk: throughput of trio_asgi under hypercorn / that of"
+        )
+        results.section("http", title, lines)
+
+
+def run_blocking(
+    results: Results, databases: Mapping[str, str], scale: Scale, _works: Sequence[str]
+) -> None:
+    """Measure servers whose views sleep."""
+    lines = blocking.measure(
+        databases,
+        rounds=scale.blocking_rounds,
+        waves=scale.waves,
+        seconds=scale.mixed_seconds,
     )
     title = (
-        f"Over HTTP, 7 middleware, {over_http.CONNECTIONS} connections of wrk: "
-        "throughput / that of Django under"
+        f"Over HTTP, 7 middleware, {blocking.CLIENTS} clients: waves of views that "
+        f"sleep 50 ms, then {blocking.SHARE:.0%} of them among fast ones"
     )
-    results.section("http", title, lines)
+    results.section("blocking", title, lines)
 
 
 def run_growth(
@@ -228,6 +269,7 @@ def run_bridge(
 PARTS = {
     "in-process": run_in_process,
     "http": run_http,
+    "blocking": run_blocking,
     "growth": run_growth,
     "bodies": run_bodies,
     "bridge": run_bridge,
@@ -266,7 +308,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--short", action="store_true", help="all parts, but too little to judge by")
     add("--only", action="append", choices=PARTS, help="a part; can be repeated")
     add("--work", action="append", choices=WORKS, help="only this work, in-process")
-    add("--rounds", type=int, help="of in-process, over HTTP and bodies")
+    add("--rounds", type=int, help="of in-process, over HTTP, blocking and bodies")
     add("--seconds", type=float, help="of a candidate in one round, in-process")
     add("--output", type=Path, metavar="FILE", help="all figures as JSON")
     add("--plot", type=Path, metavar="FILE", help="a picture, in SVG")
@@ -284,6 +326,7 @@ def choose_scale(options: argparse.Namespace) -> Scale:
         changes |= {
             "rounds": options.rounds,
             "http_rounds": options.rounds,
+            "blocking_rounds": options.rounds,
             "bodies": dataclasses.replace(scale.bodies, rounds=options.rounds),
         }
     if options.seconds:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
 from django.conf import settings
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
 import trio_asgi
+
+from .views import sleep_function
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -85,7 +85,7 @@ async def events(_request: HttpRequest, milliseconds: int) -> StreamingHttpRespo
     were opened together do not stay in step.
     """
     period = milliseconds / 1000
-    sleep = trio.sleep if trio.lowlevel.in_trio_task() else asyncio.sleep
+    sleep = sleep_function()
 
     async def stream() -> AsyncIterator[bytes]:
         due = time.monotonic() - random.uniform(0, period)  # noqa: S311 - no secret

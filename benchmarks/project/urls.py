@@ -16,6 +16,8 @@ urlpatterns += [
     for view in (
         views.hello,
         views.hello_async,
+        views.slow,
+        views.slow_async,
         views.user,
         views.user_async,
         views.row,

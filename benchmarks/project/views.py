@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
+import trio
 from django.db import connection
 from django.http import HttpResponse
 
 from .models import Tea
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from django.http import HttpRequest
+
+
+#: How long the slow views sleep, in seconds.
+PAUSE = 0.05
 
 
 class Gate:
@@ -26,6 +35,11 @@ class Gate:
 gate = Gate()
 
 
+def sleep_function() -> Callable[[float], Awaitable[None]]:
+    """Return that of the running loop."""
+    return trio.sleep if trio.lowlevel.in_trio_task() else asyncio.sleep
+
+
 def hello(_request: HttpRequest) -> HttpResponse:
     """Answer at once."""
     return HttpResponse("hello")
@@ -34,6 +48,18 @@ def hello(_request: HttpRequest) -> HttpResponse:
 async def hello_async(_request: HttpRequest) -> HttpResponse:
     """Answer at once."""
     return HttpResponse("hello")
+
+
+def slow(_request: HttpRequest) -> HttpResponse:
+    """Block this thread for a while."""
+    time.sleep(PAUSE)
+    return HttpResponse("slept")
+
+
+async def slow_async(_request: HttpRequest) -> HttpResponse:
+    """Sleep for a while."""
+    await sleep_function()(PAUSE)
+    return HttpResponse("slept")
 
 
 def user(request: HttpRequest) -> HttpResponse:
