@@ -31,10 +31,11 @@ WAVES = (
     Figure("later", "later waves", " ms later", better="less"),
 )
 MIXED = (
-    Figure("rate", "fast answers a second", " fast answers a second", better="more"),
-    Figure("p99", "99th percentile of their latency", " ms for 1%", better="less"),
-    Figure("median", "their latency", " ms for half"),
+    Figure("rate", "fast requests", " fast requests a second", better="more"),
+    Figure("p99", "99th percentile of their latency", " ms (p99)", better="less"),
+    Figure("median", "their latency", " ms (median)"),
     Figure("cpu", "CPU time of a request", " ms of CPU", better="less"),
+    Figure("clients", "CPU of the clients", "% of a core for the clients"),
 )
 
 
@@ -96,4 +97,5 @@ def _measure_mixed(
         "blocking_clients.py", "mixed", fast=fast, slow=slow, **arguments
     )
     cpu = server.cpu() - before
-    return {**result, "cpu": 1000 * cpu / result["requests"]}
+    clients = 100 * result["cpu"] / result["seconds"]
+    return {**result, "cpu": 1000 * cpu / result["requests"], "clients": clients}

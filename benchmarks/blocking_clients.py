@@ -90,8 +90,8 @@ def mixed(  # noqa: PLR0913 - the whole load
     """Request two paths at random for some time; ``share``: that of the slow one.
 
     Returns:
-        The number of requests; the fast answers a second, and the median and the 99th
-        percentile of their latency in milliseconds.
+        The seconds in total; the number of requests; the fast answers a second, and the
+        median and the 99th percentile of their latency in milliseconds.
 
     Raises:
         WrongAnswer: an answer is wrong, or none comes.
@@ -116,6 +116,7 @@ def mixed(  # noqa: PLR0913 - the whole load
     took = time.perf_counter() - start
     ranked = sorted(latencies)
     return {
+        "seconds": took,
         "requests": count,
         "rate": len(ranked) / took,
         "median": ranked[len(ranked) // 2],

@@ -109,7 +109,7 @@ class Trial:
 
 
 class Watched(Server):
-    """A server, its process's memory and CPU time, and its clients."""
+    """A server, its process's memory, and its clients."""
 
     def __init__(self, name: str, databases: Mapping[str, str], files: Path) -> None:
         """Start the server, which serves the files of a directory."""

@@ -39,9 +39,9 @@ MIDDLEWARE = {"seven": "7 middleware", "none": "no middleware"}
 FIGURES = (
     Figure("rate", "throughput", " a second", better="more"),
     Figure("cpu", "CPU time of a request", " ms of CPU", better="less"),
-    Figure("alone", "latency, one at a time", " ms alone", better="less"),
-    Figure("median", "latency", " ms together"),
-    Figure("p99", "latency, 99th percentile", " ms for the slowest 1%"),
+    Figure("alone", "latency, one at a time", " ms of latency alone", better="less"),
+    Figure("median", "latency", f" ms at {CONNECTIONS} (median)"),
+    Figure("p99", "latency, 99th percentile", f" ms at {CONNECTIONS} (p99)"),
 )
 _MILLISECONDS = {"us": 1e-3, "ms": 1, "s": 1e3, "m": 6e4}
 
@@ -167,7 +167,9 @@ def _lines(
             for name in CANDIDATES
         }
         goal = target if middleware == "seven" else None
-        yield from compare(title, own, FIGURES, facts=facts, target=goal)
+        yield from compare(
+            f"{title}, {MIDDLEWARE[middleware]}", own, FIGURES, facts=facts, target=goal
+        )
         yield Line(
             "    of the maximum under hypercorn's Trio worker",
             [

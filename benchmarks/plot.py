@@ -1,7 +1,9 @@
-"""A picture of the ratios, in SVG: ``python plot.py results.json picture.svg``.
+"""A picture of the ratios, in SVG: ``plot.py results.json picture.svg [PART ...]``.
 
-One bar for each ratio, whiskers for the quartiles, a mark for the target. The colours
-are readable on white and on black, since the page around the picture may be either.
+One bar for each ratio, whiskers for the quartiles, a mark for the target. A bar starts
+at 1, on a logarithmic axis, so that a loss is as long as a gain of the same factor. The
+colour says which it is: more requests are a gain, and so is less time. The colours are
+readable on white and on black, since the page around the picture may be either.
 """
 
 from __future__ import annotations
@@ -14,17 +16,27 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from report import middle
 
-WIDTH = 760
-#: Where bars begin and end.
-LEFT, RIGHT = 330, 700
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+WIDTH = 860
+#: Where bars may begin and end.
+LEFT, RIGHT = 430, 800
 ROW, GAP, TOP = 20, 10, 60
-SUBJECT = "requests a second, as multiples of Django's on asyncio"
+SUBJECT = (
+    "trio_asgi over others. Blue: trio_asgi is better; red: worse; orange: the target"
+)
 TIMES = "\N{MULTIPLICATION SIGN}"
-#: About so many steps on the axis.
-STEPS = 6
+#: The parts that have ratios, and their headings.
+PARTS = {
+    "in-process": "In-process: throughput / that of Django's ASGIHandler on asyncio",
+    "http": "Over HTTP: throughput of trio_asgi under hypercorn / that of",
+    "blocking": "Views that sleep: time of a wave, throughput of the others",
+}
+#: Ratios over these are left out: they are the same application, or much like uvicorn.
+LEFT_OUT = ("anycorn", "hypercorn")
 
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #7a7f87 }
@@ -33,8 +45,8 @@ text { font: 13px system-ui, sans-serif; fill: #7a7f87 }
 .figure { font-weight: 600 }
 .grid { stroke: #7a7f87; stroke-opacity: .3 }
 .one { stroke: #7a7f87; stroke-dasharray: 4 3 }
-.bar { fill: #3d8fc4 }
-.alone { fill: #6fb5a0 }
+.better { fill: #3d8fc4 }
+.worse { fill: #c4473d }
 .spread { stroke: #7a7f87; stroke-width: 2 }
 .target { stroke: #d9702c; stroke-width: 3 }
 """
@@ -45,65 +57,62 @@ class Bar:
     """One ratio."""
 
     label: str
-    #: Whether it begins a group of bars.
-    first: bool
-    style: str
+    #: The heading of the bars that it begins, if any.
+    heading: str
+    is_better: bool
     median: float
     quartiles: tuple[float, float]
     target: float | None
 
 
-def bars(results: dict[str, Any]) -> Iterator[Bar]:
-    """Yield the measured ratios of throughput."""
-    before = None
-    for part in ("in-process", "http"):
+def bars(results: dict[str, Any], parts: Collection[str]) -> Iterator[Bar]:
+    """Yield the ratios of these parts."""
+    for part in parts:
+        heading = PARTS[part]
         for line in results["parts"].get(part, ()):
-            facts = line["facts"]
-            if facts.get("against") not in ("asyncio", "uvicorn"):
+            if not line.get("better") or line["facts"]["against"] in LEFT_OUT:
                 continue
-            group = facts.get("work", part)
-            alone = facts.get("concurrency") == 1
-            over_http = "over HTTP, " if part == "http" else ""
             yield Bar(
-                label=over_http + line["title"],
-                first=group != before,
-                style="alone" if alone else "bar",
+                label=line["title"],
+                heading=heading,
+                is_better=(line["median"] >= 1) == (line["better"] == "more"),
                 median=line["median"],
                 quartiles=tuple(line["quartiles"]),
                 target=line["target"] and line["target"]["value"],
             )
-            before = group
+            heading = ""
 
 
-def draw(results: dict[str, Any]) -> str:
+def draw(results: dict[str, Any], parts: Collection[str] = tuple(PARTS)) -> str:
     """Return the picture."""
-    shown = list(bars(results))
-    values = [1.0, *(max(bar.quartiles) for bar in shown)]
+    shown = list(bars(results, parts))
+    values = [1.0, *(value for bar in shown for value in (bar.median, *bar.quartiles))]
     values += [bar.target for bar in shown if bar.target]
-    step = _step(max(values) / STEPS)
-    end = step * math.ceil(max(values) / step)
+    ticks = _ticks(min(values), max(values))
+    low, high = math.log(ticks[0]), math.log(ticks[-1])
 
     def x(value: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * value / end, 1)
+        part = (math.log(value) - low) / (high - low)
+        return round(LEFT + (RIGHT - LEFT) * part, 1)
 
-    height = TOP + len(shown) * ROW + sum(bar.first for bar in shown) * GAP + 12
-    parts = [
-        _text("title", 8, 20, _title(results)),
-        _text("", 8, 38, f"{SUBJECT}; orange: the target"),
-    ]
-    for number in range(round(end / step) + 1):
-        at = x(number * step)
-        parts += [
-            _line("grid", at, at, TOP, height - 8),
-            _text("axis", at, TOP - 4, f"{number * step:g}{TIMES}"),
+    rows = len(shown) + sum(bool(bar.heading) for bar in shown)
+    gaps = sum(_begins_group(bar) for bar in shown)
+    height = TOP + rows * ROW + gaps * GAP + 12
+    drawn = [_text("title", 8, 20, _title(results)), _text("", 8, 38, SUBJECT)]
+    for tick in ticks:
+        drawn += [
+            _line("one" if tick == 1 else "grid", x(tick), x(tick), TOP, height - 8),
+            _text("axis", x(tick), TOP - 4, f"{tick:g}{TIMES}"),
         ]
-    parts.append(_line("one", x(1), x(1), TOP, height - 8))
     y = float(TOP)
     for bar in shown:
-        y += GAP if bar.first else 0
-        parts += _bar(bar, y, x)
+        y += GAP if _begins_group(bar) else 0
+        if bar.heading:
+            drawn.append(_text("title", 8, y + ROW / 2 + 4, bar.heading))
+            y += ROW
+        drawn += _bar(bar, y, x)
         y += ROW
-    body = "\n".join(parts)
+    body = "\n".join(drawn)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"'
         f' width="{WIDTH}" height="{height}" role="img">\n'
@@ -112,18 +121,23 @@ def draw(results: dict[str, Any]) -> str:
     )
 
 
-def _bar(bar: Bar, y: float, x: Any) -> Iterator[str]:
-    middle = y + ROW / 2
+def _begins_group(bar: Bar) -> bool:
+    return not bar.label.startswith(" ")
+
+
+def _bar(bar: Bar, y: float, x: Callable[[float], float]) -> Iterator[str]:
+    centre = y + ROW / 2
     low, high = bar.quartiles
-    yield _text("", 8, middle + 4, bar.label)
+    start, end = sorted((x(1), x(bar.median)))
+    yield _text("", 8 if _begins_group(bar) else 24, centre + 4, bar.label.strip())
     yield (
-        f'<rect class="{bar.style}" x="{LEFT}" y="{y + 3}"'
-        f' width="{x(bar.median) - LEFT:.1f}" height="{ROW - 6}" rx="2"/>'
+        f'<rect class="{"better" if bar.is_better else "worse"}" x="{start}"'
+        f' y="{y + 3}" width="{end - start:.1f}" height="{ROW - 6}" rx="2"/>'
     )
-    yield _line("spread", x(low), x(high), middle, middle)
+    yield _line("spread", x(low), x(high), centre, centre)
     if bar.target:
         yield _line("target", x(bar.target), x(bar.target), y + 1, y + ROW - 1)
-    yield _text("figure", RIGHT + 10, middle + 4, f"{bar.median:.1f}{TIMES}")
+    yield _text("figure", RIGHT + 10, centre + 4, middle([bar.median]) + TIMES)
 
 
 def _text(style: str, x: float, y: float, text: str) -> str:
@@ -134,10 +148,13 @@ def _line(style: str, x1: float, x2: float, y1: float, y2: float) -> str:
     return f'<line class="{style}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>'
 
 
-def _step(least: float) -> float:
-    """Return the next round number that is not smaller."""
-    power: float = 10.0 ** math.floor(math.log10(least))
-    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least)
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers from at most ``low``, and at most 1/2, to at least both."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    first = max(step for step in steps if step <= min(low, 0.5))
+    last = min(step for step in steps if step >= max(high, 2))
+    return [step for step in steps if first <= step <= last]
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -147,5 +164,5 @@ def _title(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    source, target = map(Path, sys.argv[1:])
-    target.write_text(draw(json.loads(source.read_text())))
+    source, target = map(Path, sys.argv[1:3])
+    target.write_text(draw(json.loads(source.read_text()), sys.argv[3:] or PARTS))

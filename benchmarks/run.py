@@ -72,7 +72,7 @@ class Scale:
 FULL = Scale(
     rounds=9,
     seconds=0.4,
-    http_rounds=7,
+    http_rounds=5,
     http_seconds=1,
     http_middleware=("seven", "none"),
     shapes=over_http.SHAPES,
@@ -174,8 +174,8 @@ def run_http(
             seconds=scale.http_seconds,
         )
         title = (
-            f"Over HTTP, {over_http.MIDDLEWARE[middleware]}, {over_http.CONNECTIONS} "
-            "connections of wrk: throughput of trio_asgi under hypercorn / that of"
+            f"Over HTTP, {over_http.CONNECTIONS} connections of wrk: "
+            "throughput of trio_asgi under hypercorn / that of"
         )
         results.section("http", title, lines)
 
@@ -191,8 +191,8 @@ def run_blocking(
         seconds=scale.mixed_seconds,
     )
     title = (
-        f"Over HTTP, 7 middleware, {blocking.CLIENTS} clients: waves of views that "
-        f"sleep 50 ms, then {blocking.SHARE:.0%} of them among fast ones"
+        f"Over HTTP, 7 middleware, {blocking.CLIENTS} clients: time of a wave of views "
+        f"that sleep 50 ms; throughput of fast ones, with {blocking.SHARE:.0%} of these"
     )
     results.section("blocking", title, lines)
 
@@ -341,7 +341,8 @@ def measure(databases: Mapping[str, str], options: argparse.Namespace) -> None:
     print(", ".join(f"{name} {number}" for name, number in header.items()))
     print(
         f"{os.cpu_count()} cores; {scale.rounds} rounds in-process, "
-        f"{scale.http_rounds} over HTTP, {scale.bodies.rounds} of bodies; "
+        f"{scale.http_rounds} over HTTP, {scale.blocking_rounds} of views that sleep, "
+        f"{scale.bodies.rounds} of bodies; "
         "medians (and quartiles) of the rounds"
     )
     results = Results(judge=not options.short)

@@ -100,8 +100,10 @@ def need_servers(*names: str) -> None:
     Raises:
         Skipped: one is missing.
     """
-    needed = [SERVERS[name].command[0] for name in names]
-    for module in [*needed, "uvloop"] if "uvicorn" in names else needed:
+    modules = {SERVERS[name].command[0] for name in names}
+    if "uvicorn" in names:
+        modules.add("uvloop")
+    for module in sorted(modules):
         if importlib.util.find_spec(module) is None:
             raise Skipped(f"no {module}")
 
