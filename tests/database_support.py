@@ -35,7 +35,7 @@ def add_database(settings: dict[str, Any]) -> Iterator[str]:
     Threads that have connections must have ended before the end of the block.
     """
     # This makes our threads close their connections.
-    pool_options.configure()
+    pool_options.configure_threads()
     alias = f"of_a_test_{uuid.uuid4().hex}"
     connections.settings[alias] = settings
     connections.configure_settings(connections.settings)

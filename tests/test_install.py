@@ -337,7 +337,7 @@ def settings_dict() -> Iterator[Callable[[dict[str, Any]], None]]:
 
     yield configure
     override.disable()
-    pool_options.configure()
+    pool_options.configure_threads()
 
 
 def test_a_management_command_with_the_app_runs_trio() -> None:

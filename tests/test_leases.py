@@ -476,9 +476,9 @@ def test_the_setting_is_the_bound() -> None:
         return None if slots is None else slots.total_tokens
 
     with override_settings(TRIO_ASGI={"MAX_HELD_THREADS": 3}):
-        pool_options.configure()
+        pool_options.configure_threads()
     assert trio.run(main) == 3
-    pool_options.configure()
+    pool_options.configure_threads()
     assert trio.run(main) is None
 
 

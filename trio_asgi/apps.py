@@ -7,7 +7,7 @@ from django.core.checks import register
 
 from . import conf
 from .bridge.install import install_bridge
-from .bridge.pool_options import configure
+from .bridge.pool_options import configure_threads
 from .checks import check_settings
 
 
@@ -24,4 +24,4 @@ class TrioAsgiConfig(AppConfig):
             install_bridge()
         else:
             install_bridge(async_to_sync_backend=conf.get("ASYNC_TO_SYNC_BACKEND"))
-            configure()
+            configure_threads()

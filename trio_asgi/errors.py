@@ -64,7 +64,7 @@ def leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def ends_more(error: BaseException) -> bool:
+def ends_more_than_request(error: BaseException) -> bool:
     """Whether an error ends more than the code that raised it, and so must propagate.
 
     True of a cancellation by an outer scope, and of an error from a signal handler,
@@ -77,7 +77,7 @@ def ends_more(error: BaseException) -> bool:
 def split_ending(
     error: BaseException,
 ) -> tuple[BaseException | None, BaseException | None]:
-    """Return one error that `ends_more`, outside its group, and the rest, if any."""
+    """Return one error that ends more than the request, outside its group; the rest."""
     if not isinstance(error, BaseExceptionGroup):
         return (error, None) if _ends_more(error) else (None, error)
     ending, rest = error.split(_ends_more)

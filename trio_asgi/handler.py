@@ -1,6 +1,7 @@
 """The ASGI handler: the life of a request on Trio, from top to bottom.
 
-`ASGIHandler.__call__` gets it from the server, and `ASGIHandler.handle` answers it.
+The server calls `ASGIHandler.__call__` for each request, and `handle` answers it. A
+*lease* is the request's right to one worker thread, and a *hop* is a trip to it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from .asgi.websocket import refuse
 from .bridge.hop import hop
 from .bridge.install import install_bridge
 from .bridge.originals import Original
-from .bridge.pool_options import configure
+from .bridge.pool_options import configure_threads
 from .chain.load import ChainHandler
-from .errors import ClientDisconnected, ends_more
+from .errors import ClientDisconnected, ends_more_than_request
 from .hops.record import record_hops
 from .hosts.sigterm import leave_sigterm_to_parent
 from .request.answer import send_answer
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from .asgi.types import Receive, Scope, Send
     from .request.state import RequestState
 
-_CALL: Final = Original(asgi.ASGIHandler.__call__, asgi)
+_DJANGO_CALL: Final = Original(asgi.ASGIHandler.__call__, asgi)
 
 
 class ASGIHandler(ChainHandler):
@@ -63,13 +64,13 @@ class ASGIHandler(ChainHandler):
 
     request_class: type[ASGIRequest] = ASGIRequest
 
-    #: The largest message of a response, in bytes. Servers spend time on each message,
-    #: so Django's 64 KiB are too few.
+    #: The largest message of a response, in bytes: 2 MiB. Servers spend time on each
+    #: message, so Django's 64 KiB is too small.
     chunk_size = LARGEST_BLOCK
 
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
-        configure()
+        configure_threads()
         install_bridge(async_to_sync_backend=conf.get("ASYNC_TO_SYNC_BACKEND"))
         super().__init__()
         disown_caches()
@@ -85,7 +86,7 @@ class ASGIHandler(ChainHandler):
     # The life of a request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection: an HTTP request, or the server's lifespan.
+        """Serve one ASGI connection: an HTTP request, the lifespan, or a refusal.
 
         Raises:
             ValueError: ASGI does not define this type of scope.
@@ -103,13 +104,14 @@ class ASGIHandler(ChainHandler):
         if kind == "websocket":
             await refuse(receive, send)
             return
-        plain = type(self).handle is ASGIHandler.handle
-        if plain and kind == "http" and _CALL.is_code_of(asgi.ASGIHandler.__call__):
+        overridden = type(self).handle is not ASGIHandler.handle
+        wrapped = not _DJANGO_CALL.is_code_of(asgi.ASGIHandler.__call__)
+        if kind == "http" and not (overridden or wrapped):
             # Django's own __call__ would do the same, more slowly.
             await self.handle(scope, receive, send)
             return
-        # Tools wrap Django's __call__ to keep requests apart. Their sync code gets the
-        # request's thread, too: `handle` takes this lease over.
+        # Monitoring tools wrap Django's __call__ to isolate requests. Their sync code
+        # runs in the request's thread, too: `handle` takes this lease over.
         lease = current_pool().lease()
         lease.reserved = True
         outer_loop = current_loop.set(lease)
@@ -118,7 +120,7 @@ class ASGIHandler(ChainHandler):
         finally:
             current_loop.reset(outer_loop)
             if lease.reserved:
-                # `handle` was not reached. A tool may have left something there.
+                # `handle` was not reached. A tool may have left state in the thread.
                 lease.retire = True
                 lease.release()
 
@@ -126,10 +128,11 @@ class ASGIHandler(ChainHandler):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request.
 
-        The body is read first, unless the view starts early. Everything else happens
-        between ``request_started`` and ``request_finished``. Each is sent once, in the
-        request's own thread, even after errors and cancellation; or not at all, if only
-        Django listens and nothing needs the thread: see `RequestSignals`.
+        The body is read first, unless its view starts early, as `stream_body` makes it.
+        Everything else happens between ``request_started`` and ``request_finished``.
+        Each is sent once, in the request's own thread, even after errors and
+        cancellation. Both are left out if only Django's receivers are connected and
+        would do nothing: see `RequestSignals`.
 
         A disconnect cancels the view or the stream. An error before the response has
         started is answered: by Django, or with a plain 500 where Django cannot.
@@ -138,7 +141,7 @@ class ASGIHandler(ChainHandler):
             trio.Cancelled: the server has cancelled the request.
             KeyboardInterrupt, SystemExit: only if a signal handler raised it. If the
                 request's code raises one, it counts like any other error.
-            Exception: a stream failed, or a receiver of ``request_finished``.
+            Exception: a stream or a receiver of ``request_finished`` failed.
         """
         # The body comes first. If it is refused, that is the response.
         receiver = Receiver(scope, receive)
@@ -149,7 +152,7 @@ class ASGIHandler(ChainHandler):
         except (ClientDisconnected, RequestAborted):
             return
         except BaseException as error:
-            if ends_more(error):
+            if ends_more_than_request(error):
                 raise
             body, refusal = io.BytesIO(), refuse_body(error, scope["path"])
 
@@ -161,7 +164,7 @@ class ASGIHandler(ChainHandler):
         signals = RequestSignals(type(self), scope, lease)
         state, exchange = prepare_request(scope, receiver, send, signals, body)
 
-        # It is answered, unless the client leaves before.
+        # The request is answered, unless the client leaves first.
         async def respond() -> None:
             state.response = await self._make_response(scope, state, refusal)
             await self._send(state, exchange)
@@ -172,7 +175,7 @@ class ASGIHandler(ChainHandler):
         except ClientDisconnected:
             pass
         finally:
-            # Whatever has happened, it ends: response closed, signal sent, thread free.
+            # In any case: close the response, send the signal, free the thread.
             try:
                 await state.finish()
             finally:
@@ -190,12 +193,12 @@ class ASGIHandler(ChainHandler):
                 return refusal
             set_script_prefix(get_script_prefix(scope))
             if not makes_plain_requests(self):
-                # The project's code there may depend on ``request_started``.
+                # The project's own request class may depend on ``request_started``.
                 await state.signals.start()
             if scope.get("query_string", b"").isascii():
                 request, error = self.create_request(scope, state.body_file)
             else:
-                # If it is not UTF-8, Django logs that: not on the loop.
+                # It may not be UTF-8. Django logs that, which the loop must not do.
                 make = functools.partial(self.create_request, scope, state.body_file)
                 request, error = await hop(make)
             if request is None:
@@ -206,9 +209,9 @@ class ASGIHandler(ChainHandler):
             request._signals = state.signals  # type: ignore[attr-defined]
             return await self.run_get_response(request)
         except BaseException as error:
-            if ends_more(error):
+            if ends_more_than_request(error):
                 raise
-            # Hooks that would have cleaned up in the thread were skipped.
+            # Middleware hooks that clean up in the thread may have been skipped.
             state.lease.retire = True
             return server_error(error, state.path, state.request)
 
@@ -224,15 +227,15 @@ class ASGIHandler(ChainHandler):
             await send_answer(state, exchange, send)
         except BaseException as error:
             left = isinstance(error, ClientDisconnected)
-            if sender.begun or left or ends_more(error):
+            if sender.begun or left or ends_more_than_request(error):
                 raise
             answer = server_error(error, state.path, state.request)
             await send_over_asgi(answer, sender, self.chunk_bytes)
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
-        """Read the body into a file, which is in memory up to a size, as in Django.
+        """Read the body into a file, in memory up to a size as in Django, or on disk.
 
-        Writing to disk happens in a thread. Not called for a view that starts early.
+        A thread writes to disk. Not called for a view that starts early.
 
         Raises:
             RequestAborted: the client left before the body was complete.
@@ -241,14 +244,13 @@ class ASGIHandler(ChainHandler):
         return await spool_body(receive)
 
     async def send_response(self, response: HttpResponseBase, send: Send) -> None:
-        """Send a response over ASGI; a streamed one part by part, as the parts come.
+        """Send a response over ASGI; a streaming response part by part.
 
-        For HEAD no content is read. A whole file on disk is left to the server, if the
-        server offers that.
+        For HEAD no content is read. The server sends a whole file on disk, if it can.
         """
         await send_over_asgi(response, send, self.chunk_bytes)
 
-    # Around the requests
+    # For users: start-up, shutdown and background tasks
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:

@@ -1,1 +1,1 @@
-"""The ASGI protocols: receiving from the server and sending to it. Trio only."""
+"""The ASGI protocols: messages from and to the server. Needs Trio, not Django."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_asgi.errors import ends_more
+from trio_asgi.errors import ends_more_than_request
 from trio_asgi.threads.abandon import Abandoner
 from trio_asgi.threads.offload import HeldLog, log
 
@@ -111,7 +111,7 @@ class Lifespan:
         try:
             await run_beside(self._beside, live_bounded)
         except BaseException as error:
-            if ends_more(error):
+            if ends_more_than_request(error):
                 raise
             async with HeldLog(lambda: self._shutdown_seconds):
                 message = "The application's %s failed"

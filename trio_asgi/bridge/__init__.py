@@ -1,1 +1,1 @@
-"""Replacements in asgiref and Django, and how to undo them."""
+"""Replacements for parts of asgiref and Django, and how to undo them."""

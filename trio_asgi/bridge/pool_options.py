@@ -12,7 +12,7 @@ from trio_asgi.threads.current import existing_pool
 from .connections import close_connections, tidy_up
 
 
-def configure() -> None:
+def configure_threads() -> None:
     """Check the settings, and apply them to worker threads, also existing ones.
 
     Raises:
@@ -26,15 +26,15 @@ def configure() -> None:
         pool.configure(**_options)
 
 
-#: Set by `configure`.
+#: Set by `configure_threads`.
 _options: dict[str, Any] | None = None
 
 
 def pool_options() -> dict[str, Any]:
     """Return the options of a new Trio run's worker threads.
 
-    These are from the last `configure`; without one, as in a program that only uses the
-    ORM, from the settings, if they are configured.
+    These are from the last `configure_threads`. Without one, as in a program that only
+    uses the ORM, they are from the settings, if those are configured.
 
     Raises:
         ImproperlyConfigured: the settings are wrong.

@@ -1,1 +1,1 @@
-"""The middleware chain."""
+"""The middleware chain: planned at start-up, gone through by each request."""

@@ -1,1 +1,1 @@
-"""Running the application in servers and programs. Trio only."""
+"""Running the application in servers and programs. Needs Trio, not Django."""

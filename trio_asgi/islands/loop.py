@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 
-from trio_asgi.errors import ends_more
+from trio_asgi.errors import ends_more_than_request
 from trio_asgi.threads.abandon import (
     ABANDONED,
     INTERVAL,
@@ -79,7 +79,7 @@ class _Loop:
                     # Nobody would cancel a task that starts now, or wait for it.
                     self.loop = None
         except BaseException as error:
-            if ends_more(error):
+            if ends_more_than_request(error):
                 raise
             # A system task that fails would end the run.
             message = "The loop of the asyncio islands has ended"

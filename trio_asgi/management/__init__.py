@@ -1,1 +1,1 @@
-"""Management commands, which Django finds by the package's place."""
+"""Management commands."""

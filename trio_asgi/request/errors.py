@@ -17,7 +17,7 @@ from trio_asgi.errors import (
     LEFT_EARLY,
     BodyTimeout,
     BodyTooLarge,
-    ends_more,
+    ends_more_than_request,
     leaves,
     note_asyncio,
     reraise,
@@ -186,8 +186,8 @@ def guard_closers(response: Any) -> None:
 def as_server_errors(handle: Handle) -> Handle:
     """Let a handler raise only what servers know, and log in a thread.
 
-    Servers know an `Exception` that is not a group, and errors that `ends_more` is true
-    for. Records that are logged meanwhile are handled before the server goes on.
+    Servers know an `Exception` that is not a group, and errors that end more than the
+    request. Records logged meanwhile are handled before the server goes on.
     """
 
     @functools.wraps(handle)
@@ -211,7 +211,7 @@ def _raise_to_server(error: BaseException, path: str) -> NoReturn:
     try:
         if isinstance(unwrapped, BaseExceptionGroup):
             message = f"{len(leaves(unwrapped))} errors in the response to {path}"
-        elif isinstance(unwrapped, Exception) or ends_more(unwrapped):
+        elif isinstance(unwrapped, Exception) or ends_more_than_request(unwrapped):
             reraise(unwrapped)
         else:
             message = f"{type(unwrapped).__name__} in the response to {path}"

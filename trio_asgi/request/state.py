@@ -13,7 +13,7 @@ from django.http import HttpResponse
 from trio_asgi import conf
 from trio_asgi.asgi.exchange import Exchange
 from trio_asgi.asgi.send import ResponseSender
-from trio_asgi.errors import ends_more
+from trio_asgi.errors import ends_more_than_request
 from trio_asgi.islands.context import with_locals
 from trio_asgi.response.send import close_stream
 from trio_asgi.threads.offload import log, settle_log
@@ -113,7 +113,7 @@ class RequestState:
         try:
             await self.end()
         except BaseException as error:
-            if ends_more(error):
+            if ends_more_than_request(error):
                 raise
             message = "Error at the end of a request: %s"
             log(logger, logging.ERROR, message, self.path, error=error)

@@ -1,1 +1,1 @@
-"""From a response to ASGI messages."""
+"""Turning a response into ASGI messages."""

@@ -27,7 +27,7 @@ from django.http import StreamingHttpResponse
 
 from trio_asgi import conf
 from trio_asgi.bridge.managed_stream import ManagedStream, is_manager
-from trio_asgi.errors import ends_more
+from trio_asgi.errors import ends_more_than_request
 from trio_asgi.islands.context import restore_context
 
 from .send import send_parts
@@ -180,7 +180,7 @@ class EventParts(ManagedStream):
                 cleanup_seconds=conf.get("CLEANUP_SECONDS"),
             )
         except BaseException as error:
-            if ends_more(error):
+            if ends_more_than_request(error):
                 raise
             # The sender's task raises it.
             handover.end(error)

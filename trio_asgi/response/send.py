@@ -19,7 +19,7 @@ from trio_asgi.bridge.streaming_content import (
     forget_contents,
     replace_contents,
 )
-from trio_asgi.errors import ClientDisconnected, ends_more, leaves
+from trio_asgi.errors import ClientDisconnected, ends_more_than_request, leaves
 from trio_asgi.islands.stream import IslandStream
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.offload import log
@@ -248,7 +248,7 @@ async def _capture_closing(response: HttpResponseBase) -> outcome.Outcome[None]:
     try:
         await close_stream(response)
     except BaseException as error:
-        if ends_more(error):
+        if ends_more_than_request(error):
             raise
         return outcome.Error(error)
     return outcome.Value(None)

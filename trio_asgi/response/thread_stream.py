@@ -24,7 +24,7 @@ import trio
 
 from trio_asgi.asgi.nursery import run_beside
 from trio_asgi.bridge.hop import hop
-from trio_asgi.errors import ends_more
+from trio_asgi.errors import ends_more_than_request
 from trio_asgi.islands.context import restore_context
 
 from .message_size import LARGE, QUICK, SMALLEST, next_size
@@ -174,7 +174,7 @@ class ThreadStream:
         try:
             await self._pull_all()
         except BaseException as error:
-            if ends_more(error):
+            if ends_more_than_request(error):
                 raise
             # Raised after earlier parts were sent.
             self._ended = outcome.Error(error)

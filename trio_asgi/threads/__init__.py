@@ -1,1 +1,1 @@
-"""Sync code in worker threads, one call at a time. Trio only."""
+"""Sync code in worker threads, one call at a time. Needs Trio, not Django."""
