@@ -77,7 +77,7 @@ def ends_more_than_request(error: BaseException) -> bool:
 def split_ending(
     error: BaseException,
 ) -> tuple[BaseException | None, BaseException | None]:
-    """Return one error that ends more than the request, outside its group; the rest."""
+    """Return an error that ends more than the request, unwrapped, and the others."""
     if not isinstance(error, BaseExceptionGroup):
         return (error, None) if _ends_more(error) else (None, error)
     ending, rest = error.split(_ends_more)

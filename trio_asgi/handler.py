@@ -86,7 +86,7 @@ class ASGIHandler(ChainHandler):
     # The life of a request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection: an HTTP request, the lifespan, or a refusal.
+        """Serve an HTTP request or the lifespan; refuse a WebSocket.
 
         Raises:
             ValueError: ASGI does not define this type of scope.
@@ -131,7 +131,7 @@ class ASGIHandler(ChainHandler):
         The body is read first, unless its view starts early, as `stream_body` makes it.
         Everything else happens between ``request_started`` and ``request_finished``.
         Each is sent once, in the request's own thread, even after errors and
-        cancellation. Both are left out if only Django's receivers are connected and
+        cancellation. Each is left out where only Django's receivers are connected and
         would do nothing: see `RequestSignals`.
 
         A disconnect cancels the view or the stream. An error before the response has

@@ -51,7 +51,7 @@ class ServeStaticMiddleware(middleware.ServeStaticMiddleware):  # type: ignore[m
         super().__init__(call)
 
     def get_static_file(self, path: str, url: str, stat_cache: Any = None) -> Any:
-        """Return a file with its headers and its compressed neighbours.
+        """Return a file with its headers and its compressed variants.
 
         ServeStatic does not know ``.zst``, which the tools of Zstandard write.
         """

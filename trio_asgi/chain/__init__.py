@@ -1,1 +1,1 @@
-"""The middleware chain: planned at start-up, gone through by each request."""
+"""The middleware chain: planned at start-up, run for each request."""

@@ -39,7 +39,8 @@ _HOOKS: Final = ("process_request", "process_response")
 #: If a tool has replaced it, the replacement is called.
 _GET_RESPONSE: Final = Original(BaseHandler.get_response_async, base)
 
-#: Methods of Django's handler that use asyncio. `ASGIHandler` has its own.
+#: Methods of Django's handler that use asyncio. `ASGIHandler` has its own, except for
+#: the last, which nothing calls.
 _NOT_CALLED: Final = ("handle", "read_body", "send_response", "listen_for_disconnect")
 
 logger = logging.getLogger("django.request")
@@ -180,7 +181,8 @@ def _warn_of_tools() -> None:
         if not is_original(found, asgi):
             logger.warning(
                 "%r replaces django.core.handlers.asgi.ASGIHandler.%s, but is not "
-                "called on Trio. Replace that method of trio_asgi.ASGIHandler instead.",
+                "called on Trio. Replace handle, read_body or send_response of "
+                "trio_asgi.ASGIHandler instead.",
                 found,
                 name,
             )

@@ -130,7 +130,7 @@ def _causes_of_end(names: dict[str, Any]) -> list[str]:
 
 
 #: Functions of this package that call something in a thread, and return why, by their
-#: local variables. Of the first two it is noted what runs in the hop.
+#: local variables. For the first two, the causes are noted while they run.
 _OWN: Final[dict[Any, Callable[[dict[str, Any]], list[str]]]] = {
     inspect.unwrap(function).__code__: causes
     for function, causes in (

@@ -57,7 +57,7 @@ def make_executor() -> Any:
                 self._idle.set()
 
         async def wait_idle(self, seconds: float) -> None:
-            """Wait for the threads, at most so long; then log those that still run."""
+            """Wait for the threads for at most ``seconds``; then log those that run."""
             with trio.move_on_after(seconds):
                 while self._running:
                     self._idle = trio.Event()

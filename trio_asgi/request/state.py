@@ -106,7 +106,7 @@ class RequestState:
             lease.release(last=last)
 
     async def end_early(self) -> None:
-        """End the request while its client does not read; only the bytes wait.
+        """End the request while its client does not read; only the sending continues.
 
         Errors are logged.
         """

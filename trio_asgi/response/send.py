@@ -151,7 +151,8 @@ async def send_parts(
 
     An async iterator is iterated and closed in this task; a context manager is entered
     and left in it. A sync iterator is iterated in the request's thread, no faster than
-    parts are sent, and a file is read in a thread; ``response.close()`` closes both.
+    parts are sent; so is a file, unless it is plain: then any thread reads it, or on
+    Linux the loop, where it is in memory. ``response.close()`` closes both.
 
     Closing async content may take ``cleanup_seconds``; generators are closed behind a
     shield.

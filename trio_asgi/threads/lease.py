@@ -143,7 +143,7 @@ class Lease(CallLoop):
                 self.on_return()
 
     def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:  # noqa: ARG002
-        """Return what runs instead of ``fn``, in a place if not here; see `hops`."""
+        """Return the function to run for ``fn``; ``place`` says where, if not here."""
         return fn
 
     def begin_request(self) -> None:

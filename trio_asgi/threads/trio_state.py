@@ -48,7 +48,7 @@ def in_trio_task() -> bool:
 
 
 def in_trio_run() -> bool:
-    """Whether a Trio task runs here, be it for an island. Any thread."""
+    """Whether a Trio task runs here, even on behalf of an island. Any thread."""
     return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
 
 

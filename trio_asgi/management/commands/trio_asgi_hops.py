@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.types import Scope
 
-#: After how many seconds the client leaves, because a stream may not end.
+#: After how many seconds the client leaves, because some streams never end.
 SECONDS: Final = 30
 
 
@@ -81,7 +81,7 @@ class Command(BaseCommand):
             for cause in hop.causes:
                 advice = advice_for(cause)
                 self.stdout.write(f"  {cause}" + (advice and f"\n    {advice}"))
-        self.stdout.write("\nWhat the page has stored stays.")
+        self.stdout.write("\nAnything the page stored was kept.")
 
 
 async def _request(handler: ASGIHandler, scope: Scope, body: bytes) -> object:
