@@ -15,10 +15,12 @@ import redis.asyncio
 import trio
 import trio.testing
 from asgiref.sync import sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 from django.urls import path
 from django.utils.decorators import async_only_middleware, method_decorator
+from django.utils.deprecation import MiddlewareMixin
 from django.views import View
 from django.views.decorators.cache import never_cache
 
@@ -305,6 +307,47 @@ async def test_asyncio_in_the_background_says_what_to_do(
         await server.send_input({"type": "lifespan.shutdown"})
         await server.receive_output(timeout=10)
     assert caplog.text.count(SAYS_WHAT_TO_DO) == 1
+
+
+class HostileError(RuntimeError):
+    """Looks like asyncio's, and its text is not to be asked for on the loop."""
+
+    def __str__(self) -> str:
+        if trio.lowlevel.in_trio_task():
+            raise SynchronousOnlyOperation
+        return "no running event loop"
+
+
+async def raises_hostile_error(*_: Any) -> HttpResponse:
+    """Raise one."""
+    raise HostileError("no running event loop")
+
+
+class AnswersErrors(MiddlewareMixin):
+    """Answers errors of the view."""
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse:
+        """Answer one."""
+        return HttpResponse(str(error), status=409)
+
+
+async def test_no_code_of_an_error_is_called_for_a_note(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Middleware answers it in the thread, and a background task's is logged there."""
+    middleware = [f"{__name__}.AnswersErrors"]
+    answered = await answer(raises_hostile_error, middleware=middleware)
+    assert answered == "409 no running event loop"
+    app = application(at_root(view))
+    async with ApplicationCommunicator(app, {"type": "lifespan"}) as server:
+        await server.send_input({"type": "lifespan.startup"})
+        await server.receive_output()
+        app.start_soon(raises_hostile_error)
+        await trio.testing.wait_all_tasks_blocked()
+        await server.send_input({"type": "lifespan.shutdown"})
+        ended = await server.receive_output(timeout=10)
+    assert ended["type"] == "lifespan.shutdown.complete"
+    assert "A background task failed" in caplog.text
 
 
 async def test_httpx_needs_no_island() -> None:

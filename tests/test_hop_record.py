@@ -8,6 +8,7 @@ import threading
 from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
 from django.contrib.sessions.models import Session
+from django.core.handlers import asgi
 from django.core.management import CommandError, call_command
 from django.core.signals import request_finished, request_started
 from django.db import connections
@@ -269,6 +271,60 @@ async def test_hops_are_shown_in_a_header_in_debug() -> None:
     assert hops[0] == ("hop1", start.ljust(DESCRIPTION, "y"))
 
 
+@override_settings(DEBUG=True, TRIO_ASGI={"MAX_HELD_THREADS": 1})
+async def test_a_tool_around_djangos_call_has_the_requests_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Recording changes nothing: both share the one thread that there is."""
+    threads = []
+    call: Any = asgi.ASGIHandler.__call__
+
+    async def wrapper(*arguments: Any) -> None:
+        threads.append(await sync_to_async(threading.current_thread)())
+        await call(*arguments)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        threads.append(await sync_to_async(threading.current_thread)())
+        return HttpResponse()
+
+    monkeypatch.setattr(asgi.ASGIHandler, "__call__", wrapper)
+    app = application(path("", view), middleware=[])
+    with trio.fail_after(10):
+        answer = await request(app)
+    assert b'"2 in all"' in dict(answer.headers)[b"Server-Timing"]
+    assert threads[0] is threads[1]
+
+
+class Echo:
+    """A callable object, which has no name."""
+
+    def __call__(self, value: str) -> str:
+        return value
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        (str.upper, "str.upper"),
+        (len, "len"),
+        (MethodType(Echo(), "a"), "str.Echo"),
+        (Echo(), f"{__name__}.Echo"),
+        (functools.partial(str), "str"),
+        ("a".upper, "str.upper"),
+    ],
+)
+async def test_any_callable_has_a_name(fn: Any, name: str) -> None:
+    """A record fails no request, whatever is called in the thread."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        bound = isinstance(getattr(fn, "__self__", None), str)
+        arguments = () if bound else ("a",)
+        return HttpResponse(str(await sync_to_async(fn)(*arguments)))
+
+    (_, (_, what)) = await shown(view)
+    assert what.startswith(f"sync_to_async({name}) at")
+
+
 async def test_nothing_is_recorded_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ``DEBUG`` at the start, there is no header, and nothing that records."""
     app = application(path("", hello), middleware=[BOTH])
@@ -362,6 +418,21 @@ def test_the_application_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(CommandError, match=r"start-up failed.*no start"):
         output(Own())
     assert output(hello)[0] == "GET /page/ -> 200"
+
+
+def test_a_page_that_shows_its_hops_shows_them_once() -> None:
+    """With ``DEBUG`` the handler records already, and the command records no more."""
+    seen = []
+
+    class Own(ASGIHandler):
+        async def send_response(self, response: Any, send: Any) -> None:
+            seen.append(response.headers["Server-Timing"])
+            await super().send_response(response, send)
+
+    with override_settings(DEBUG=True):
+        globals()["own"] = Own()
+        output_of("/page/", view=hello, ASGI_APPLICATION=f"{__name__}.own")
+    assert [value.count("hops;desc=") for value in seen] == [1]
 
 
 def test_errors_of_the_project() -> None:

@@ -770,7 +770,7 @@ mistakes = {
     "current_task": lambda: asyncio.current_task(),
     "get_running_loop": lambda: asyncio.get_running_loop(),
     "run_in_executor":
-        lambda: asyncio.get_event_loop().run_in_executor(None, nothing),
+        lambda: asyncio.get_event_loop().run_in_executor(None, int),
     "future": future_of_another_loop,
 }
 if sys.version_info >= (3, 11):

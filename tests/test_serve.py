@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import subprocess
 import sys
@@ -88,6 +89,34 @@ async def test_a_trigger_shuts_down() -> None:
 
         await nursery.start(serve)
         stop.set()
+
+
+async def test_a_trigger_that_is_slow_to_be_cancelled() -> None:
+    """Cancelling shuts the server down at once, whatever its trigger still does."""
+    Recording.events, Recording.fail_at = [], ""
+    go_on = trio.Event()
+
+    async def trigger() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await go_on.wait()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            functools.partial(
+                trio_asgi.serve,
+                application(path("", show), handler=Recording),
+                "127.0.0.1:0",
+                shutdown_trigger=trigger,
+            )
+        )
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True), trio.fail_after(10):
+            while Recording.events != ["enter", "exit"]:
+                await trio.lowlevel.checkpoint()
+        go_on.set()
 
 
 async def test_a_config_is_used() -> None:

@@ -140,17 +140,21 @@ _ASYNCIO_NOTE: Final = (
 def note_asyncio(error: BaseException) -> None:
     """Add advice to an error of asyncio in a Trio task, or to those in a group."""
     for leaf in leaves(error):
-        notes = getattr(leaf, "__notes__", [])
-        if _is_from_asyncio(leaf) and _ASYNCIO_NOTE not in notes:
+        if _is_from_asyncio(leaf):
+            notes = getattr(leaf, "__notes__", [])
             # add_note() is new in Python 3.11; before, exceptiongroup shows notes.
-            leaf.__notes__ = [*notes, _ASYNCIO_NOTE]
+            leaf.__notes__ = [*dict.fromkeys([*notes, _ASYNCIO_NOTE])]
 
 
 def _is_from_asyncio(error: BaseException) -> bool:
-    if isinstance(error, AttributeError):
+    # No class of the project's, whose methods may do anything.
+    if type(error) is AttributeError:
         return error.obj is None and error.name in _ASYNCIO_METHODS
-    return isinstance(error, (RuntimeError, TypeError)) and (
-        str(error).startswith(_ASYNCIO_BEGINS) or str(error).endswith(_ASYNCIO_ENDS)
+    text = (
+        error.args[0] if type(error) in (RuntimeError, TypeError) and error.args else ""
+    )
+    return type(text) is str and (
+        text.startswith(_ASYNCIO_BEGINS) or text.endswith(_ASYNCIO_ENDS)
     )
 
 

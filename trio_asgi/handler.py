@@ -40,6 +40,7 @@ from .request.state import prepare_request
 from .response.file_stream import LARGEST_BLOCK
 from .response.send import send_over_asgi
 from .threads.current import current_pool, reserved_lease
+from .threads.lease import Lease
 from .threads.loop import current_loop
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class ASGIHandler(ChainHandler):
     #: The largest message of a response, in bytes: 2 MiB. Servers spend time on each
     #: message, so Django's 64 KiB is too small.
     chunk_size = LARGEST_BLOCK
+
+    #: Makes the requests' leases. One that records calls may take its place.
+    _lease_type: Callable[..., Lease] = Lease
 
     def __init__(self) -> None:
         """Check the settings, install the bridge and load the middleware."""
@@ -112,7 +116,7 @@ class ASGIHandler(ChainHandler):
             return
         # Monitoring tools wrap Django's __call__ to isolate requests. Their sync code
         # runs in the request's thread, too: `handle` takes this lease over.
-        lease = current_pool().lease()
+        lease = current_pool().lease(self._lease_type)
         lease.reserved = True
         outer_loop = current_loop.set(lease)
         try:
@@ -157,7 +161,7 @@ class ASGIHandler(ChainHandler):
             body, refusal = io.BytesIO(), refuse_body(error, scope["path"])
 
         # The request gets the right to a thread, which its first sync call takes.
-        lease = reserved_lease() or current_pool().lease()
+        lease = reserved_lease() or current_pool().lease(self._lease_type)
         lease.begin_request()
         lease.owner, lease.for_asyncio = self, self._asyncio_views
         outer_loop = current_loop.set(lease)

@@ -16,7 +16,13 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+)
+from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 
@@ -26,7 +32,7 @@ from trio_asgi.chain.passage import Passage
 from trio_asgi.request import body, body_file, closing, release_thread, signals
 from trio_asgi.response import send
 from trio_asgi.response.thread_stream import ThreadStream
-from trio_asgi.threads.current import current_pool
+from trio_asgi.threads.current import current_pool, reserved_lease
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
 
@@ -62,7 +68,10 @@ _ADVICE: Final = {
 }
 
 #: Packages whose functions only pass on what the project's have asked for.
-_BENEATH: Final = {"asgiref", "contextlib", "django", "trio", "trio_asgi"}
+_BENEATH: Final = {
+    *("asgiref", "asyncio", "contextlib", "django"),
+    *("outcome", "trio", "trio_asgi", "trio_asyncio"),
+}
 
 
 def advice_for(cause: str) -> str:
@@ -73,16 +82,24 @@ def advice_for(cause: str) -> str:
 
 def name_of(thing: Any) -> str:
     """Return the dotted name by which a project knows a class, function or object."""
-    if isinstance(thing, (functools.partial, SyncToAsync)):
+    # By its type, and not by attributes that an object may compute.
+    kind = type(thing)
+    if issubclass(kind, (functools.partial, SyncToAsync)):
         return name_of(thing.func)
-    if isinstance(thing, AsyncToSync):
+    if issubclass(kind, AsyncToSync):
         return name_of(thing.awaitable)
-    if inspect.ismethod(thing) and not inspect.isclass(thing.__self__):
-        return f"{name_of(type(thing.__self__))}.{thing.__name__}"
-    named = getattr(thing, "view_class", thing)
-    if not hasattr(named, "__qualname__"):
-        named = type(named)
-    return f"{named.__module__}.{named.__qualname__}".removeprefix("builtins.")
+    if kind is MethodType and not issubclass(type(thing.__self__), type):
+        return (
+            f"{name_of(type(thing.__self__))}.{name_of(thing.__func__).split('.')[-1]}"
+        )
+    if kind is FunctionType:
+        thing = vars(thing).get("view_class", thing)
+    elif kind not in (BuiltinFunctionType, MethodDescriptorType) and not issubclass(
+        kind, type
+    ):
+        thing = kind
+    module = getattr(thing, "__module__", None) or "builtins"
+    return f"{module}.{thing.__qualname__}".removeprefix("builtins.")
 
 
 def causes_of_call(frame: FrameType | None, fn: Callable[[], Any]) -> list[str]:
@@ -200,8 +217,11 @@ def _note(*causes: str) -> None:
 class RecordingLease(Lease):
     """A lease that records its calls, and those that are made under it elsewhere."""
 
-    #: Those that have begun.
-    hops: list[RecordedHop]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Record nothing yet; see `Lease`."""
+        super().__init__(*args, **kwargs)
+        #: Those that have begun.
+        self.hops: list[RecordedHop] = []
 
     def wrap_call(self, fn: Callable[[], Any], place: str = "") -> RecordedHop:
         """Return a call that is recorded when it runs. In the calling task."""
@@ -240,18 +260,28 @@ def record_hops(handler: Any) -> None:
     the request runs.
     """
     handle, make_response = handler.handle, handler._make_response
+    handler.last_hops = []
+
+    def make_lease(*args: Any, **kwargs: Any) -> RecordingLease:
+        lease = RecordingLease(*args, **kwargs)
+        handler.last_hops = lease.hops
+        return lease
 
     async def handle_recorded(scope: Scope, receive: Receive, send: Send) -> None:
-        lease = cast("RecordingLease", current_pool().lease(RecordingLease))
+        if reserved_lease() is not None:  # of `__call__`, through which tools go
+            await handle(scope, receive, send)
+            return
+        # From now on, to record what the body needs a thread for.
+        lease = current_pool().lease(make_lease)
         lease.reserved = True
-        handler.last_hops = lease.hops = []
         outer_loop = current_loop.set(lease)
         try:
             await handle(scope, receive, send)
         finally:
             current_loop.reset(outer_loop)
-            if lease.reserved:
-                lease.release()  # the client has left before its body was there
+            if lease.reserved:  # the client has left before its body was there
+                lease.retire = True
+                lease.release()
 
     async def make_shown_response(scope: Any, state: Any, refusal: Any) -> Any:
         response = await make_response(scope, state, refusal)
@@ -265,6 +295,6 @@ def record_hops(handler: Any) -> None:
         response.headers["Server-Timing"] = ", ".join(metrics)
         return response
 
-    handler.handle = handle_recorded
+    handler.handle, handler._lease_type = handle_recorded, make_lease
     handler._make_response = make_shown_response
     handler._chain.passage_type = RecordingPassage

@@ -82,15 +82,22 @@ async def serve(
 
     stop = trio.Event()
 
-    async def wait_to_stop() -> None:
+    async def stop_when_cancelled() -> None:
         try:
-            await (shutdown_trigger or trio.sleep_forever)()
+            await trio.sleep_forever()
         finally:
             stop.set()
 
+    async def stop_when_triggered(trigger: Callable[[], Awaitable[Any]]) -> None:
+        await trigger()
+        stop.set()
+
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait_to_stop)
+            # Two tasks: a trigger may take long to be cancelled.
+            nursery.start_soon(stop_when_cancelled)
+            if shutdown_trigger is not None:
+                nursery.start_soon(stop_when_triggered, shutdown_trigger)
             # The event turns a cancellation into a shutdown of the server.
             with trio.CancelScope(shield=True):
                 await run_server(

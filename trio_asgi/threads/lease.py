@@ -238,8 +238,8 @@ class Lease(CallLoop):
         if not self.open or self._worker is None:
             await trio.lowlevel.checkpoint()
             return
-        await self._turn.acquire()
         fn = self.wrap_call(last)
+        await self._turn.acquire()
         call = Call(self, self.pool.wakeups, contextvars.copy_context(), fn)
         try:
             await self.pool.acquire_token(call)

@@ -173,7 +173,7 @@ class WorkerPool:
         """
         self._requests_inbox = self._caller_inbox
 
-    def lease(self, kind: type[Lease] = Lease) -> Lease:
+    def lease(self, kind: Callable[..., Lease] = Lease) -> Lease:
         """Return a lease for a request or a background task."""
         if self._shall_lend:
             assert self._caller_lease is not None
