@@ -370,8 +370,8 @@ async def test_a_file_is_read_without_the_requests_thread(file: Path) -> None:
     pool = current_pool()
     make_lease = pool.lease
 
-    def lease() -> Lease:
-        leases.append(make_lease())
+    def lease(kind: Any) -> Lease:
+        leases.append(make_lease(kind))
         return leases[-1]
 
     pool.lease = lease  # type: ignore[method-assign, assignment]

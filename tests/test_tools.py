@@ -117,8 +117,8 @@ async def test_a_request_has_one_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     leases = []
     real = pool.lease
 
-    def lease() -> Lease:
-        leases.append(real())
+    def lease(kind: Any) -> Lease:
+        leases.append(real(kind))
         return leases[-1]
 
     monkeypatch.setattr(pool, "lease", lease)

@@ -30,13 +30,12 @@ from .chain.load import ChainHandler
 from .errors import ClientDisconnected, ends_more_than_request
 from .hops.record import record_hops
 from .hosts.sigterm import leave_sigterm_to_parent
-from .request.answer import send_answer
 from .request.background import end_islands_and_threads, start_in_background
 from .request.body_file import spool_body, take_body
 from .request.errors import as_server_errors, refuse_body, server_error
 from .request.request import ASGIRequest, makes_plain_requests
 from .request.signals import RequestSignals, disown_caches
-from .request.state import prepare_request
+from .request.state import prepare_request, send_answer
 from .response.file_stream import LARGEST_BLOCK
 from .response.send import send_over_asgi
 from .threads.current import current_pool, reserved_lease

@@ -1,4 +1,4 @@
-"""One request: everything it has, its response, and its end."""
+"""One request: everything it has, the sending of its response, and its end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from trio_asgi.asgi.exchange import Exchange
 from trio_asgi.asgi.send import ResponseSender
 from trio_asgi.errors import ends_more_than_request
 from trio_asgi.islands.context import with_locals
-from trio_asgi.response.send import close_stream
+from trio_asgi.response.files import sends_file
+from trio_asgi.response.send import close_stream, end_body
 from trio_asgi.threads.offload import log, settle_log
 
 from .body_file import close_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from django.http import HttpRequest, HttpResponseBase
 
@@ -148,3 +149,36 @@ def prepare_request(
     receiver.on_disconnect = exchange.abort
     exchange.limit_sending(sender, lambda: conf.get("SEND_TIMEOUT"), state.end_early)
     return state, exchange
+
+
+async def send_answer(
+    state: RequestState, exchange: Exchange, send: Callable[[], Awaitable[None]]
+) -> None:
+    """Send the response by ``send()``, holding no thread for a client that is slow.
+
+    The thread goes back first if nothing of the request is left in it, or else after a
+    second. A stream keeps it to the end, unless it sends a file.
+    """
+    response, lease, sender = state.response, state.lease, state.sender
+    assert response is not None
+    in_one_piece = not (response.streaming and sender.wants_body)
+    threadless = (in_one_piece or sends_file(response)) and (
+        not lease.has_thread or state.signals.release_thread_early(response)
+    )
+    # Sync code does not notice that the request was cancelled; a view may not, either.
+    await trio.lowlevel.checkpoint_if_cancelled()
+    if not in_one_piece:
+        try:
+            await send()
+        except trio.Cancelled:
+            if getattr(response, "ends_cleanly", False) and not exchange.aborted:
+                await end_body(sender)
+            raise
+        return
+    sender.in_one_piece = True
+    exchange.stop_watching()
+    if threadless:
+        await sender.beside_body(send)
+        return
+    with exchange.sending_last(state.end_early):
+        await sender.beside_body(send)

@@ -26,7 +26,7 @@ import trio
 from django.http import StreamingHttpResponse
 
 from trio_asgi import conf
-from trio_asgi.bridge.managed_stream import ManagedStream, is_manager
+from trio_asgi.bridge.streaming_content import ManagedStream, is_manager
 from trio_asgi.errors import ends_more_than_request
 from trio_asgi.islands.context import restore_context
 

@@ -13,8 +13,8 @@ import trio
 
 from trio_asgi import conf
 from trio_asgi.asgi.exchange import SEND_SECONDS
-from trio_asgi.bridge.managed_stream import ManagedStream
 from trio_asgi.bridge.streaming_content import (
+    ManagedStream,
     contents,
     forget_contents,
     replace_contents,
