@@ -1125,11 +1125,19 @@ async def fails_in_nested(thing: Thing) -> object:
     return await sync_to_async(async_to_sync(fails_in_thread))(thing)
 
 
+#: Errors inside asgiref's `Local`, one for each attribute that it lacks, form a cycle.
+frees_at_once = pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="contextlib of Python 3.10 keeps errors until garbage is collected",
+)
+
+
 @pytest.mark.parametrize("handles_error", [False, True])
 @pytest.mark.parametrize(
     "afn", [returns, fails, calls, fails_in_thread, nests, fails_in_nested]
 )
 @pytest.mark.parametrize("place", [lambda fn: fn(), in_other_thread])
+@frees_at_once
 def test_a_call_leaves_nothing_in_memory(
     afn: Callable[[Thing], Awaitable[object]],
     handles_error: bool,

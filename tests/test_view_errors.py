@@ -598,7 +598,15 @@ def failing() -> dict[str, Callable[[Thing], Any]]:
     }
 
 
+#: Errors inside asgiref's `Local`, one for each attribute that it lacks, form a cycle.
+frees_at_once = pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="contextlib of Python 3.10 keeps errors until garbage is collected",
+)
+
+
 @pytest.mark.parametrize("kind", failing())
+@frees_at_once
 async def test_a_view_that_fails_leaves_nothing_in_memory(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,6 +645,7 @@ async def test_a_view_that_fails_leaves_nothing_in_memory(
 # Not a manager: Python's AsyncExitStack keeps a group, and what it comes from.
 @pytest.mark.parametrize("kind", [k for k in streams(NotImplemented) if k != "manager"])
 @pytest.mark.parametrize("error", [ValueError, Panic])
+@frees_at_once
 async def test_a_stream_that_fails_leaves_nothing_in_memory(
     kind: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -672,6 +681,7 @@ async def test_a_stream_that_fails_leaves_nothing_in_memory(
         gc.enable()
 
 
+@frees_at_once
 async def test_a_view_that_fails_for_nobody_leaves_nothing_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

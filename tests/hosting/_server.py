@@ -38,7 +38,7 @@ Kind = Literal["hypercorn", "anycorn"]
 HERE = Path(__file__).parent
 
 #: Only something that hangs takes longer.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 #: The names of the pool's threads: this, and a number.
 _WORKER_THREAD = "trio-asgi-worker-"
