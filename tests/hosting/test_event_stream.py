@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -19,7 +21,6 @@ from ._wire import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from ._server import Connect, Kind, Server
 
@@ -53,7 +54,11 @@ def browser(url: str) -> Iterator[None]:
     if command is None:
         skip_without_server("there is no Chromium")
     # Not the test's own directory: a browser that was killed may still write there.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+    # Its sockets have to have short paths.
+    with tempfile.TemporaryDirectory(
+        dir="/tmp" if Path("/tmp").is_dir() else None,  # noqa: S108
+        ignore_cleanup_errors=True,
+    ) as profile:
         process = subprocess.Popen(
             [
                 command,
@@ -72,6 +77,7 @@ def browser(url: str) -> Iterator[None]:
                 f"--user-data-dir={profile}",
                 url,
             ],
+            env={**os.environ, "TMPDIR": profile},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
