@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import re
 import threading
+import warnings
 from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
@@ -35,7 +37,7 @@ from trio_asgi.hops.record import DESCRIPTION, SHOWN_HOPS, RecordedHop, record_h
 from trio_asgi.management.commands import trio_asgi_hops
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from django.http import HttpRequest
 
@@ -63,6 +65,15 @@ async def others(request: HttpRequest) -> HttpResponse:
     await async_total(request)
     await release_thread()
     return HttpResponse()
+
+
+@pytest.fixture(autouse=True)
+def database_in_memory() -> Iterator[None]:
+    """Free the connections of worker threads: Django closes none in memory."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 async def kinds(request: HttpRequest) -> HttpResponse:

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import threading
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -122,7 +123,7 @@ async def test_refused_bodies(handler: Handler) -> None:
             application(), method="POST", headers=[length], body=b"four"
         )
     assert answer.status == 413
-    assert_off_the_loop(handler, "Request Entity Too Large")
+    assert_off_the_loop(handler, HTTPStatus(413).phrase)
 
 
 async def test_a_query_string_that_is_not_utf8(handler: Handler) -> None:

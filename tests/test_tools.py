@@ -83,9 +83,9 @@ def test_what_is_put_in_the_place_of_djangos_code_is_called(
 
 
 def test_the_comparison_has_something_to_compare() -> None:
-    """Django calls all but one of them, each for some of the requests."""
+    """Django calls each for some requests; one of them only from Django 6.1 on."""
     found = run("wrapped", "django", "wrapper")
-    assert [name for name, paths in found.items() if not paths] == [CLOSE_CACHE]
+    assert {name for name, paths in found.items() if not paths} <= {CLOSE_CACHE}
 
 
 @early_and_late
