@@ -38,7 +38,7 @@ from .request.signals import RequestSignals, disown_caches
 from .request.state import prepare_request, send_answer
 from .response.file_stream import LARGEST_BLOCK
 from .response.send import send_over_asgi
-from .threads.current import current_pool, reserved_lease
+from .threads.current import current_pool, reserve_lease, reserved_lease
 from .threads.lease import Lease
 from .threads.loop import current_loop
 
@@ -114,18 +114,9 @@ class ASGIHandler(ChainHandler):
             await self.handle(scope, receive, send)
             return
         # Monitoring tools wrap Django's __call__ to isolate requests. Their sync code
-        # runs in the request's thread, too: `handle` takes this lease over.
-        lease = current_pool().lease(self._lease_type)
-        lease.reserved = True
-        outer_loop = current_loop.set(lease)
-        try:
+        # runs in the request's thread, too.
+        with reserve_lease(self._lease_type):
             await super().__call__(scope, receive, send)
-        finally:
-            current_loop.reset(outer_loop)
-            if lease.reserved:
-                # `handle` was not reached. A tool may have left state in the thread.
-                lease.retire = True
-                lease.release()
 
     @as_server_errors
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -32,9 +32,8 @@ from trio_asgi.chain.passage import Passage
 from trio_asgi.request import body, body_file, closing, release_thread, signals
 from trio_asgi.response import send
 from trio_asgi.response.thread_stream import ThreadStream
-from trio_asgi.threads.current import current_pool, reserved_lease
+from trio_asgi.threads.current import reserve_lease, reserved_lease
 from trio_asgi.threads.lease import Lease
-from trio_asgi.threads.loop import current_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,16 +271,8 @@ def record_hops(handler: Any) -> None:
             await handle(scope, receive, send)
             return
         # From now on, to record what the body needs a thread for.
-        lease = current_pool().lease(make_lease)
-        lease.reserved = True
-        outer_loop = current_loop.set(lease)
-        try:
+        with reserve_lease(make_lease):
             await handle(scope, receive, send)
-        finally:
-            current_loop.reset(outer_loop)
-            if lease.reserved:  # the client has left before its body was there
-                lease.retire = True
-                lease.release()
 
     async def make_shown_response(scope: Any, state: Any, refusal: Any) -> Any:
         response = await make_response(scope, state, refusal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -11,7 +12,7 @@ from .loop import current_loop
 from .pool import WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .loop import CallLoop
 
@@ -47,6 +48,25 @@ def sensitive_loop() -> CallLoop:
     if loop is None or loop.pool is not pool:
         return pool.program_lease()
     return loop
+
+
+@contextmanager
+def reserve_lease(make_lease: Callable[..., Lease]) -> Iterator[None]:
+    """Reserve a lease for the request whose handler runs in the block.
+
+    It is the running task's, and the handler takes it over: see `reserved_lease`. If
+    the handler is not reached, the thread ends: other code may have left state in it.
+    """
+    lease = current_pool().lease(make_lease)
+    lease.reserved = True
+    outer_loop = current_loop.set(lease)
+    try:
+        yield
+    finally:
+        current_loop.reset(outer_loop)
+        if lease.reserved:
+            lease.retire = True
+            lease.release()
 
 
 def reserved_lease() -> Lease | None:
