@@ -51,7 +51,7 @@ class Chain:
 
     def __init__(self, handler: BaseHandler) -> None:
         """Begin without any layer."""
-        self.plan = Plan(handler, asyncio_views=conf.get("ASYNCIO_VIEWS"))
+        self.plan = Plan(handler)
         #: The class that takes requests through. `record_hops` replaces it.
         self.passage_type: type[Passage] = Passage
         self._top_handler: Any = None
@@ -100,7 +100,8 @@ class Chain:
 class ChainHandler(asgi.ASGIHandler):
     """Django's handler, with a `Chain` instead of nested functions."""
 
-    #: Whether views are asyncio's. Django's handler for static files loads no chain.
+    #: Whether async views are asyncio code, unless they are declared as Trio views. In
+    #: a handler for static files, which loads no chain, it stays False.
     _asyncio_views = False
 
     def load_middleware(self, is_async: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -111,7 +112,7 @@ class ChainHandler(asgi.ASGIHandler):
         """
         _warn_of_tools()
         self._chain = Chain(self)
-        self._asyncio_views = self._chain.plan.asyncio_views
+        self._asyncio_views = conf.get("ASYNCIO_VIEWS")
         super().load_middleware(is_async)
         handler: Any = self
         self._chain.plan.view_hooks = _hooks(handler._view_middleware)

@@ -230,7 +230,7 @@ class Passage:
         # A sync view may stream async code, too; middleware around that is Trio's.
         if getattr(response, "is_async", False) and (
             is_asyncio_island(view)
-            or (self._plan.asyncio_views and not is_trio_island(view))
+            or (self._plan.handler._asyncio_views and not is_trio_island(view))
         ):
             iterate_in_island(response)
         request.view_response = response

@@ -47,8 +47,6 @@ class Plan:
 
     #: Django's handler, which resolves, checks and wraps the view.
     handler: Any
-    #: Whether async views are asyncio code, unless they are declared as Trio views.
-    asyncio_views: bool
     #: The outermost layer so far.
     top: Layer | None = None
     view_hooks: list[Hook] = field(default_factory=list)
