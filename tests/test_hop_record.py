@@ -479,4 +479,4 @@ def test_the_example_site() -> None:
     assert done.stdout.startswith("GET /market/ -> 200\n1 hop\n")
     done = run_python(site, "manage.py", "trio_asgi_hops", "market/")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "CommandError: 'market/' is no path: it must begin with" in done.stderr
+    assert "CommandError: 'market/' is not a path: it must begin with" in done.stderr

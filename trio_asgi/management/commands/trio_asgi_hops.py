@@ -58,7 +58,7 @@ class Command(BaseCommand):
             Exception: the project cannot be loaded, or the request failed.
         """
         if not path.startswith("/"):
-            raise CommandError(f"{path!r} is no path: it must begin with a slash.")
+            raise CommandError(f"{path!r} is not a path: it must begin with a slash.")
         method = (options["method"] or ("POST" if data else "GET")).upper()
         environ = {"CONTENT_TYPE": options["content_type"]} if data else {}
         named = getattr(settings, "ASGI_APPLICATION", None)
