@@ -52,6 +52,17 @@ async def in_island(started: trio.Event) -> None:
     await asyncio_island(stubborn)()
 
 
+async def start_and_cancel(
+    nursery: trio.Nursery, wait: Callable[[trio.Event], Awaitable[None]]
+) -> None:
+    """Start a wait in a nursery, and cancel that when the task waits."""
+    started = trio.Event()
+    nursery.start_soon(wait, started)
+    await started.wait()
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.cancel_scope.cancel()
+
+
 everywhere = pytest.mark.parametrize("wait", [in_thread, in_island])
 
 
@@ -98,12 +109,8 @@ async def test_what_ends_just_then_is_not_left(
     """Whether the end or the time comes first, the task goes on once."""
     for _ in range(50):
         _go_on.clear()
-        started = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait, started)
-            await started.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+            await start_and_cancel(nursery, wait)
             _go_on.set()
             abandoner = Abandoner(trio.lowlevel.current_task(), 0)
             with trio.CancelScope(shield=True):
@@ -116,12 +123,8 @@ async def test_what_was_left_can_end_later() -> None:
     """The thread and the asyncio code end alone; no task waits for them."""
     for wait in (in_thread, in_island):
         _go_on.clear()
-        started = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait, started)
-            await started.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+            await start_and_cancel(nursery, wait)
             Abandoner(trio.lowlevel.current_task(), 0).look()
         _go_on.set()
     await trio.testing.wait_all_tasks_blocked(0.1)

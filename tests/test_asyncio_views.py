@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from django.http import HttpResponseBase
     from django.urls import URLPattern
 
+    from trio_asgi.asgi.types import Message
+
 
 def kind() -> str:
     """Return whose code this is."""
@@ -294,18 +296,23 @@ async def test_asyncio_in_a_stream_says_what_to_do() -> None:
     assert SAYS_WHAT_TO_DO in "".join(traceback.format_exception(raised.value))
 
 
-async def test_asyncio_in_the_background_says_what_to_do(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The log of a background task that fails has the note."""
+async def run_in_background(async_fn: Any, *arguments: Any) -> Message:
+    """Run a background task of an application; return its last lifespan message."""
     app = application(at_root(view))
     async with ApplicationCommunicator(app, {"type": "lifespan"}) as server:
         await server.send_input({"type": "lifespan.startup"})
         await server.receive_output()
-        app.start_soon(asyncio.sleep, 1)
+        app.start_soon(async_fn, *arguments)
         await trio.testing.wait_all_tasks_blocked()
         await server.send_input({"type": "lifespan.shutdown"})
-        await server.receive_output(timeout=10)
+        return await server.receive_output(timeout=10)
+
+
+async def test_asyncio_in_the_background_says_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log of a background task that fails has the note."""
+    await run_in_background(asyncio.sleep, 1)
     assert caplog.text.count(SAYS_WHAT_TO_DO) == 1
 
 
@@ -338,14 +345,7 @@ async def test_no_code_of_an_error_is_called_for_a_note(
     middleware = [f"{__name__}.AnswersErrors"]
     answered = await answer(raises_hostile_error, middleware=middleware)
     assert answered == "409 no running event loop"
-    app = application(at_root(view))
-    async with ApplicationCommunicator(app, {"type": "lifespan"}) as server:
-        await server.send_input({"type": "lifespan.startup"})
-        await server.receive_output()
-        app.start_soon(raises_hostile_error)
-        await trio.testing.wait_all_tasks_blocked()
-        await server.send_input({"type": "lifespan.shutdown"})
-        ended = await server.receive_output(timeout=10)
+    ended = await run_in_background(raises_hostile_error)
     assert ended["type"] == "lifespan.shutdown.complete"
     assert "A background task failed" in caplog.text
 

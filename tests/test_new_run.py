@@ -26,6 +26,7 @@ from django.db import connection, connections, transaction
 from django.utils import timezone
 
 import trio_asgi
+from support import frees_at_once
 from thread_support import SECONDS, run_script, variable
 from trio_asgi.threads.call import calling
 from trio_asgi.threads.current import current_pool
@@ -1123,13 +1124,6 @@ async def nests(thing: Thing) -> object:
 
 async def fails_in_nested(thing: Thing) -> object:
     return await sync_to_async(async_to_sync(fails_in_thread))(thing)
-
-
-#: Errors inside asgiref's `Local`, one for each attribute that it lacks, form a cycle.
-frees_at_once = pytest.mark.skipif(
-    sys.version_info < (3, 11),
-    reason="contextlib of Python 3.10 keeps errors until garbage is collected",
-)
 
 
 @pytest.mark.parametrize("handles_error", [False, True])

@@ -23,7 +23,14 @@ from django.utils.decorators import async_only_middleware
 from django.utils.deprecation import MiddlewareMixin
 
 from hop_support import path_of
-from support import application, bare_request, http_scope, request, signal_log
+from support import (
+    application,
+    bare_request,
+    frees_at_once,
+    http_scope,
+    request,
+    signal_log,
+)
 from trio_asgi import ASGIHandler, ASGIRequest, EventStream, asyncio_island
 from trio_asgi.testing import ApplicationCommunicator
 
@@ -596,13 +603,6 @@ def failing() -> dict[str, Callable[[Thing], Any]]:
         "sync_to_async": sync_to_async(fail),
         "async_to_sync": async_to_sync(one),
     }
-
-
-#: Errors inside asgiref's `Local`, one for each attribute that it lacks, form a cycle.
-frees_at_once = pytest.mark.skipif(
-    sys.version_info < (3, 11),
-    reason="contextlib of Python 3.10 keeps errors until garbage is collected",
-)
 
 
 @pytest.mark.parametrize("kind", failing())
