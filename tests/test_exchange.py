@@ -8,19 +8,24 @@ import sys
 import threading
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_asgi.asgi.exchange import Exchange
+from support import http_scope
+from trio_asgi.asgi.exchange import WATCH_SECONDS, Exchange
+from trio_asgi.asgi.receive import Receiver
+from trio_asgi.asgi.send import ResponseSender
 from trio_asgi.errors import leaves
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+
+    from trio_asgi.asgi.types import Message
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -38,6 +43,8 @@ class Client:
         self.calls = 0
         self.watcher: trio.lowlevel.Task | None = None
         self.cancelled = False
+        #: Set when the exchange watches, and when it has seen the client leave.
+        self.watched, self.seen = trio.Event(), trio.Event()
         self._left = trio.Event()
         self._error: BaseException | None = None
 
@@ -46,15 +53,17 @@ class Client:
         self._error = error
         self._left.set()
 
-    async def wait_disconnect(self) -> None:
-        """Wait for the disconnect."""
+    async def receive(self) -> Message:
+        """Wait for the disconnect, as a server's ``receive`` after the body."""
         self.calls += 1
         self.watcher = trio.lowlevel.current_task()
+        self.watched.set()
         try:
             await self._left.wait()
         except trio.Cancelled:
             self.cancelled = True
             raise
+        self.seen.set()
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -62,6 +71,25 @@ class Client:
         finally:
             # Its traceback holds this frame: leave no cycle behind.
             del error
+        return {"type": "http.disconnect"}
+
+
+class PatientExchange(Exchange):
+    """An exchange with a client; after the server's cancellation it waits a minute."""
+
+    patience = 60
+    send_timeout = None
+
+    def __init__(self, client: Client, lease: Lease) -> None:
+        receiver = Receiver(http_scope(), client.receive)
+        receiver.complete = True
+        super().__init__(receiver, ResponseSender(self._send, receiver), lease, "/")
+
+    async def _send(self, message: Message) -> None:
+        """Take a message, as a server's ``send``."""
+
+    async def end_early(self) -> None:
+        """Do nothing: nothing is left to end."""
 
 
 class SyncCode:
@@ -105,18 +133,6 @@ async def make_lease() -> Lease:
     return Lease(current_pool())
 
 
-def exchange(client: Client, lease: Lease, **options: Any) -> Exchange:
-    """Prepare an exchange with a client."""
-    defaults: dict[str, Any] = {
-        "is_complete": lambda: False,
-        "patience": lambda: 60,
-        "name": "/",
-    }
-    return Exchange(
-        wait_disconnect=client.wait_disconnect, lease=lease, **{**defaults, **options}
-    )
-
-
 async def wait_cancelled(then: Callable[[], object] = lambda: None) -> None:
     """Wait to be cancelled, and react to it."""
     try:
@@ -133,10 +149,10 @@ async def test_the_response_ends(client: Client, lease: Lease) -> None:
     order: list[str] = []
 
     async def respond() -> None:
-        await wait_all_tasks_blocked()
+        await client.watched.wait()
         order.append("responded")
 
-    await exchange(client, lease).run(respond)
+    await PatientExchange(client, lease).run(respond)
     assert order == ["responded"]
     assert client.calls == 1
     assert client.cancelled
@@ -148,11 +164,11 @@ async def test_respond_runs_in_the_requests_task(client: Client, lease: Lease) -
     tasks: list[trio.lowlevel.Task] = []
 
     async def respond() -> None:
-        await wait_all_tasks_blocked()
+        await client.watched.wait()
         variable.set("response")
         tasks.append(trio.lowlevel.current_task())
 
-    await exchange(client, lease).run(respond)
+    await PatientExchange(client, lease).run(respond)
     assert tasks == [trio.lowlevel.current_task()]
     assert client.watcher not in (None, *tasks)
     assert variable.get() == "response"
@@ -165,7 +181,7 @@ async def test_a_response_without_a_checkpoint(client: Client, lease: Lease) -> 
         pass
 
     with trio.fail_after(SECONDS):
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
 
 
 async def test_the_client_leaves(client: Client, lease: Lease) -> None:
@@ -182,7 +198,7 @@ async def test_the_client_leaves(client: Client, lease: Lease) -> None:
             order.append("cleaned up")
 
     with trio.fail_after(SECONDS):
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert order == ["cleaned up"]
     assert not client.cancelled
 
@@ -197,7 +213,7 @@ async def test_the_client_has_left_before(client: Client, lease: Lease) -> None:
 
     client.leave()
     with trio.fail_after(SECONDS):
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert started == [True]
 
 
@@ -205,20 +221,20 @@ async def test_the_client_leaves_while_the_response_completes(
     client: Client, lease: Lease
 ) -> None:
     """A disconnect is no abort once the whole response was passed on."""
+    exchange = PatientExchange(client, lease)
     order: list[str] = []
 
     async def respond() -> None:
-        order.append("last message")
+        await client.watched.wait()
+        exchange.sender.in_one_piece = True
+        await exchange.sender({"type": "http.response.start", "status": 200})
         client.leave()
+        await client.seen.wait()
         await wait_all_tasks_blocked()
         order.append("sent")
 
-    def is_complete() -> bool:
-        order.append("asked")
-        return True
-
-    await exchange(client, lease, is_complete=is_complete).run(respond)
-    assert order == ["last message", "asked", "sent"]
+    await exchange.run(respond)
+    assert order == ["sent"]
 
 
 async def test_the_client_leaves_twice(client: Client, lease: Lease) -> None:
@@ -227,11 +243,12 @@ async def test_the_client_leaves_twice(client: Client, lease: Lease) -> None:
     async def respond() -> None:
         with trio.CancelScope(shield=True):
             client.leave()
+            await client.seen.wait()
             await wait_all_tasks_blocked()
             client.leave()
             await wait_all_tasks_blocked()
 
-    await exchange(client, lease).run(respond)
+    await PatientExchange(client, lease).run(respond)
     assert client.calls == 1
 
 
@@ -240,14 +257,13 @@ async def test_the_server_cancels(client: Client, lease: Lease) -> None:
     order: list[str] = []
 
     async def respond() -> None:
-        # Let the watcher start: it is not waited for if the response ends at once.
-        await wait_all_tasks_blocked()
+        await client.watched.wait()
         scope.cancel()
         await wait_cancelled(lambda: order.append("respond"))
 
     with trio.CancelScope() as scope:
         try:
-            await exchange(client, lease).run(respond)
+            await PatientExchange(client, lease).run(respond)
         except trio.Cancelled:
             order.append("in no group")
             raise
@@ -264,12 +280,13 @@ async def test_the_server_cancels_as_the_client_leaves(
     """If both happen at once, the server's cancellation is not lost."""
 
     async def respond() -> None:
+        await client.watched.wait()
         client.leave()
         scope.cancel()
         await trio.sleep_forever()
 
     with trio.CancelScope() as scope:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
         await trio.lowlevel.checkpoint()
         pytest.fail("the cancellation got lost")
     assert scope.cancelled_caught
@@ -286,7 +303,7 @@ async def test_the_server_cancels_a_response_that_ends(
         order.append("responded")
 
     with trio.CancelScope() as scope:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
         await trio.lowlevel.checkpoint()
     assert scope.cancelled_caught
     assert order == ["responded"]
@@ -299,6 +316,37 @@ def run_on_a_stopped_clock(main: Callable[[MockClock], Awaitable[None]]) -> None
     """Run a test whose clock advances only when told to; threads take no time."""
     clock = MockClock()
     trio.run(main, clock, clock=clock)
+
+
+async def wait_watched(client: Client, clock: MockClock) -> None:
+    """Wait until an exchange, which may be starting, watches its client."""
+    await wait_all_tasks_blocked()
+    clock.jump(WATCH_SECONDS)
+    await client.watched.wait()
+
+
+def test_the_server_cancels_before_the_watcher_starts() -> None:
+    """Sync code that was cancelled so early is left in the end, too."""
+
+    async def main(clock: MockClock) -> None:
+        client, code = Client(), SyncCode()
+
+        async def respond() -> None:
+            await lease.run_sync(code)
+
+        with open_lease() as lease:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(PatientExchange(client, lease).run, respond)
+                await code.entered.wait()
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    for seconds in (WATCH_SECONDS, 61):
+                        await wait_all_tasks_blocked()
+                        clock.jump(seconds)
+            assert lease.abandoned
+            code.end()
+
+    run_on_a_stopped_clock(main)
 
 
 def test_the_client_leaves_sync_code() -> None:
@@ -315,8 +363,9 @@ def test_the_client_leaves_sync_code() -> None:
 
         with open_lease() as lease:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(exchange(client, lease).run, respond)
+                nursery.start_soon(PatientExchange(client, lease).run, respond)
                 await code.entered.wait()
+                await wait_watched(client, clock)
                 client.leave()
                 await wait_all_tasks_blocked()
                 clock.jump(1000)
@@ -339,13 +388,14 @@ def test_the_server_has_patience_with_sync_code() -> None:
             async with trio.open_nursery() as nursery:
 
                 async def request() -> None:
-                    await exchange(client, lease, patience=lambda: 60).run(respond)
+                    await PatientExchange(client, lease).run(respond)
 
                 async def respond() -> None:
                     await lease.run_sync(code)
 
                 nursery.start_soon(request)
                 await code.entered.wait()
+                await wait_watched(client, clock)
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await wait_all_tasks_blocked()
@@ -373,8 +423,9 @@ def test_sync_code_that_ends_in_time() -> None:
 
         with open_lease() as lease:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(exchange(client, lease).run, respond)
+                nursery.start_soon(PatientExchange(client, lease).run, respond)
                 await code.entered.wait()
+                await wait_watched(client, clock)
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await wait_all_tasks_blocked()
@@ -399,8 +450,9 @@ def test_the_server_cancels_after_the_client_has_left() -> None:
 
         with open_lease() as lease:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(exchange(client, lease).run, respond)
+                nursery.start_soon(PatientExchange(client, lease).run, respond)
                 await code.entered.wait()
+                await wait_watched(client, clock)
                 client.leave()
                 await wait_all_tasks_blocked()
                 clock.jump(1000)
@@ -433,8 +485,8 @@ def test_sync_code_that_starts_after_the_patience() -> None:
 
         with open_lease() as lease:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(exchange(client, lease).run, respond)
-                await wait_all_tasks_blocked()
+                nursery.start_soon(PatientExchange(client, lease).run, respond)
+                await wait_watched(client, clock)
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await code.entered.wait()
@@ -461,11 +513,11 @@ async def test_respond_fails(client: Client, lease: Lease) -> None:
     error = LookupError("respond")
 
     async def respond() -> None:
-        await wait_all_tasks_blocked()
+        await client.watched.wait()
         raise error
 
     with pytest.raises(LookupError) as caught:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert caught.value is error
     assert error.__context__ is None
     assert error.__cause__ is None
@@ -480,7 +532,7 @@ async def test_respond_fails_with_a_group(client: Client, lease: Lease) -> None:
         raise group
 
     with pytest.raises(ExceptionGroup) as caught:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert caught.value is group
     assert len(group.exceptions) == 2
 
@@ -496,7 +548,7 @@ async def test_respond_fails_as_the_client_leaves(client: Client, lease: Lease) 
             raise LookupError("clean-up")
 
     with pytest.raises(LookupError, match="clean-up") as caught:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert isinstance(caught.value.__context__, trio.Cancelled)
 
 
@@ -513,7 +565,7 @@ async def test_respond_fails_as_the_server_cancels(
             raise LookupError("clean-up")
 
     with pytest.raises(LookupError, match="clean-up"), trio.CancelScope() as scope:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
 
 
 async def test_some_of_respond_fails_as_the_server_cancels(
@@ -536,7 +588,7 @@ async def test_some_of_respond_fails_as_the_server_cancels(
 
     with pytest.raises(BaseExceptionGroup) as caught:  # noqa: SIM117 - what is raised
         with trio.CancelScope() as scope:
-            await exchange(client, lease).run(respond)
+            await PatientExchange(client, lease).run(respond)
     assert [str(error) for error in leaves(caught.value)] == ["clean-up"]
 
 
@@ -550,7 +602,7 @@ async def test_respond_exits(
         raise error
 
     with pytest.raises(type(error)) as caught:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert caught.value is error
 
 
@@ -564,7 +616,7 @@ async def test_respond_exits_as_the_server_cancels(
         raise SystemExit(3)
 
     with pytest.raises(SystemExit), trio.CancelScope() as scope:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
 
 
 async def test_the_watching_fails(client: Client, lease: Lease) -> None:
@@ -577,7 +629,7 @@ async def test_the_watching_fails(client: Client, lease: Lease) -> None:
         await wait_cancelled(lambda: order.append("stopped"))
 
     with pytest.raises(AssertionError) as caught:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert caught.value is error
     assert error.__context__ is None
     assert order == ["stopped"]
@@ -594,7 +646,7 @@ async def test_both_fail(client: Client, lease: Lease) -> None:
         raise LookupError("respond")
 
     with pytest.raises(LookupError, match="respond"):
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
@@ -611,7 +663,7 @@ async def test_the_watching_is_interrupted(
                 nursery.start_soon(trio.sleep_forever)
 
     with pytest.raises((type(error), BaseExceptionGroup)) as caught:
-        await exchange(client, lease).run(respond)
+        await PatientExchange(client, lease).run(respond)
     assert leaves(caught.value) == [error]
 
 
@@ -648,7 +700,7 @@ async def test_an_exchange_leaves_nothing_in_memory(lease: Lease, how: str) -> N
         with trio.CancelScope() as scope:
             # Not `suppress`, which itself leaves a cycle on Python 3.12 and later.
             try:  # noqa: SIM105
-                await exchange(client, lease).run(respond)
+                await PatientExchange(client, lease).run(respond)
             except LookupError:
                 pass
         return weakref.ref(thing)

@@ -35,9 +35,9 @@ from .request.body_file import spool_body, take_body
 from .request.errors import as_server_errors, refuse_body, server_error
 from .request.request import ASGIRequest, makes_plain_requests
 from .request.signals import RequestSignals, disown_caches
-from .request.state import prepare_request, send_answer
+from .request.state import RequestState, send_answer
 from .response.file_stream import LARGEST_BLOCK
-from .response.send import send_over_asgi
+from .response.send import FIRST_PIECE, send_over_asgi
 from .threads.current import current_pool, reserve_lease, reserved_lease
 from .threads.lease import Lease
 from .threads.loop import current_loop
@@ -47,9 +47,7 @@ if TYPE_CHECKING:
 
     from django.http import HttpResponseBase
 
-    from .asgi.exchange import Exchange
     from .asgi.types import Receive, Scope, Send
-    from .request.state import RequestState
 
 _DJANGO_CALL: Final = Original(asgi.ASGIHandler.__call__, asgi)
 
@@ -142,7 +140,14 @@ class ASGIHandler(ChainHandler):
         refusal: HttpResponseBase | None = None
         urlconf = getattr(self.request_class, "urlconf", None)
         try:
-            body = await take_body(scope, receiver, self.read_body, urlconf=urlconf)
+            if (
+                type(self).read_body is _READ_BODY
+                and receiver.expects_no_body
+                and await receiver.receive_first()
+            ):
+                body: IO[bytes] = io.BytesIO()  # the usual case, without detours
+            else:
+                body = await take_body(scope, receiver, self.read_body, urlconf=urlconf)
         except (ClientDisconnected, RequestAborted):
             return
         except BaseException as error:
@@ -156,25 +161,24 @@ class ASGIHandler(ChainHandler):
         lease.owner, lease.for_asyncio = self, self._asyncio_views
         outer_loop = current_loop.set(lease)
         signals = RequestSignals(type(self), scope, lease)
-        state, exchange = prepare_request(scope, receiver, send, signals, body)
+        state = RequestState(scope, receiver, send, signals, body)
 
         # The request is answered, unless the client leaves first.
         async def respond() -> None:
             state.response = await self._make_response(scope, state, refusal)
-            await self._send(state, exchange)
+            await self._send(state)
             state.complete = True
 
         try:
-            await exchange.run(respond)
+            await state.run(respond)
         except ClientDisconnected:
             pass
         finally:
             # In any case: close the response, send the signal, free the thread.
             try:
-                await state.finish()
+                if not state.finished:
+                    await state.finish()
             finally:
-                # The exchange refers back to the receiver: leave no cycle behind.
-                receiver.on_disconnect = None
                 current_loop.reset(outer_loop)
 
     async def _make_response(
@@ -209,22 +213,36 @@ class ASGIHandler(ChainHandler):
             state.lease.retire = True
             return server_error(error, state.path, state.request)
 
-    async def _send(self, state: RequestState, exchange: Exchange) -> None:
+    async def _send(self, state: RequestState) -> None:
         """Send the response, or a plain 500 if it cannot even be started.
 
         Either way the response is closed when the request ends.
         """
-        sender, response = state.sender, state.response
-        assert response is not None
-        send = functools.partial(self.send_response, response, sender)
+        sender = state.sender
         try:
-            await send_answer(state, exchange, send)
+            small = self._small_content(state.response)
+            await send_answer(state, self.send_response, small)
         except BaseException as error:
             left = isinstance(error, ClientDisconnected)
             if sender.begun or left or ends_more_than_request(error):
                 raise
             answer = server_error(error, state.path, state.request)
             await send_over_asgi(answer, sender, self.chunk_bytes)
+
+    def _small_content(self, response: Any) -> bytes | None:
+        """Return a body that `send_response`, if not overridden, sends in one message.
+
+        Otherwise None.
+        """
+        kind = type(self)
+        if (
+            response.streaming
+            or kind.send_response is not _SEND_RESPONSE
+            or kind.chunk_bytes is not _CHUNK_BYTES
+        ):
+            return None
+        content: bytes = response.content
+        return content if len(content) <= min(self.chunk_size, FIRST_PIECE) else None
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, in memory up to a size as in Django, or on disk.
@@ -275,3 +293,9 @@ class ASGIHandler(ChainHandler):
         """
         name = name or async_fn
         start_in_background(self, self._lifespan, async_fn, args, name)
+
+
+#: To see whether a subclass or a tool has replaced them.
+_READ_BODY: Final = ASGIHandler.read_body
+_SEND_RESPONSE: Final = ASGIHandler.send_response
+_CHUNK_BYTES: Final = ASGIHandler.chunk_bytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import outcome
 import trio
 
 from trio_asgi.errors import leaves, raise_sole_error
@@ -46,22 +45,27 @@ async def run_in_nursery(
     """
     # A Cancelled kept here comes from a scope around the nursery: otherwise the nursery
     # raises the error that has cancelled it.
-    ended: outcome.Outcome[None] = outcome.Value(None)
+    error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             begin(nursery)
-            ended = await outcome.acapture(body)
+            try:
+                await body()
+            except BaseException as raised:  # noqa: BLE001 - raised again below
+                error = raised
             stop()
             if nursery.child_tasks:
                 nursery.cancel_scope.cancel()
     except BaseException as raised:
         if all(isinstance(leaf, trio.Cancelled) for leaf in leaves(raised)):
-            ended.unwrap()
+            if error is not None:
+                raise error  # noqa: B904 - it was first
             if isinstance(raised, BaseExceptionGroup):
                 raise_sole_error(raised)
         raise
     else:
-        ended.unwrap()
+        if error is not None:
+            raise error
     finally:
-        # An error's traceback holds this frame: leave no cycle behind.
-        del ended
+        # Its traceback holds this frame: leave no cycle behind.
+        del error

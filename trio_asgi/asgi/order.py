@@ -32,6 +32,9 @@ class SendState(Enum):
     RUNNING = "the start-up is complete"
     COMPLETE = "everything was sent"
 
+    #: Enum's own is a Python function.
+    __hash__ = object.__hash__
+
 
 _S = SendState
 

@@ -52,6 +52,9 @@ class BodyLimits:
 
 _NO_LIMITS: Final = BodyLimits()
 
+#: Methods of requests without a body.
+_BODYLESS: Final = ("GET", "HEAD")
+
 
 class Receiver:
     """A server's ``receive`` for one request, with limits and a buffer.
@@ -60,61 +63,61 @@ class Receiver:
     chunk of the body goes to one caller, in the order of the calls.
     """
 
+    #: Whether a task is calling the server; where the others wait for its message.
+    _busy = False
+    _news: trio.lowlevel.ParkingLot | None = None
+    #: Messages that nobody has asked for yet, and their size in bytes.
+    _ahead: deque[Message] | None = None
+    _ahead_size = 0
+    #: May change while the body is being read.
+    limits = _NO_LIMITS
+    #: Bytes of the body that have come.
+    _size = 0
+    #: Seconds waited for the client in all, and used up of ``limits.timeout``.
+    _waited = _used = 0.0
+    #: Whether the server has given a first message.
+    begun = False
+    #: Whether all of the body has come.
+    complete = False
+    #: Whether the client has left.
+    disconnected = False
+    #: The size limit that the body has exceeded: no more of it is kept.
+    _passed: int | None = None
+    #: Called when the client leaves before the body is complete.
+    on_disconnect: Callable[[], object] | None = None
+
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self._scope = scope
+        """Receive nothing yet, but look at the headers."""
         self._receive = receive
-        #: Whether a task is calling the server; where the others wait for its message.
-        self._busy = False
-        self._news = trio.lowlevel.ParkingLot()
-        #: Messages that nobody has asked for yet, and their size in bytes.
-        self._ahead: deque[Message] = deque()
-        self._ahead_size = 0
-        #: May change while the body is being read.
-        self.limits = _NO_LIMITS
-        #: Bytes of the body that have come.
-        self._size = 0
-        #: Seconds waited for the client in all, and used up of ``limits.timeout``.
-        self._waited = self._used = 0.0
-        #: Whether the server has given a first message.
-        self.begun = False
-        #: Whether all of the body has come.
-        self.complete = False
-        #: Whether the client has left.
-        self.disconnected = False
-        #: The size limit that the body has exceeded: no more of it is kept.
-        self._passed: int | None = None
-        #: Called when the client leaves before the body is complete.
-        self.on_disconnect: Callable[[], object] | None = None
-
-    # What the headers say
-
-    @property
-    def may_have_body(self) -> bool:
-        """Whether the request's headers allow a body."""
-        announced = self._announced
-        if self.is_http1:
-            return (announced is not None and announced != 0) or any(
-                name == b"transfer-encoding"
-                for name, _ in self._scope.get("headers", ())
-            )
-        # HTTP/2 says so outside the headers, and servers do not pass it on.
-        if announced is None:
-            return self._scope["method"] not in ("GET", "HEAD")
-        return announced != 0
-
-    @property
-    def is_http1(self) -> bool:
-        """Whether the connection carries one request at a time."""
-        return str(self._scope.get("http_version", "1.1")) < "2"
-
-    @property
-    def _announced(self) -> int | None:
-        for name, value in self._scope.get("headers", ()):
-            if name == b"content-length":
-                return int(value) if value.isdigit() else -1
-        return None
+        #: Whether the connection carries one request at a time.
+        self.is_http1 = str(scope.get("http_version", "1.1")) < "2"
+        #: The body's announced length in bytes; -1: it is not a number.
+        self._announced: int | None = None
+        chunked = False
+        for name, value in scope.get("headers", ()):
+            if name == b"content-length" and self._announced is None:
+                self._announced = int(value) if value.isdigit() else -1
+            elif name == b"transfer-encoding":
+                chunked = True
+        may_have_body = bool(self._announced) or chunked
+        #: Whether the headers say that there is no body. HTTP/2 cannot say it there.
+        self.expects_no_body = self.is_http1 and not may_have_body
+        #: Whether the request's headers allow a body.
+        self.may_have_body = may_have_body or not (
+            self.is_http1 or self._announced == 0 or scope["method"] in _BODYLESS
+        )
 
     # For readers of the body
+
+    async def receive_first(self) -> bool:
+        """Receive the first message; return whether the body is complete and empty.
+
+        Only if no other task receives yet.
+        """
+        message = await self._receive()
+        self.begun = True
+        self._note(message)
+        return self.complete and not self._size
 
     async def check_announced_size(self) -> None:
         """Refuse a body whose ``Content-Length`` is larger than allowed.
@@ -145,7 +148,7 @@ class Receiver:
             self._ahead_size -= size
             rate = self.limits.rate
             self._used = max(self._used - size / rate, 0.0) if rate else 0.0
-            self._news.unpark_all()  # the watcher may wait for room
+            self._unpark()  # the watcher may wait for room
             return message
         if self._passed is not None:
             raise BodyTooLarge(self._passed)
@@ -193,13 +196,9 @@ class Receiver:
         """Receive and drop the rest of the body, whatever its size."""
         self.limits = _NO_LIMITS
         while not (self.complete or self.disconnected):
-            self._drop()
+            self._ahead, self._ahead_size = None, 0
             await self._receive_or_park()
-        self._drop()
-
-    def _drop(self) -> None:
-        self._ahead.clear()
-        self._ahead_size = 0
+        self._ahead, self._ahead_size = None, 0
 
     async def _wait_news(self) -> None:
         """Wait until there is a message, or until no more will come."""
@@ -242,7 +241,7 @@ class Receiver:
         """
         while not (self.complete or self.disconnected):
             if self._ahead_size > AHEAD or self._passed is not None:
-                await self._news.park()
+                await self._park()
             else:
                 await self._receive_or_park()
         if self.disconnected:
@@ -259,7 +258,7 @@ class Receiver:
     async def _receive_or_park(self) -> None:
         """Receive a message, or wait until another task has received one."""
         if self._busy:
-            await self._news.park()
+            await self._park()
             return
         self._busy = True
         try:
@@ -268,6 +267,15 @@ class Receiver:
             self._note(message)
         finally:
             self._busy = False
+            self._unpark()
+
+    async def _park(self) -> None:
+        if self._news is None:
+            self._news = trio.lowlevel.ParkingLot()
+        await self._news.park()
+
+    def _unpark(self) -> None:
+        if self._news is not None:
             self._news.unpark_all()
 
     def _note(self, message: Message) -> None:
@@ -285,5 +293,7 @@ class Receiver:
         if self.limits.size is not None and self._size > self.limits.size:
             self._passed = self.limits.size
         elif size:
+            if self._ahead is None:
+                self._ahead = deque()
             self._ahead.append(message)
             self._ahead_size += size

@@ -34,7 +34,7 @@ END_SECONDS: Final = 1.0
 _FILLER: Final = 2**24
 
 
-class ResponseSender:
+class ResponseSender(SendOrder):
     """A server's ``send``, for one response. Only one task may call it."""
 
     #: Whether all of the body is there at the start. Then all of it is sent even if the
@@ -68,16 +68,16 @@ class ResponseSender:
             wants_body: Whether to send a body; the answer to HEAD has none.
             takes_paths: Whether the server supports ``http.response.pathsend``.
         """
+        super().__init__("http")
         self._send = send
         self._receiver = receiver
-        self._order = SendOrder("http")
         self.wants_body = wants_body
         self.takes_paths = takes_paths
 
     @property
     def begun(self) -> bool:
         """Whether the response has started, so that no other can be sent."""
-        return self._order.state is not SendState.NOTHING
+        return self.state is not SendState.NOTHING
 
     @property
     def complete(self) -> bool:
@@ -85,7 +85,7 @@ class ResponseSender:
 
         It may report the disconnect meanwhile.
         """
-        return self._order.state is SendState.COMPLETE
+        return self.state is SendState.COMPLETE
 
     @property
     def settled(self) -> bool:
@@ -128,7 +128,7 @@ class ResponseSender:
             # The length of a response in one piece was checked before.
             if not self.in_one_piece and self.begun and self._announced is not None:
                 self._check_length(message, self._announced)
-        self._order.advance(message)
+        self.advance(message)
         if event == "http.response.start":
             self._start = message
             try:
@@ -136,9 +136,9 @@ class ResponseSender:
             except ClientDisconnected:
                 raise
             except Exception:
-                self._order = SendOrder("http")
+                self.state = SendState.NOTHING
                 raise
-        elif not self.complete:
+        elif self.state is not SendState.COMPLETE:
             await self._pass_on(message)
         elif receiver is not None and not receiver.complete:
             await self._send_last_early(message, receiver)

@@ -1,101 +1,74 @@
 """Callbacks for requests that take longer: a few tasks for all requests of a Trio run.
 
-A task per request that waits for the disconnect costs more than a small request. Most
-small requests end before they wait for anything. So a request asks here for its
-watcher, which starts only if the request is still there after one pass of the
-scheduler. The deadlines for sending work in the same way.
+Setting a deadline costs a request two operations on a dict. Most requests end before
+any of their deadlines.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
 
-class Timer:
-    """Calls back when something takes longer than a number of seconds. Trio thread.
+
+class Timer(Generic[T]):
+    """Calls a function with an object that takes longer than some seconds. Trio thread.
 
     As all its timeouts are equal, its deadlines expire in the order in which they were
     set, so `begin` and `end` cost next to nothing.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, function: Callable[[T], object]) -> None:
+        """Call ``function`` in a system task: it must be quick, and not raise."""
         self._seconds = seconds
-        #: The deadline of each callback, the earliest first.
-        self._deadlines: dict[Callable[[], object], float] = {}
+        self._function = function
+        #: The deadline of each object, the earliest first.
+        self._deadlines: dict[T, float] = {}
         self._begun = trio.lowlevel.ParkingLot()
 
-    def begin(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` when the time is over, unless `end` is called first."""
-        self._deadlines[callback] = trio.current_time() + self._seconds
-        if len(self._deadlines) == 1:
+    def begin(self, item: T) -> None:
+        """Call the function with ``item`` when the time is over, unless `end` comes."""
+        if not self._deadlines:
             self._begun.unpark()
+        self._deadlines[item] = trio.current_time() + self._seconds
 
-    def end(self, callback: Callable[[], object]) -> None:
-        """Do not call ``callback`` any more."""
-        self._deadlines.pop(callback, None)
+    def end(self, item: T) -> None:
+        """Do not call the function with ``item`` any more."""
+        self._deadlines.pop(item, None)
 
     async def call(self) -> None:
-        """Call the callbacks. A system task."""
+        """Call the function. A system task."""
         while True:
             while self._deadlines:
-                callback, deadline = next(iter(self._deadlines.items()))
+                item, deadline = next(iter(self._deadlines.items()))
                 if deadline <= trio.current_time():
-                    del self._deadlines[callback]
-                    callback()
-                else:
-                    await trio.sleep_until(deadline)
+                    del self._deadlines[item]
+                    self._function(item)
+                # It would keep the request in memory.
+                del item
+                await trio.sleep_until(deadline)
             await self._begun.park()
 
 
-class Timers:
-    """The timers of a Trio run. Trio thread.
-
-    Callbacks run in system tasks: they must be quick, and not raise.
-    """
-
-    def __init__(self) -> None:
-        self._new: list[Callable[[], object]] = []
-        self._new_came = trio.lowlevel.ParkingLot()
-        self._timers: dict[float, Timer] = {}
-
-    def call_soon(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` when the other tasks have had their turn."""
-        self._new.append(callback)
-        if len(self._new) == 1:
-            self._new_came.unpark()
-
-    def timer(self, seconds: float) -> Timer:
-        """Return the timer for a number of seconds."""
-        timer = self._timers.get(seconds)
-        if timer is None:
-            timer = self._timers[seconds] = Timer(seconds)
-            trio.lowlevel.spawn_system_task(timer.call)
-        return timer
-
-    async def call_new(self) -> None:
-        """Call the callbacks of `call_soon`. A system task."""
-        while True:
-            while self._new:
-                new, self._new = self._new, []
-                for callback in new:
-                    callback()
-            await self._new_came.park()
+_timers: trio.lowlevel.RunVar[dict[Any, Timer[Any]]] = trio.lowlevel.RunVar(
+    "trio_asgi.timers"
+)
 
 
-_timers: trio.lowlevel.RunVar[Timers] = trio.lowlevel.RunVar("trio_asgi.timers")
-
-
-def current_timers() -> Timers:
-    """Return those of this Trio run; the first call makes them."""
+def current_timer(seconds: float, function: Callable[[T], object]) -> Timer[T]:
+    """Return this Trio run's timer for some seconds and a function."""
     try:
-        return _timers.get()
+        timers = _timers.get()
     except LookupError:
-        timers = Timers()
+        timers = {}
         _timers.set(timers)
-        trio.lowlevel.spawn_system_task(timers.call_new)
-        return timers
+    timer = timers.get((seconds, function))
+    if timer is None:
+        timer = timers[seconds, function] = Timer(seconds, function)
+        trio.lowlevel.spawn_system_task(timer.call)
+    return timer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import trio
@@ -16,6 +16,7 @@ from trio_asgi.asgi.send import ResponseSender
 from trio_asgi.errors import ends_more_than_request
 from trio_asgi.islands.context import with_locals
 from trio_asgi.response.files import sends_file
+from trio_asgi.response.headers import response_start
 from trio_asgi.response.send import close_stream, end_body
 from trio_asgi.threads.offload import log, settle_log
 
@@ -23,31 +24,58 @@ from .body_file import close_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import TypeAlias
 
     from django.http import HttpRequest, HttpResponseBase
 
     from trio_asgi.asgi.receive import Receiver
     from trio_asgi.asgi.types import Scope, Send
-    from trio_asgi.threads.lease import Lease
 
     from .signals import RequestSignals
+
+    SendResponse: TypeAlias = Callable[[HttpResponseBase, Send], Awaitable[None]]
 
 logger = logging.getLogger("django.request")
 
 
-@dataclass
-class RequestState:
+class RequestState(Exchange):
     """One request, until it has ended. Used by its task alone."""
 
-    path: str
-    signals: RequestSignals
-    lease: Lease
-    sender: ResponseSender
-    body_file: IO[bytes]
     request: HttpRequest | None = None
     response: HttpResponseBase | None = None
     #: Whether everything has run, and nothing was cut short.
-    complete: bool = False
+    complete = False
+
+    def __init__(
+        self,
+        scope: Scope,
+        receiver: Receiver,
+        send: Send,
+        signals: RequestSignals,
+        body_file: IO[bytes],
+    ) -> None:
+        """Prepare a request; its ``response`` is sent by ``send``."""
+        sender = ResponseSender(
+            send,
+            receiver,
+            wants_body=scope["method"] != "HEAD",
+            takes_paths="http.response.pathsend" in (scope.get("extensions") or ()),
+        )
+        super().__init__(receiver, sender, signals.lease, scope["path"])
+        self.signals = signals
+        self.body_file = body_file
+
+    @property
+    def patience(self) -> float:
+        """``SHUTDOWN_SECONDS``."""
+        seconds: float = conf.get("SHUTDOWN_SECONDS")
+        return seconds
+
+    @property
+    def send_timeout(self) -> float | None:
+        """``SEND_TIMEOUT``."""
+        seconds: float | None = conf.get("SEND_TIMEOUT")
+        return seconds
 
     @property
     def response_to_close(self) -> HttpResponseBase | None:
@@ -62,6 +90,16 @@ class RequestState:
         if self.request.close not in response._resource_closers:
             response._resource_closers.append(self.request.close)
         return response  # type: ignore[no-any-return] # it has private attributes
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` has nothing left to do."""
+        return (
+            self.complete
+            and self.sender.handed_over
+            and type(self.body_file) is io.BytesIO
+            and self.end_nowait()
+        )
 
     async def finish(self) -> None:
         """End the request, close its body, and tell the server of a response cut short.
@@ -83,13 +121,10 @@ class RequestState:
         Shielded from cancellation. After ``CLEANUP_SECONDS`` the thread finishes this
         alone. Does nothing the second time.
         """
-        lease, signals, response = self.lease, self.signals, self.response_to_close
-        if not lease.open:
+        if self.end_nowait():
             return
+        lease, signals, response = self.lease, self.signals, self.response_to_close
         try:
-            streaming = response is not None and response.streaming
-            if not streaming and signals.finish_nowait(response):
-                return
             with trio.move_on_after(conf.get("CLEANUP_SECONDS"), shield=True):
                 try:
                     await close_stream(response)
@@ -106,6 +141,25 @@ class RequestState:
                 last = with_locals(functools.partial(signals.send_finished, response))
             lease.release(last=last)
 
+    def end_nowait(self) -> bool:
+        """End the request if only memory is left to free; return whether it has ended.
+
+        Nobody can tell when that happens. The thread goes back.
+        """
+        lease, response = self.lease, self.response_to_close
+        if lease.open:
+            streaming = response is not None and response.streaming
+            if (
+                streaming
+                or lease.others_abandoned
+                or not self.signals.finish_nowait(response)
+            ):
+                return False
+            lease.release()
+            # While the server sends, they would be in the way of garbage collections.
+            self.request = self.response = None
+        return True
+
     async def end_early(self) -> None:
         """End the request while its client does not read; only the sending continues.
 
@@ -121,43 +175,16 @@ class RequestState:
         await settle_log()
 
 
-def prepare_request(
-    scope: Scope,
-    receiver: Receiver,
-    send: Send,
-    signals: RequestSignals,
-    body: IO[bytes],
-) -> tuple[RequestState, Exchange]:
-    """Return a request's state, and what cancels it when its client leaves.
-
-    The context that the request runs in must be the current one.
-    """
-    sender = ResponseSender(
-        send,
-        receiver,
-        wants_body=scope["method"] != "HEAD",
-        takes_paths="http.response.pathsend" in (scope.get("extensions") or ()),
-    )
-    state = RequestState(scope["path"], signals, signals.lease, sender, body)
-    exchange = Exchange(
-        wait_disconnect=receiver.wait_disconnect,
-        is_complete=lambda: sender.settled,
-        lease=signals.lease,
-        patience=lambda: conf.get("SHUTDOWN_SECONDS"),
-        name=state.path,
-    )
-    receiver.on_disconnect = exchange.abort
-    exchange.limit_sending(sender, lambda: conf.get("SEND_TIMEOUT"), state.end_early)
-    return state, exchange
-
-
 async def send_answer(
-    state: RequestState, exchange: Exchange, send: Callable[[], Awaitable[None]]
+    state: RequestState, send_response: SendResponse, small: bytes | None = None
 ) -> None:
-    """Send the response by ``send()``, holding no thread for a client that is slow.
+    """Send the response by ``send_response``, holding no thread for a slow client.
 
     The thread goes back first if nothing of the request is left in it, or else after a
     second. A stream keeps it to the end, unless it sends a file.
+
+    ``small`` is all of a body that one message can hold, if it may be sent without
+    ``send_response``. If possible, the request ends before that message.
     """
     response, lease, sender = state.response, state.lease, state.sender
     assert response is not None
@@ -167,18 +194,27 @@ async def send_answer(
     )
     # Sync code does not notice that the request was cancelled; a view may not, either.
     await trio.lowlevel.checkpoint_if_cancelled()
+    send = functools.partial(send_response, response, sender)
     if not in_one_piece:
         try:
             await send()
         except trio.Cancelled:
-            if getattr(response, "ends_cleanly", False) and not exchange.aborted:
+            if getattr(response, "ends_cleanly", False) and not state.aborted:
                 await end_body(sender)
             raise
         return
     sender.in_one_piece = True
-    exchange.stop_watching()
-    if threadless:
+    state.stop_watching()
+    if not threadless:
+        with state.sending_last():
+            await sender.beside_body(send)
+    elif small is None or not state.receiver.complete:
         await sender.beside_body(send)
-        return
-    with exchange.sending_last(state.end_early):
-        await sender.beside_body(send)
+    else:
+        size = len(small) if sender.wants_body else None
+        await sender(response_start(response, size=size, is_http1=sender.is_http1))
+        # The last message is a checkpoint. Objects that wait there cost garbage
+        # collections time: keep no reference.
+        del response, send
+        state.end_nowait()
+        await sender({"type": "http.response.body", "body": small, "more_body": False})
