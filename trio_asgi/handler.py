@@ -234,12 +234,7 @@ class ASGIHandler(ChainHandler):
 
         Otherwise None.
         """
-        kind = type(self)
-        if (
-            response.streaming
-            or kind.send_response is not _SEND_RESPONSE
-            or kind.chunk_bytes is not _CHUNK_BYTES
-        ):
+        if response.streaming or type(self).send_response is not _SEND_RESPONSE:
             return None
         content: bytes = response.content
         return content if len(content) <= min(self.chunk_size, FIRST_PIECE) else None
@@ -298,4 +293,3 @@ class ASGIHandler(ChainHandler):
 #: To see whether a subclass or a tool has replaced them.
 _READ_BODY: Final = ASGIHandler.read_body
 _SEND_RESPONSE: Final = ASGIHandler.send_response
-_CHUNK_BYTES: Final = ASGIHandler.chunk_bytes

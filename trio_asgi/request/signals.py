@@ -176,15 +176,18 @@ class _DjangoReceivers:
     def __init__(self, signal: Signal, *receivers: Callable[..., Any]) -> None:
         self._signal = signal
         self._keys = {(id(receiver), id(None)) for receiver in receivers}
+        #: What was connected when they were last found alone.
+        self._alone: list[Any] = []
 
     def are_alone(self) -> bool:
         """Whether they are all connected, and neither others nor a tool listen."""
         connected = self._signal.receivers
-        return (
-            len(connected) == len(self._keys)
-            and all(entry[0] in self._keys for entry in connected)
-            and _SEND.is_code_of(Signal.send)
-            and _LIVE_RECEIVERS.is_code_of(Signal._live_receivers)
+        if connected != self._alone:
+            if {entry[0] for entry in connected} != self._keys:
+                return False
+            self._alone = [*connected]
+        return _SEND.is_code_of(Signal.send) and _LIVE_RECEIVERS.is_code_of(
+            Signal._live_receivers
         )
 
 
