@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.module_loading import import_string
 
 from trio_asgi.chain.loop_safe import DJANGO_HOOKS
+from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ class Hops:
     def threads(self) -> set[threading.Thread]:
         """The threads used."""
         return {thread for _, thread in self.calls}
+
+
+async def thread_is_idle() -> None:
+    """Return when the thread that was given back last has done what was left to do."""
+    await current_pool().run_sync(lambda: None)
 
 
 @contextmanager

@@ -71,6 +71,7 @@ NEAR = (
     "django.utils.asyncio.",
     "django.dispatch.",
     "django.http.response.",
+    "django.contrib.auth.",
 )
 
 
@@ -146,6 +147,7 @@ REPLACED = {
     f"django.dispatch.dispatcher:{SIGNALS}",
     "django.http.response.StreamingHttpResponse:_set_streaming_content",
     "django.http.response.StreamingHttpResponse:streaming_content",
+    "django.contrib.auth:aget_user",
 }
 
 #: The owners and names of the replaced attributes.

@@ -532,9 +532,9 @@ async def test_an_idle_thread_is_given_back_at_once(pool: WorkerPool) -> None:
     """`release_idle_thread` needs neither await nor hop, if nothing runs there."""
     order: list[str] = []
     with open_lease(pool) as lease, open_lease(pool) as other:
-        lease.release_idle_thread(on_take=pytest.fail)
+        lease.release_idle_thread(None, on_take=pytest.fail)
         thread = await lease.run_sync(threading.current_thread)
-        lease.release_idle_thread(on_take=lambda: order.append("taken"))
+        lease.release_idle_thread(None, on_take=lambda: order.append("taken"))
         assert await other.run_sync(threading.current_thread) is thread
         await lease.run_sync(lambda: order.append("call"))
         assert order == ["taken", "call"]
@@ -542,10 +542,31 @@ async def test_an_idle_thread_is_given_back_at_once(pool: WorkerPool) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease.run_sync, gate)
             await gate.entered.wait()
-            lease.release_idle_thread(on_take=pytest.fail)
+            lease.release_idle_thread(None, on_take=pytest.fail)
             gate.open()
         assert lease.has_thread
-    lease.release_idle_thread(on_take=pytest.fail)
+    lease.release_idle_thread(None, on_take=pytest.fail)
+
+
+async def test_the_next_user_of_an_idle_thread_comes_after_the_last_call(
+    pool: WorkerPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`release_idle_thread` waits for nothing, and logs an error."""
+    opened = threading.Event()
+
+    def last() -> None:
+        assert opened.wait(SECONDS)
+        raise ZeroDivisionError
+
+    with open_lease(pool) as lease, open_lease(pool) as other:
+        thread = await lease.run_sync(threading.current_thread)
+        lease.release_idle_thread(last, on_take=nothing)
+        assert not lease.has_thread
+        opened.set()
+        assert await other.run_sync(threading.current_thread) is thread
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
 
 
 async def test_a_thread_that_a_call_is_about_to_use_stays() -> None:
@@ -565,7 +586,7 @@ async def test_a_thread_that_a_call_is_about_to_use_stays() -> None:
                 await gate.entered.wait()
                 nursery.start_soon(call)
                 await wait_all_tasks_blocked()
-                lease.release_idle_thread(on_take=pytest.fail)
+                lease.release_idle_thread(None, on_take=pytest.fail)
                 assert pool.slots.borrowed_tokens == 1
                 gate.open()
             assert threads == [thread]

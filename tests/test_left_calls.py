@@ -160,7 +160,7 @@ async def test_stop_waiting_for_a_task_that_was_just_woken(pool: WorkerPool) -> 
         # the end of the waiting.
         (worker,) = pool.workers
         gate.open()
-        worker.inbox.put(Detached(contextvars.copy_context(), told.set, lease))
+        worker.inbox.put(Detached(contextvars.copy_context(), told.set))
         assert told.wait(SECONDS)
         trio.lowlevel.current_trio_token().run_sync_soon(lease.stop_waiting)
     assert results == ["result"]

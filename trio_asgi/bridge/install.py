@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import asgiref
 import asgiref.local
 import asgiref.sync
+import django.contrib.auth
 import django.dispatch.dispatcher
 import django.http.response
 import django.utils.asyncio
@@ -31,6 +32,7 @@ from . import (
     async_to_sync,
     asyncio_calls,
     connections,
+    get_user,
     pool_options,
     streaming_content,
     sync_to_async,
@@ -182,6 +184,10 @@ def _patches() -> list[Patch]:
     else:
         make = calls.patch_asyncio_of_dispatcher
         patches.append(Patch(dispatcher, "asyncio", make, _is_asyncio))
+    auths = _defined_in(django.contrib.auth)
+    if auths(django.contrib.auth.aget_user):  # this one only saves a hop
+        make = get_user.patch_aget_user
+        patches.append(Patch(django.contrib.auth, "aget_user", make, auths))
     return patches
 
 

@@ -78,16 +78,25 @@ class RequestSignals:
     def release_thread_early(self, response: HttpResponseBase) -> bool:
         """Give the thread back if nothing of the request is left in it; say whether.
 
-        A file that must be read and closed does not count: any thread can do that.
+        A file that must be read and closed does not count: any thread can do that. Nor
+        do connections: the thread closes those before its next user comes.
         """
-        if self.lease.retire or not (closes_anywhere(response) and self._is_tidy()):
+        lease = self.lease
+        if lease.retire or not (closes_anywhere(response) and self._ends_quietly()):
             return False
-        self.lease.release_idle_thread(on_take=close_old_connections)
+        tidy = self._is_thread_tidy()
+        if lease.borrowed and not tidy:
+            return False
+        lease.release_idle_thread(
+            None if tidy else tidy_up, on_take=close_old_connections
+        )
         return True
 
     def finish_nowait(self, response: HttpResponseBase | None) -> bool:
         """End the request on the loop if the thread has nothing to do; say whether."""
-        if not self._is_tidy() or not (response is None or closes_nothing(response)):
+        if not (self._is_thread_tidy() and self._ends_quietly()):
+            return False
+        if not (response is None or closes_nothing(response)):
             return False
         self._finished = True
         if response is not None:
@@ -155,19 +164,21 @@ class RequestSignals:
         tidy = all(_may_stay(connection) for connection in used)
         self._tidy_calls = self.lease.calls if tidy else _UNTIDY
 
-    def _is_tidy(self) -> bool:
-        """Whether Django's receivers have nothing to do, and nobody else listens."""
+    def _ends_quietly(self) -> bool:
+        """Whether only Django listens, and has at most connections to close."""
         return (
             self.pending
             and not self.lease.abandoned
-            and (
-                self.lease.calls == self._tidy_calls
-                # The thread was given back, and tidied up then.
-                or not (self.lease.has_thread or self.lease.borrowed)
-            )
             and _djangos_of_finish.are_alone()
             and not has_caches_to_close()
         )
+
+    def _is_thread_tidy(self) -> bool:
+        """Whether all connections can stay open."""
+        lease = self.lease
+        # A thread that was given back was tidied up then.
+        has_none = not (lease.has_thread or lease.borrowed)
+        return has_none or lease.calls == self._tidy_calls
 
 
 class _DjangoReceivers:

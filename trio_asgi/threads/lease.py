@@ -8,6 +8,7 @@ Everything here is called in the Trio thread, unless a docstring says otherwise.
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
@@ -178,9 +179,8 @@ class Lease(CallLoop):
 
     def describe_thread(self) -> str:
         """Return the thread's name, and what runs in it, for the log."""
-        if self._worker is None:
-            return "a thread that is not the pool's"
-        return describe_thread(self._worker.thread)
+        thread = self._worker and describe_thread(self._worker.thread)
+        return thread or "a thread that is not the pool's"
 
     @trio.lowlevel.enable_ki_protection
     def stop_waiting(self) -> None:
@@ -210,8 +210,8 @@ class Lease(CallLoop):
             # They may refer to objects that refer to the lease.
             self.on_take = self.on_return = None
         else:
-            job = Detached(contextvars.copy_context(), self.wrap_call(last), self)
-            self._thread_inbox().put(job)
+            last = functools.partial(self.run_call, self.wrap_call(last))
+            self._thread_inbox().put(Detached(contextvars.copy_context(), last))
         if self.running is None or self.abandoned:
             self._give_back()
 
@@ -257,13 +257,13 @@ class Lease(CallLoop):
             self._finish(call)
 
     @trio.lowlevel.enable_ki_protection
-    def release_idle_thread(self, *, on_take: Callable[[], object]) -> None:
-        """As `release_thread`, but call nothing, and do nothing if the thread is busy.
-
-        It counts as busy if a call has its turn and waits for a token.
-        """
-        idle = self._turn.value > 0
-        if self.open and idle and self._worker is not None:
+    def release_idle_thread(
+        self, last: Callable[[], object] | None, *, on_take: Callable[[], object]
+    ) -> None:
+        """Do the same at once, unless a call has its turn; log errors of ``last``."""
+        if self.open and self._turn.value > 0 and self._worker is not None:
+            if last is not None:
+                self._worker.inbox.put(Detached(contextvars.Context(), last))
             self.on_take, self._fresh = on_take, True
             self._give_back()
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
 
-    from .call import Owner
-
 logger = logging.getLogger("trio_asgi")
 
 _thread_numbers = count(1)
@@ -22,16 +20,15 @@ _thread_numbers = count(1)
 
 @dataclass(frozen=True)
 class Detached:
-    """The last call of a lease; nothing waits for it."""
+    """The last call of a lease in a thread; nothing waits for it."""
 
     context: contextvars.Context
     fn: Callable[[], object]
-    lease: Owner
 
     def run(self) -> None:
         """Run it. Worker thread."""
         try:
-            self.context.run(self.lease.run_call, self.fn)
+            self.context.run(self.fn)
         except BaseException:
             logger.exception("The last call of a lease failed: %r", self.fn)
 
