@@ -260,7 +260,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Measure everything, in ratios; see benchmarks/README.md."""
+    """Measure everything, and print tables with targets; see benchmarks/README.md."""
     session.install(*group("benchmarks"))
     install_wheel(session, "hypercorn", "anycorn")
     session.run("python", "benchmarks/run.py", *session.posargs)

@@ -12,13 +12,14 @@ import statistics
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from comparison import Figure, compare
-from servers import CANDIDATES, Server, need_servers
+from comparison import Figure, best, compare
+from report import SERVED, Line, at_most
+from servers import CANDIDATES, SERVERS, Server, need_servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from report import Line, Note
+    from report import Note
 
 #: Clients, each with one request at a time.
 CLIENTS = 32
@@ -26,6 +27,10 @@ CLIENTS = 32
 SHARE = 0.1
 #: Titles, and the ends of the names of their views.
 VIEWS = {"async views": "_async", "sync views": ""}
+#: Of a view's sleep.
+MILLISECONDS = 50
+#: The others are much like one of these.
+MEASURED = tuple(name for name in CANDIDATES if name not in ("anycorn", "granian-asgi"))
 WAVES = (
     Figure("first", "first wave", " ms at first", better="less"),
     Figure("later", "later waves", " ms later", better="less"),
@@ -50,13 +55,13 @@ def measure(
         Skipped: a server is missing here.
         Broken: a server failed, or gave a wrong answer.
     """
-    need_servers(*CANDIDATES)
+    need_servers(*MEASURED)
     for title, view in VIEWS.items():
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in MEASURED}
         for _ in range(rounds):
             with ExitStack() as stack:
                 servers = [
-                    stack.enter_context(Server(name, databases)) for name in CANDIDATES
+                    stack.enter_context(Server(name, databases)) for name in MEASURED
                 ]
                 for server in servers:
                     server.wait_ready("hello")
@@ -72,6 +77,21 @@ def measure(
                 figures,
                 facts={"work": work, "views": title},
             )
+        yield _first_wave(title, found)
+
+
+def _first_wave(title: str, found: dict[str, list[dict[str, float]]]) -> Line:
+    """Return how much longer than one view the first wave takes."""
+    name = best(found, WAVES[0])
+    ratios = [result["first"] / MILLISECONDS for result in found[name]]
+    label = f"{CLIENTS} {title} that sleep {MILLISECONDS} ms, first wave / that time"
+    return Line(
+        f"first wave / {MILLISECONDS} ms, {SERVERS[name].title}",
+        ratios,
+        target=at_most(1.5),
+        row=(SERVED, f"{label} ({SERVERS[name].title})"),
+        facts={"work": "wave", "views": title, "server": name},
+    )
 
 
 def _paths(server: Server, view: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from candidates import Broken, Candidate
 from databases import Skipped, connect
-from report import Line, Note, at_most
+from report import SERVED, Line, Note, at_most
 from works import WORKS
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ KINDS = ("trio_asgi", "asyncio")
 CONCURRENCY = 32
 #: The default of ``TRIO_ASGI["THREADS"]``, which is not changed.
 THREADS = 40
+#: What a waiting request may take.
+KIB = 21
 #: Seconds for PostgreSQL to notice that a client is gone.
 PATIENCE = 5
 
@@ -119,10 +121,13 @@ def _waiting(
             ratios.append(crowded / statistics.mean(alone))
     own = kind == "trio_asgi"
     facts = {"kind": kind, "waiting": requests}
+    target = at_most(KIB) if own else None
     yield Line(
         f"{kind}, {requests:,} requests wait: memory of each",
         [(full["memory"] - before["memory"]) / requests / 1024],
         unit=" KiB",
+        target=target,
+        row=target and (SERVED, f"memory of each of {requests:,} waiting requests"),
         facts=facts,
     )
     yield Line(

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from candidates import Candidate
-from report import Line, Note, middle
+from report import BASELINE, FLOOR, Line, Note, middle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,13 +78,17 @@ def _lines(
         return [1e3 * each[kind][figure] / each[kind]["requests"] for each in rounds]
 
     facts = {"work": work.name, "concurrency": concurrency}
+    judged = concurrency == max(CONCURRENCIES)
+    target = work.target if judged else None
+    floor_target = work.floor_target if judged else None
     took = {kind: used("seconds", kind) for kind in KINDS}
     cpu = {kind: used("cpu", kind) for kind in KINDS}
     yield Line(
         f"{work.title}, {concurrency} at a time",
         _ratios(took["asyncio"], took["trio_asgi"]),
-        target=work.target if concurrency in work.concurrencies else None,
+        target=target,
         better="more",
+        row=target and (BASELINE, work.title),
         facts={**facts, "against": "asyncio"},
     )
     yield Line(
@@ -95,11 +99,13 @@ def _lines(
     for kind in ("trio_asgi", "asyncio"):
         ours = kind == "trio_asgi"
         for title, times in (("time", took), ("CPU time", cpu)):
+            goal = floor_target if ours and times is cpu else None
             yield Line(
                 f"    {kind}: {title} over WSGI's handler",
                 _ratios(times[kind], times["wsgi"]),
-                target=work.floor_target if ours and times is took else None,
+                target=goal,
                 better="less" if ours else None,
+                row=goal and (FLOOR, work.title),
                 facts={**facts, "against": "wsgi", "kind": kind, "figure": title},
             )
     figures = ", ".join(

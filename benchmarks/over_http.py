@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING
 from candidates import Broken
 from comparison import Figure, compare
 from databases import Skipped
-from report import Line, Note, at_least
+from report import SERVED, Line, Note, at_least, middle
 from servers import CANDIDATES, SERVERS, START_PATIENCE, Server, need_servers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from report import Target
 
 CONNECTIONS = 32
-#: A view, its title, and the target as a multiple of uvicorn's throughput.
-VIEWS = {
-    "hello_async": ("async view", at_least(3.5)),
-    "hello": ("sync view", at_least(2.2)),
+#: A view, its title, and with seven middleware the targets: as multiples of a server's
+#: throughput, and as a part of the bare application's under hypercorn.
+VIEWS: dict[str, tuple[str, dict[str, Target]]] = {
+    "hello_async": ("async view", {"granian": at_least(1), "bare": at_least(80)}),
+    "hello": ("sync view", {"granian": at_least(0.75), "gunicorn": at_least(1.2)}),
 }
-#: The bare application's answers: the number of messages, and the bytes of each.
-SHAPES = ("1x5", "10x5", "1x65536", "16x4096")
 #: The settings of `project.settings`, and their names in the report.
 MIDDLEWARE = {"seven": "7 middleware", "none": "no middleware"}
 FIGURES = (
@@ -103,7 +104,6 @@ def measure(
     databases: Mapping[str, str],
     *,
     middleware: str,
-    shapes: Sequence[str],
     rounds: int,
     seconds: int,
 ) -> Iterator[Line | Note]:
@@ -115,17 +115,18 @@ def measure(
     """
     if shutil.which("wrk") is None:
         raise Skipped("no wrk: apt-get install wrk")
-    need_servers(*SERVERS)
+    names = (*CANDIDATES, "bare")
+    need_servers(*names)
     found: Found = {}
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(
                 Server(name, databases, BENCHMARK_MIDDLEWARE=middleware)
             )
-            for name in SERVERS
+            for name in names
         }
         for server in servers.values():
-            paths = shapes if server.name == "bare" else views_of(server.name)
+            paths = views_of(server.name)
             server.wait_ready(paths[0])
             check(server, paths)
             found |= {(server.name, path): [] for path in paths}
@@ -137,12 +138,13 @@ def measure(
                 found[name, path].append(result)
         for name, path in found:
             check(servers[name], [path])
-    yield from _lines(found, middleware, shapes)
+    yield from _lines(found, middleware)
 
 
 def views_of(name: str) -> list[str]:
     """Return the views that a server is measured with."""
-    return ["hello"] if SERVERS[name].is_wsgi else list(VIEWS)
+    one = name == "bare" or SERVERS[name].is_wsgi
+    return ["hello"] if one else list(VIEWS)
 
 
 def check(server: Server, paths: Iterable[str]) -> None:
@@ -153,39 +155,37 @@ def check(server: Server, paths: Iterable[str]) -> None:
     """
     for path in paths:
         body = server.get(path)
-        if server.name != "bare" and body != b"hello":
+        if body != b"hello":
             raise Broken(f"{server.name}, {path}: {body[:200]!r}")
 
 
-def _lines(
-    found: Found, middleware: str, shapes: Sequence[str]
-) -> Iterator[Line | Note]:
-    for view, (title, target) in VIEWS.items():
+def _lines(found: Found, middleware: str) -> Iterator[Line | Note]:
+    for view, (title, targets) in VIEWS.items():
+        full = f"{title}, {MIDDLEWARE[middleware]}"
         facts = {"view": view, "middleware": middleware}
         own = {
             name: found[name, view if view in views_of(name) else "hello"]
             for name in CANDIDATES
         }
-        goal = target if middleware == "seven" else None
-        yield from compare(
-            f"{title}, {MIDDLEWARE[middleware]}", own, FIGURES, facts=facts, target=goal
-        )
+        goals = targets if middleware == "seven" else {}
+        yield from compare(full, own, FIGURES, facts=facts, targets=goals)
+        target = goals.get("bare")
+        limit = "of the maximum under hypercorn's Trio worker"
         yield Line(
-            "    of the maximum under hypercorn's Trio worker",
+            f"    {limit}",
             [
                 100 * us["rate"] / most["rate"]
                 for us, most in zip(
-                    own["trio_asgi"], found["bare", shapes[0]], strict=True
+                    own["trio_asgi"], found["bare", "hello"], strict=True
                 )
             ],
             unit="%",
+            target=target,
+            row=target and (SERVED, f"{full}, {limit}"),
             facts={**facts, "against": "bare"},
         )
-    for shape in shapes:
-        messages, size = shape.split("x")
-        yield Line(
-            f"bare application: {messages} message(s) of {size} bytes",
-            [result["rate"] for result in found["bare", shape]],
-            unit=" r/s",
-            facts={"shape": shape},
-        )
+    rates = [result["rate"] for result in found["bare", "hello"]]
+    yield Note(
+        f"a bare application under hypercorn's Trio worker: {middle(rates)} a second",
+        facts={"server": "bare", "rates": rates},
+    )

@@ -32,12 +32,9 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 #: The parts that have ratios, and their headings.
 PARTS = {
     "in-process": "In-process: throughput / that of Django's ASGIHandler on asyncio",
-    "http": "Over HTTP: throughput of trio_asgi under hypercorn / that of",
+    "http": "Over HTTP: throughput of trio_asgi under its best server / that of",
     "blocking": "Views that sleep: time of a wave, throughput of the others",
 }
-#: Ratios over these are left out: they are the same application, or much like uvicorn.
-LEFT_OUT = ("anycorn", "hypercorn")
-
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #7a7f87 }
 .title { font-weight: 600; font-size: 14px }
@@ -70,7 +67,7 @@ def bars(results: dict[str, Any], parts: Collection[str]) -> Iterator[Bar]:
     for part in parts:
         heading = PARTS[part]
         for line in results["parts"].get(part, ()):
-            if not line.get("better") or line["facts"]["against"] in LEFT_OUT:
+            if not line.get("better"):
                 continue
             yield Bar(
                 label=line["title"],

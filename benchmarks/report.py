@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+#: The tables of `tables`: what is measured, and the figure.
+FLOOR = "In process, 32 at a time: CPU time over that of WSGI's handler"
+BASELINE = "In process, 32 at a time: throughput over that of Django's ASGI handler"
+SERVED = "One process, startproject's middleware"
 
 #: From these values on, figures are shown with one decimal, and with none.
 ONE_DECIMAL, NO_DECIMAL = 10, 100
@@ -50,6 +55,8 @@ class Line:
     target: Target | None = None
     #: For a ratio in the plot: whether trio_asgi wins if it is above or below 1.
     better: Literal["more", "less"] | None = None
+    #: The heading of the table that it is a row of, and the row's.
+    row: tuple[str, str] | None = None
     #: Data for the plot and other programs.
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -67,21 +74,28 @@ class Line:
         return low, high
 
     @property
+    def spread(self) -> str:
+        """The quartiles as text."""
+        return " to ".join(map(_show, self.quartiles))
+
+    @property
     def is_reached(self) -> bool | None:
         """Whether the target is reached; None if there is none."""
         return None if self.target is None else self.target.is_reached(self.median)
 
+    @property
+    def verdict(self) -> str:
+        """Whether the target is reached, in a word."""
+        return "reached" if self.is_reached else "missed"
+
     def show(self, *, judge: bool) -> str:
         """Return it as text; if ``judge``, say whether the target is reached."""
         figure = _show(self.median) + self.unit
-        spread = ""
-        if len(self.values) > 1:
-            low, high = map(_show, self.quartiles)
-            spread = f"({low} to {high})"
+        spread = f"({self.spread})" if len(self.values) > 1 else ""
         target = verdict = ""
         if self.target is not None:
             target = str(self.target)
-            verdict = "reached" if self.is_reached else "missed"
+            verdict = self.verdict
         text = f"{self.title:56} {figure:>9} {spread:18} {target:12}"
         return f"{text} {verdict if judge else ''}".rstrip()
 
@@ -110,6 +124,23 @@ class Note:
     def as_json(self) -> dict[str, Any]:
         """Return everything."""
         return asdict(self)
+
+
+def tables(lines: Iterable[Line | Note], *, judge: bool) -> str:
+    """Return the lines that are rows of tables, as tables in Markdown."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if isinstance(line, Line) and line.row is not None:
+            heading, title = line.row
+            figure = middle(line.values) + line.unit
+            verdict = line.verdict if judge else ""
+            cells = title, figure, line.spread, str(line.target), verdict
+            found.setdefault(heading, []).append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        f"\n| {heading} | median | quartiles | target | |\n|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        for heading, rows in found.items()
+    )
 
 
 def middle(values: Sequence[float]) -> str:

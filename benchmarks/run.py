@@ -29,7 +29,7 @@ import over_http
 import plot
 from candidates import HERE, TITLES, Broken, environment
 from databases import Skipped, connect, open_databases
-from report import Line, Note
+from report import Line, Note, tables
 from works import WORKS
 
 import trio_asgi
@@ -54,8 +54,6 @@ class Scale:
     http_seconds: int
     #: The settings of `over_http.MIDDLEWARE`.
     http_middleware: tuple[str, ...]
-    #: The bare application's answers.
-    shapes: tuple[str, ...]
     blocking_rounds: int
     #: Of requests that sleep, in one round; and the seconds of the mixed load.
     waves: int
@@ -75,7 +73,6 @@ FULL = Scale(
     http_rounds=5,
     http_seconds=1,
     http_middleware=("seven", "none"),
-    shapes=over_http.SHAPES,
     blocking_rounds=5,
     waves=10,
     mixed_seconds=2,
@@ -92,7 +89,6 @@ SHORT = Scale(
     http_rounds=1,
     http_seconds=1,
     http_middleware=("seven",),
-    shapes=over_http.SHAPES[:1],
     blocking_rounds=1,
     waves=3,
     mixed_seconds=0.5,
@@ -125,14 +121,17 @@ class Results:
             print(f"  skipped: {reason}", flush=True)
 
     def summary(self) -> str:
-        """Return how many targets are reached."""
+        """Return the tables of the targets, in Markdown, and how many are reached."""
         verdicts = [
             line.is_reached
             for lines in self.parts.values()
             for line in lines
             if isinstance(line, Line) and line.target is not None
         ]
-        return f"{sum(map(bool, verdicts))} of {len(verdicts)} targets reached"
+        lines = (line for lines in self.parts.values() for line in lines)
+        shown = tables(lines, judge=self._judge)
+        count = f"{sum(map(bool, verdicts))} of {len(verdicts)} targets reached"
+        return f"{shown}\n\n{count}" if self._judge else shown
 
     def as_json(self) -> dict[str, Any]:
         """Return all lines."""
@@ -169,13 +168,12 @@ def run_http(
         lines = over_http.measure(
             databases,
             middleware=middleware,
-            shapes=scale.shapes,
             rounds=scale.http_rounds,
             seconds=scale.http_seconds,
         )
         title = (
             f"Over HTTP, {over_http.CONNECTIONS} connections of wrk: "
-            "throughput of trio_asgi under hypercorn / that of"
+            "throughput of trio_asgi under its best server / that of"
         )
         results.section("http", title, lines)
 
@@ -349,8 +347,7 @@ def measure(databases: Mapping[str, str], options: argparse.Namespace) -> None:
     only = ["in-process"] if options.work else options.only
     for part in only or PARTS:
         PARTS[part](results, databases, scale, options.work or list(WORKS))
-    if not options.short:
-        print(f"\n{results.summary()}")
+    print(results.summary())
     written = {
         "versions": header,
         "cores": os.cpu_count(),

@@ -43,6 +43,11 @@ class Configuration:
     command: tuple[str, ...]
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it serves trio_asgi."""
+        return self.application == "asgi_trio"
+
+    @property
     def is_wsgi(self) -> bool:
         """Whether it serves WSGI, so that a thread runs each view."""
         return self.application == "wsgi_django"
@@ -51,6 +56,16 @@ class Configuration:
 _ONE_PROCESS = ("--workers", "0", "--log-level", "error")
 _HYPERCORN = ("hypercorn", *_ONE_PROCESS)
 _ON_TRIO = ("--worker-class", "trio", "--bind")
+_UVICORN = (
+    *("uvicorn", "--loop", "uvloop", "--http", "httptools", "--no-access-log"),
+    *("--log-level", "warning", "--port"),
+)
+
+
+def _granian(interface: str) -> tuple[str, ...]:
+    options = ("--workers", "1", "--log-level", "error", "--port")
+    return ("granian", "--interface", interface, *options)
+
 
 SERVERS = {
     "trio_asgi": Configuration(
@@ -59,14 +74,14 @@ SERVERS = {
     "anycorn": Configuration(
         "trio_asgi under anycorn", "asgi_trio", ("anycorn", *_ONE_PROCESS, *_ON_TRIO)
     ),
-    "uvicorn": Configuration(
-        "uvicorn with uvloop",
-        "asgi_django",
-        (
-            *("uvicorn", "--loop", "uvloop", "--no-access-log"),
-            *("--log-level", "warning", "--port"),
-        ),
+    "trio_asgi-uvicorn": Configuration(
+        "trio_asgi under uvicorn", "asgi_trio", _UVICORN
     ),
+    "trio_asgi-granian": Configuration(
+        "trio_asgi under granian", "asgi_trio", _granian("asgi")
+    ),
+    "uvicorn": Configuration("uvicorn with uvloop", "asgi_django", _UVICORN),
+    "granian-asgi": Configuration("granian's ASGI", "asgi_django", _granian("asgi")),
     "hypercorn": Configuration(
         "hypercorn's asyncio worker",
         "asgi_django",
@@ -80,18 +95,14 @@ SERVERS = {
             *("--workers", "1", "--log-level", "error", "--bind"),
         ),
     ),
-    "granian": Configuration(
-        "granian's WSGI",
-        "wsgi_django",
-        (
-            *("granian", "--interface", "wsgi", "--workers", "1"),
-            *("--log-level", "error", "--port"),
-        ),
-    ),
+    "granian": Configuration("granian's WSGI", "wsgi_django", _granian("wsgi")),
     "bare": Configuration("bare", "asgi_bare", (*_HYPERCORN, *_ON_TRIO)),
 }
-#: The servers of Django; the first is compared with each of the others.
-CANDIDATES = tuple(name for name in SERVERS if name != "bare")
+if importlib.util.find_spec("trio_asgi.hosts.guest") is None:
+    # There, only Trio can host the application.
+    del SERVERS["trio_asgi-uvicorn"], SERVERS["trio_asgi-granian"]
+#: The servers that are compared. `bodies` measures hypercorn's asyncio worker.
+CANDIDATES = tuple(name for name in SERVERS if name not in ("bare", "hypercorn"))
 
 
 def need_servers(*names: str) -> None:

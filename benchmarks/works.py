@@ -28,10 +28,9 @@ class Work:
     middleware: Literal["none", "seven"] = "none"
     database: Literal["sqlite", "postgresql"] = "sqlite"
     signed_in: bool = False
-    #: As a multiple of the baseline's throughput, and for which concurrencies.
+    #: With many requests at a time: as a multiple of the baseline's throughput, and of
+    #: the floor's CPU time.
     target: Target | None = None
-    concurrencies: tuple[int, ...] = (1, 32)
-    #: As a multiple of the floor's seconds.
     floor_target: Target | None = None
     #: Whether trio_asgi and the floor keep connections, which the baseline cannot.
     keeps_connections: bool = False
@@ -45,24 +44,8 @@ WORKS = {
             "async view, no middleware",
             view="hello_async",
             sync_view="hello",
-            target=at_least(8),
-            concurrencies=(32,),
-            floor_target=at_most(1.6),
-        ),
-        Work(
-            "sync",
-            "sync view, no middleware",
-            view="hello",
-            sync_view="hello",
-            target=at_least(2.5),
-        ),
-        Work(
-            "seven-sync",
-            "sync view, 7 middleware",
-            view="hello",
-            sync_view="hello",
-            middleware="seven",
-            target=at_least(6),
+            target=at_least(9),
+            floor_target=at_most(1.75),
         ),
         Work(
             "seven-async",
@@ -70,7 +53,25 @@ WORKS = {
             view="hello_async",
             sync_view="hello",
             middleware="seven",
-            target=at_least(10),
+            target=at_least(15),
+            floor_target=at_most(1.6),
+        ),
+        Work(
+            "sync",
+            "sync view, no middleware",
+            view="hello",
+            sync_view="hello",
+            target=at_least(5),
+            floor_target=at_most(2.4),
+        ),
+        Work(
+            "seven-sync",
+            "sync view, 7 middleware",
+            view="hello",
+            sync_view="hello",
+            middleware="seven",
+            target=at_least(8),
+            floor_target=at_most(2.2),
         ),
         Work(
             "user-async",
@@ -80,17 +81,38 @@ WORKS = {
             body="leaf",
             middleware="seven",
             signed_in=True,
-            target=at_least(4),
         ),
         Work(
             "user-kept",
-            "the same, with connections kept",
+            "signed in, connections kept",
             view="user_async",
             sync_view="user",
             body="leaf",
             middleware="seven",
             signed_in=True,
             keeps_connections=True,
+        ),
+        Work(
+            "user-postgresql",
+            "async view, signed in, on PostgreSQL",
+            view="user_async",
+            sync_view="user",
+            body="leaf",
+            middleware="seven",
+            database="postgresql",
+            signed_in=True,
+        ),
+        Work(
+            "user-postgresql-kept",
+            "signed in, on PostgreSQL, connections kept",
+            view="user_async",
+            sync_view="user",
+            body="leaf",
+            middleware="seven",
+            database="postgresql",
+            signed_in=True,
+            keeps_connections=True,
+            target=at_least(3),
         ),
         Work(
             "row-sync",
