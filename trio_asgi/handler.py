@@ -138,7 +138,6 @@ class ASGIHandler(ChainHandler):
         # The body comes first. If it is refused, that is the response.
         receiver = Receiver(scope, receive)
         refusal: HttpResponseBase | None = None
-        urlconf = getattr(self.request_class, "urlconf", None)
         try:
             if (
                 type(self).read_body is _READ_BODY
@@ -147,6 +146,7 @@ class ASGIHandler(ChainHandler):
             ):
                 body: IO[bytes] = io.BytesIO()  # the usual case, without detours
             else:
+                urlconf = getattr(self.request_class, "urlconf", None)
                 body = await take_body(scope, receiver, self.read_body, urlconf=urlconf)
         except (ClientDisconnected, RequestAborted):
             return

@@ -91,15 +91,13 @@ class Receiver:
         self._receive = receive
         #: Whether the connection carries one request at a time.
         self.is_http1 = str(scope.get("http_version", "1.1")) < "2"
+        headers = dict(scope.get("headers", ()))
+        length: bytes | None = headers.get(b"content-length")
         #: The body's announced length in bytes; -1: it is not a number.
         self._announced: int | None = None
-        chunked = False
-        for name, value in scope.get("headers", ()):
-            if name == b"content-length" and self._announced is None:
-                self._announced = int(value) if value.isdigit() else -1
-            elif name == b"transfer-encoding":
-                chunked = True
-        may_have_body = bool(self._announced) or chunked
+        if length is not None:
+            self._announced = int(length) if length.isdigit() else -1
+        may_have_body = bool(self._announced) or b"transfer-encoding" in headers
         #: Whether the headers say that there is no body. HTTP/2 cannot say it there.
         self.expects_no_body = self.is_http1 and not may_have_body
         #: Whether the request's headers allow a body.

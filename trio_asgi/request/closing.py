@@ -30,9 +30,8 @@ def closes_anywhere(response: HttpResponseBase) -> bool:
 
 
 def _has_djangos_close(response: HttpResponseBase) -> bool:
-    return _RESPONSE_CLOSE.is_code_of(type(response).close) and "close" not in vars(
-        response
-    )
+    # The method itself: an attribute of the object may hide it.
+    return _RESPONSE_CLOSE.is_code_of(getattr(response.close, "__func__", None))
 
 
 def closes_nothing(response: HttpResponseBase) -> bool:

@@ -98,7 +98,7 @@ class RequestState(Exchange):
             self.complete
             and self.sender.handed_over
             and type(self.body_file) is io.BytesIO
-            and self.end_nowait()
+            and not self.lease.open
         )
 
     async def finish(self) -> None:
@@ -194,10 +194,9 @@ async def send_answer(
     )
     # Sync code does not notice that the request was cancelled; a view may not, either.
     await trio.lowlevel.checkpoint_if_cancelled()
-    send = functools.partial(send_response, response, sender)
     if not in_one_piece:
         try:
-            await send()
+            await send_response(response, sender)
         except trio.Cancelled:
             if getattr(response, "ends_cleanly", False) and not state.aborted:
                 await end_body(sender)
@@ -205,16 +204,17 @@ async def send_answer(
         return
     sender.in_one_piece = True
     state.stop_watching()
-    if not threadless:
-        with state.sending_last():
-            await sender.beside_body(send)
-    elif small is None or not state.receiver.complete:
-        await sender.beside_body(send)
-    else:
+    if small is not None and threadless and state.receiver.complete:
         size = len(small) if sender.wants_body else None
-        await sender(response_start(response, size=size, is_http1=sender.is_http1))
+        start = response_start(response, size=size, is_http1=sender.is_http1)
         # The last message is a checkpoint. Objects that wait there cost garbage
         # collections time: keep no reference.
-        del response, send
-        state.end_nowait()
-        await sender({"type": "http.response.body", "body": small, "more_body": False})
+        del response
+        await sender.send_whole(start, small, before_last=state.end_nowait)
+        return
+    send = functools.partial(send_response, response, sender)
+    if threadless:
+        await sender.beside_body(send)
+        return
+    with state.sending_last():
+        await sender.beside_body(send)
