@@ -147,7 +147,7 @@ async def test_a_body_that_becomes_too_large(
     assert await client.ask(application(path("", kind)), upload_scope()) == TOO_LARGE
     # The rest of the body was dropped, or the disconnect came.
     assert client.asked <= 5
-    assert current_pool().limiter.borrowed_tokens == 0
+    assert current_pool().queue.running == 0
 
 
 @pytest.mark.parametrize("kind", [view, sync_view])

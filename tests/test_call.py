@@ -93,7 +93,7 @@ async def test_a_thread_that_waits_for_a_coroutine_holds_no_token() -> None:
         done = trio.Event()
 
         async def coroutine() -> None:
-            borrowed.append(pool.limiter.borrowed_tokens)
+            borrowed.append(pool.queue.running)
             await pool.run_sync(nothing)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pool.run_sync, gate)
@@ -103,7 +103,7 @@ async def test_a_thread_that_waits_for_a_coroutine_holds_no_token() -> None:
 
         def code() -> None:
             in_task(coroutine)
-            borrowed.append(pool.limiter.borrowed_tokens)
+            borrowed.append(pool.queue.running)
 
         with open_lease(pool) as lease:
             await lease.run_sync(code)
@@ -158,7 +158,7 @@ async def test_the_end_of_a_coroutine_does_not_hold_what_its_siblings_need() -> 
 
             async def give_up() -> None:
                 await trio.sleep(SECONDS / 2)
-                pool.limiter.total_tokens = 2
+                pool.queue.set_threads(2)
                 pytest.fail("everybody waits for everybody")
 
             async with trio.open_nursery() as watch:
@@ -571,7 +571,7 @@ async def test_a_limit_is_no_deadlock() -> None:
     async with open_pool(threads=1) as pool:
         with open_lease(pool) as lease:
             await lease.run_sync(lambda: trio.from_thread.run(coroutine))
-            assert pool.limiter.borrowed_tokens == 0
+            assert pool.queue.running == 0
             assert lease.running is None
 
 
@@ -629,7 +629,7 @@ async def test_a_thread_that_cannot_be_started(
                 patch.setattr(threading.Thread, "start", start)
                 with pytest.raises(RuntimeError, match="can't start"):
                     await lease.run_sync(nothing)
-            assert pool.limiter.borrowed_tokens == 0
+            assert pool.queue.running == 0
             assert lease.running is None
             await lease.run_sync(nothing)
 

@@ -118,7 +118,7 @@ def test_the_worker_threads_have_the_settings() -> None:
 
     async def main() -> tuple[float, float]:
         pool = current_pool()
-        return pool.limiter.total_tokens, pool.idle_seconds
+        return pool.queue.threads, pool.idle_seconds
 
     with override_settings(TRIO_ASGI={"THREADS": 3, "THREAD_IDLE_SECONDS": 0.5}):
         get_asgi_application()
@@ -158,7 +158,7 @@ async def show():
     from trio_asgi.threads.current import current_pool
     pool = current_pool()
     print(
-        pool.limiter.total_tokens,
+        pool.queue.threads,
         pool.slots and pool.slots.total_tokens,
         pool.idle_seconds,
     )
@@ -239,7 +239,7 @@ async def test_a_new_handler_changes_the_options_of_the_run() -> None:
                 get_asgi_application()
             lease = pool.lease()
             await lease.run_sync(int)
-            assert pool.limiter.total_tokens == 7
+            assert pool.queue.threads == 7
             if leases is None:
                 assert pool.slots is None
             else:

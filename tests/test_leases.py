@@ -286,7 +286,7 @@ async def test_cancelled_while_waiting_for_a_slot() -> None:
                     assert scope.cancelled_caught
                     assert second.running is None
                     assert pool.slots.statistics().tasks_waiting == 0
-                    assert pool.limiter.borrowed_tokens == 0
+                    assert pool.queue.running == 0
                     nursery.start_soon(third.run_sync, lambda: order.append("third"))
                     await wait_all_tasks_blocked()
                     first.release()
@@ -861,7 +861,7 @@ def test_an_interrupt_at_any_line() -> None:
     lines = interrupt_each_line(
         setup="pool.slots = trio.CapacityLimiter(1); lease = pool.lease()",
         steps=["lease.run_sync(int)", "lease.release_thread(int, on_take=int)"],
-        free=["pool.limiter", "pool.slots"],
+        free=["pool.queue.running", "pool.slots.borrowed_tokens"],
     )
     assert lines > 60
 

@@ -713,20 +713,17 @@ class BusyThreads:
 
     def __init__(self) -> None:
         self.begun = trio.Event()
-        self._borrowers: list[object] = []
 
     def begin(self) -> None:
-        """Take all remaining tokens."""
-        limiter = current_pool().limiter
-        self._borrowers = [object() for _ in range(int(limiter.available_tokens))]
-        for borrower in self._borrowers:
-            limiter.acquire_on_behalf_of_nowait(borrower)
+        """Let no call begin."""
+        queue = current_pool().queue
+        self._threads = queue.threads
+        queue.set_threads(0)
         self.begun.set()
 
     def end(self) -> None:
-        """Give them back."""
-        for borrower in self._borrowers:
-            current_pool().limiter.release_on_behalf_of(borrower)
+        """Let them begin."""
+        current_pool().queue.set_threads(self._threads)
 
 
 @both_sides

@@ -883,7 +883,7 @@ def test_a_limit_of_one_thread() -> None:
     async def coroutine(depth: int) -> int:
         if depth == 0:
             return 0
-        current_pool().limiter.total_tokens = 1
+        current_pool().queue.set_threads(1)
         run = sync_to_async(async_to_sync(coroutine), thread_sensitive=depth % 2 == 0)
         return 1 + await run(depth - 1)
 

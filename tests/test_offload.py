@@ -290,7 +290,7 @@ async def test_a_handler_that_does_not_end_is_left(handler: Handler) -> None:
 async def test_records_need_no_free_thread(handler: Handler) -> None:
     """If all THREADS are busy for too long, they are handled anyway."""
     pool, go_on = current_pool(), threading.Event()
-    pool.limiter.total_tokens, tokens = 1, pool.limiter.total_tokens
+    pool.queue.threads, tokens = 1, pool.queue.threads
     began = trio.Event()
 
     def work() -> None:
@@ -306,7 +306,7 @@ async def test_records_need_no_free_thread(handler: Handler) -> None:
             await handler.done.wait()
             go_on.set()
     finally:
-        pool.limiter.total_tokens = tokens
+        pool.queue.set_threads(tokens)
     assert_off_the_loop(handler, "one, two")
 
 

@@ -130,6 +130,6 @@ def test_an_interrupt_at_any_line_leaves_the_lease_usable() -> None:
     lines = interrupt_each_line(
         setup="lease = leases.Lease(pool)",
         steps=["lease.run_sync(int)"],
-        free=["pool.limiter"],
+        free=["pool.queue.running"],
     )
     assert lines > 20

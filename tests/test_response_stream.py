@@ -251,7 +251,7 @@ async def test_a_slow_client_leaves_the_thread_free(lease: Lease) -> None:
         nursery.start_soon(run_with, lease, [bytes(PULL_BYTES)] * 9, peer.send)
         await peer.come[0].wait()
         await wait_idle(lease)
-        assert current_pool().limiter.borrowed_tokens == 0
+        assert current_pool().queue.running == 0
         assert await lease.run_sync(lambda: "free") == "free"
         for number in range(9):
             await peer.come[number].wait()
@@ -281,7 +281,7 @@ class Slow:
 async def test_slow_parts_let_others_have_their_turn(lease: Lease, kind: str) -> None:
     """They hold a token only while one is made, and keep their thread all the time."""
     pool = current_pool()
-    pool.limiter.total_tokens = 1
+    pool.queue.set_threads(1)
     peer, slow, other = Peer(), Slow(), Lease(pool)
     response = (
         FileResponse(slow, content_type="text/plain")

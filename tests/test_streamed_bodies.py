@@ -77,7 +77,7 @@ async def uploading(
     async with ApplicationCommunicator(app, scope) as communicator:
         yield communicator
         await communicator.wait()
-    assert current_pool().limiter.borrowed_tokens == 0
+    assert current_pool().queue.running == 0
 
 
 async def upload(
@@ -827,7 +827,7 @@ async def test_a_sync_view_reads_as_the_body_comes(how: str) -> None:
         await communicator.send_input(body(PARTS[0]))
         with trio.fail_after(SECONDS):
             await started.wait()
-            while current_pool().limiter.borrowed_tokens:
+            while current_pool().queue.running:
                 await trio.testing.wait_all_tasks_blocked(0.001)
         for part in PARTS[1:]:
             await communicator.send_input(body(part))
@@ -909,7 +909,7 @@ async def test_the_server_cancels_a_sync_view_that_reads(log: SignalLog) -> None
     scope = http_scope(method="POST", headers=[chunked])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(app, scope, receive, send)
-        while not log.names or current_pool().limiter.borrowed_tokens:
+        while not log.names or current_pool().queue.running:
             await trio.testing.wait_all_tasks_blocked(0.001)
         nursery.cancel_scope.cancel()
     assert seen == [trio.Cancelled]

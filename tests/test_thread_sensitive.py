@@ -37,6 +37,7 @@ from thread_support import (
     assert_ending,
     nothing,
     variable,
+    wait_running,
     worker_threads,
 )
 from trio_asgi.threads.current import current_pool
@@ -210,7 +211,7 @@ async def test_the_thread_ends_with_its_context() -> None:
         thread = await where()
         assert thread in worker_threads() - before
     assert_ending({thread})
-    assert current_pool().limiter.borrowed_tokens == 0
+    assert current_pool().queue.running == 0
 
 
 async def test_a_context_without_calls_takes_no_thread() -> None:
@@ -404,7 +405,7 @@ async def test_a_call_that_waits_in_an_executor_is_withdrawn(
         first.open()
     assert results == ["first"]
     assert await insensitive(lambda: "usable", executor)() == "usable"
-    assert current_pool().limiter.borrowed_tokens == 0
+    assert current_pool().queue.running == 0
 
 
 async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
@@ -458,7 +459,7 @@ async def test_an_executor_that_drops_its_calls(cancelled_too: bool) -> None:
         await gate.entered.wait()
         async with trio.open_nursery() as inner:
             inner.start_soon(dropped)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_running(current_pool(), 2)
             own.shutdown(wait=False, cancel_futures=True)
             if cancelled_too:
                 inner.cancel_scope.cancel()
@@ -466,7 +467,7 @@ async def test_an_executor_that_drops_its_calls(cancelled_too: bool) -> None:
         await trio.testing.wait_all_tasks_blocked()
         gate.open()
     assert outcomes == [CancelledError]
-    assert current_pool().limiter.borrowed_tokens == 0
+    assert current_pool().queue.running == 0
 
 
 async def test_cancelled_first_and_dropped_then(executor: ThreadPoolExecutor) -> None:
@@ -529,7 +530,7 @@ def test_an_executor_that_was_shut_down(loops: str) -> None:
         with pytest.raises(RuntimeError, match="after shutdown"):
             await insensitive(nothing, executor)()
         if loops == "trio":
-            assert current_pool().limiter.borrowed_tokens == 0
+            assert current_pool().queue.running == 0
 
     run(loops, main)
 

@@ -160,7 +160,7 @@ async def test_the_limit_is_on_running_calls() -> None:
         for lease in leases:
             await lease.run_sync(nothing)
         assert len(pool.workers) == 6
-        assert pool.limiter.borrowed_tokens == 0
+        assert pool.queue.running == 0
         async with trio.open_nursery() as nursery:
             for lease in leases:
                 nursery.start_soon(lease.run_sync, call)
@@ -266,7 +266,7 @@ async def test_cancelled_while_waiting_for_a_token() -> None:
                     nursery.start_soon(wait_all_tasks_blocked_and, scope.cancel)
                     await lease.run_sync(pytest.fail)
                 assert scope.cancelled_caught
-                assert pool.limiter.statistics().tasks_waiting == 0
+                assert pool.queue.waiting == 0
                 assert not lease.has_thread
                 assert lease.running is None
                 gate.open()

@@ -48,7 +48,7 @@ async def open_pool(**options: Any) -> AsyncIterator[WorkerPool]:
     for worker in list(pool.workers):
         await join(worker.thread)
     assert pool.workers == set()
-    assert pool.limiter.borrowed_tokens == 0
+    assert pool.queue.running == 0
 
 
 @pytest.fixture
@@ -124,6 +124,13 @@ async def in_thread(fn: Callable[[], T]) -> T:
     return await loop.run_sync(fn)
 
 
+async def wait_running(pool: WorkerPool, number: int) -> None:
+    """Wait until so many calls have a place, as they get while others block."""
+    while pool.queue.running < number:
+        await trio.sleep(0.001)
+    await wait_all_tasks_blocked()
+
+
 async def join(thread: threading.Thread) -> None:
     """Wait for a thread to end."""
     await trio.to_thread.run_sync(thread.join, SECONDS)
@@ -166,7 +173,7 @@ def assert_ending(threads: set[threading.Thread]) -> None:
 
 def assert_at_rest(pool: WorkerPool) -> None:
     """Check that the pool is unused: each thread is idle, or at its end."""
-    assert pool.limiter.borrowed_tokens == 0
+    assert pool.queue.running == 0
     assert_ending(
         {worker.thread for worker in list(pool.workers) if worker not in pool._idle}
     )
@@ -200,11 +207,11 @@ def run_script(script: str, *args: str) -> str:
 
 _INTERRUPTED = """
 import signal, sys, trio
-from trio_asgi.threads import call, lease as leases, loop, pool
+from trio_asgi.threads import call, call_queue, lease as leases, loop, pool
 from trio_asgi.threads import wakeups, worker
 from trio_asgi.threads.current import current_pool
 
-modules = [call, leases, loop, pool, wakeups, worker]
+modules = [call, call_queue, leases, loop, pool, wakeups, worker]
 files = {{module.__file__ for module in modules}}
 remaining = 0
 
@@ -224,8 +231,7 @@ def trace(frame, event, argument):
 async def use(pool, lease):
     with trio.fail_after(5):
         {steps}
-    for limiter in ({free},):
-        assert limiter.borrowed_tokens == 0
+    assert not any([{free}])
 
 async def main(line):
     global remaining
@@ -268,7 +274,7 @@ def interrupt_each_line(
     Args:
         setup: Makes ``lease`` of ``pool``.
         steps: What is awaited, one after the other.
-        free: The limiters whose tokens must all be free afterwards.
+        free: What must all be 0 afterwards.
 
     Returns:
         At how many lines Control-C was tried.

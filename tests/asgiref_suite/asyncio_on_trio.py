@@ -386,7 +386,7 @@ class _Loop:
 
     def set_default_executor(self, executor: ThreadPoolExecutor) -> None:
         """Allow as many calls at a time as this executor does."""
-        current_pool().limiter.total_tokens = executor._max_workers
+        current_pool().queue.set_threads(executor._max_workers)
 
 
 _loop: trio.lowlevel.RunVar[_Loop] = trio.lowlevel.RunVar("asgiref_suite.loop")

@@ -39,6 +39,9 @@ _HOOKS: Final = ("process_request", "process_response")
 #: If a tool has replaced it, the replacement is called.
 _GET_RESPONSE: Final = Original(BaseHandler.get_response_async, base)
 
+#: What calls `ChainHandler.get_response_async`, and passes its response on.
+_RUN: Final = Original(asgi.ASGIHandler.run_get_response, asgi)
+
 #: Methods of Django's handler that use asyncio. `ASGIHandler` has its own, except for
 #: the last, which nothing calls.
 _NOT_CALLED: Final = ("handle", "read_body", "send_response", "listen_for_disconnect")
@@ -150,6 +153,15 @@ class ChainHandler(asgi.ASGIHandler):
         ):
             return asyncio_island(view)
         return view
+
+    @property
+    def nothing_follows(self) -> bool:
+        """Whether no code of the project runs between the chain and the sending."""
+        cls = type(self)
+        return (
+            _RUN.is_code_of(cls.run_get_response)
+            and cls.get_response_async is ChainHandler.get_response_async
+        )
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         """Answer a request through the middleware chain. Called in the request's task.

@@ -136,7 +136,8 @@ class Passage:
             texts = response.reason_phrase, request.path
             log_response("%s: %s", *texts, response=response, request=request)
         if self.in_thread and signals is not None:
-            signals.tidy_early(response)
+            nothing_follows = self._plan.handler.nothing_follows
+            signals.tidy_early(response, nothing_follows=nothing_follows)
         return response
 
     def note(self, what: str, code: Any, *hook: Any) -> None:

@@ -25,6 +25,8 @@ from trio_asgi.bridge.connections import keep_connections, tidy_up
 from trio_asgi.bridge.hop import hop
 from trio_asgi.bridge.originals import Original
 from trio_asgi.islands.context import with_locals
+from trio_asgi.response.files import sends_file
+from trio_asgi.threads.call import calling
 
 from .closing import close_on_loop, closes_anywhere, closes_nothing, has_caches_to_close
 from .errors import guard_closers
@@ -60,6 +62,8 @@ class RequestSignals:
         self._finished = False
         #: How many calls had run when the thread was last found tidy.
         self._tidy_calls = 0
+        #: Whether nothing of the request runs in the thread after the running call.
+        self._ends_here = False
         #: Whether ``request_started`` comes before all else, since others listen, too.
         self.start_first = not _djangos_of_start.are_alone()
         lease.on_take = with_locals(self._send_started)
@@ -149,20 +153,37 @@ class RequestSignals:
             if not self.lease.borrowed:
                 tidy_up()
 
-    def tidy_early(self, response: HttpResponseBase) -> None:
+    def tidy_early(self, response: HttpResponseBase, *, nothing_follows: bool) -> None:
         """Close old connections while the request is in its thread. Worker thread.
 
-        Unless more of the request runs there later, its end then needs no hop.
+        Unless more of the request runs there later, its end then needs no hop, and the
+        thread goes back when the running call ends: see `release_thread_early`.
+
+        Args:
+            response: What the middleware chain has returned.
+            nothing_follows: Whether no code of the project runs between the end of the
+                chain and the sending of the response.
         """
         if closes_anywhere(response) and _djangos_of_finish.are_alone():
             with self._around():
                 close_old_connections()
+            is_stream = response.streaming and not sends_file(response)
+            call = calling()
+            self._ends_here = (
+                nothing_follows
+                and not (is_stream or self.lease.borrowed)
+                and (call is not None and call.loop is self.lease)
+            )
 
     def _note_tidiness(self) -> None:
         """Note whether the connections can stay open. Worker thread."""
         used = connections.all(initialized_only=True)
         tidy = all(_may_stay(connection) for connection in used)
         self._tidy_calls = self.lease.calls if tidy else _UNTIDY
+        if self._ends_here:
+            self._ends_here = False
+            if self._is_tidy():
+                self.lease.on_take, self.lease.done = close_old_connections, True
 
     def _ends_quietly(self) -> bool:
         """Whether only Django listens, and has at most connections to close."""

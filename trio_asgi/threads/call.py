@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import outcome
 import trio
@@ -17,46 +16,13 @@ if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
 
-    from .wakeups import Wakeups
+    from .call_queue import CallQueue
+    from .protocols import Inbox, Loop, Owner
 
 T = TypeVar("T")
 
-
-class Inbox(Protocol):
-    """Where a thread takes its calls from."""
-
-    def put(self, job: Any, /) -> Callable[[], bool] | None:
-        """Hand over a call; return a function that takes it back, or None.
-
-        The function returns False if the call has begun.
-        """
-
-
-class Owner(Protocol):
-    """The lease that holds the thread, as the call sees it."""
-
-    #: Whether a cancelled task leaves a running call instead of waiting for it.
-    impatient: bool
-
-    def abandon(self) -> None:
-        """Note that the task has left the call. Trio thread."""
-
-    def describe_thread(self) -> str:
-        """Return the thread's name, and what runs in it, for the log."""
-
-    def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:
-        """Return what runs in the thread instead of ``fn``. In the calling task."""
-
-    def run_call(self, fn: Callable[[], T]) -> T:
-        """Call ``fn()`` between the lease's own functions. Worker thread."""
-
-
-class Loop(Protocol):
-    """Where the thread takes the call from."""
-
-    @property
-    def lease(self) -> Owner:
-        """The lease that holds the thread."""
+#: Returned by `Call.host` for a call that is to be made elsewhere.
+MOVED: Final[Any] = object()
 
 
 def calling() -> Call[Any] | None:
@@ -76,58 +42,76 @@ class Call(AbandonableWait, Generic[T]):
     thread has posted; after it has left, posting fails.
     """
 
+    # What few calls need is not set for each.
+    #: Takes the call back from an inbox that is not a thread's; tried once.
+    _withdraw: Callable[[], bool] | None = None
+    #: Whether the task waits in `host`, and is not working for the thread.
+    _waiting = False
+    #: The scope of the task's work for the thread, if it is working.
+    _work: trio.CancelScope | None = None
+    #: What the thread has sent while the task was still working for it, because a
+    #: signal handler's error, Ctrl-C for example, ended `trio.from_thread.run`.
+    _early: deque[tuple[Any, Callable[[], object] | None]] | None = None
+    #: How many nurseries the task had when it began a coroutine for the thread.
+    _outer_nurseries: int | None = None
+    #: How many messages are on their way to the task. Changes under the lock.
+    _posted = 0
+    #: The `CallQueue`'s: when the call got its place; None without a place.
+    generation: int | None = None
+
     def __init__(
         self,
         loop: Loop,
-        wakeups: Wakeups,
+        queue: CallQueue,
         context: contextvars.Context,
         fn: Callable[[], T],
     ) -> None:
         self.loop = loop
-        self._fn: Callable[[], T] | None = fn
+        self._queue = queue
         self._context = context
-        self._wakeups = wakeups
+        self._fn: Callable[[], T] | None = fn
         # Lists of one element: Trio shares them with its threads in that form.
         #: The task; None once it has left the call. Changes under the lock.
         self._task: list[trio.lowlevel.Task | None] = [trio.lowlevel.current_task()]
         self._raise_cancel: list[Callable[[], Any] | None] = [None]
-        #: Takes the call back if it has not begun. Tried once.
-        self._withdraw: Callable[[], bool] | None = None
-        #: Whether the task waits in `host`, and is not working for the thread.
-        self._waiting = False
-        #: The scope of the task's work for the thread, if it is working.
-        self._work: trio.CancelScope | None = None
-        #: What the thread has sent while the task was still working for it, because a
-        #: signal handler's error, Ctrl-C for example, ended `trio.from_thread.run`.
-        self._early: deque[Callable[[], object]] = deque()
-        #: How many nurseries the task had when it began a coroutine for the thread.
-        self._outer_nurseries: int | None = None
-        #: How many messages are on their way to the task. Changes under the lock.
-        self._posted = 0
-        self._lock = threading.Lock()
 
     @property
     def begun(self) -> bool:
         """Whether a thread has begun to run the call. Any thread."""
         return self._fn is None
 
+    @property
+    def left(self) -> bool:
+        """Whether the task has left the call. Any thread."""
+        return self._task[0] is None
+
+    @property
+    def call(self) -> Call[T]:
+        """Itself: in the queue it is the entry of a call that begins."""
+        return self
+
     @trio.lowlevel.enable_ki_protection
-    async def host(self, inbox: Inbox) -> T:
-        """Hand the call to the thread; do what the thread asks for until it ends."""
-        self._withdraw = inbox.put(self)
+    async def host(self) -> T:
+        """Queue the call; do what its thread asks for until it ends.
+
+        Returns:
+            What the function returns; or `MOVED` if the call was taken back: see
+            `move`.
+        """
+        self._queue.submit(self)
         while True:
             self._waiting = True
             if self._early:
-                self._wakeups.run_sync_soon(self._deliver, self._early.popleft())
+                self._queue.wakeups.run_sync_soon(self._deliver, *self._early.popleft())
             message = await trio.lowlevel.wait_task_rescheduled(self._abort)
-            with self._lock:
-                self._posted -= 1
             try:
                 if isinstance(message, outcome.Outcome):
                     # It refers to the call: leave no cycle behind.
                     self._withdraw = None
                     result: T = message.unwrap()
                     return result
+                with self._queue.lock:
+                    self._posted -= 1
                 if isinstance(message, RunSync):
                     message.run_sync()
                 else:
@@ -142,11 +126,46 @@ class Call(AbandonableWait, Generic[T]):
                 # An error's traceback holds this frame: leave no cycle behind.
                 del message
 
+    def begin(self) -> bool:
+        """Hand the call to its thread; False if there is none. With the lock.
+
+        Raises:
+            RuntimeError: the system can start no more threads.
+        """
+        inbox = self.loop.thread_inbox()
+        if inbox is None:
+            return False
+        if isinstance(inbox, SimpleQueue):
+            inbox.put(self)
+        else:
+            self._posted += 1
+            self._queue.wakeups.run_sync_soon(self._put, inbox)
+        return True
+
+    def _put(self, inbox: Inbox) -> None:
+        """Hand the call to an executor, unless the task was cancelled meanwhile."""
+        with self._queue.lock:
+            self._posted -= 1
+        task, raise_cancel = self._task[0], self._raise_cancel[0]
+        assert task is not None
+        if raise_cancel is not None:
+            self._waiting = False
+            trio.lowlevel.reschedule(task, outcome.capture(raise_cancel))
+            return
+        try:
+            self._withdraw = inbox.put(self)
+        except Exception as error:  # noqa: BLE001 - of the executor
+            self._deliver(outcome.Error(error))
+
+    def move(self) -> None:
+        """Have `host` return `MOVED`: the call was withdrawn from the queue."""
+        self._deliver(outcome.Value(MOVED))
+
     def _abort(self, raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
         """Note a cancellation of the task; say whether it stops waiting."""
         self._raise_cancel[0] = raise_cancel
         withdraw, self._withdraw = self._withdraw, None
-        withdrawn = withdraw is not None and withdraw()
+        withdrawn = self._queue.withdraw(self) or (withdraw is not None and withdraw())
         if withdrawn or (self.loop.lease.impatient and self._leave()):
             return trio.lowlevel.Abort.SUCCEEDED
         return trio.lowlevel.Abort.FAILED
@@ -188,7 +207,7 @@ class Call(AbandonableWait, Generic[T]):
 
     def _leave(self) -> bool:
         """Note that the task waits no more; False if it has to stay for a message."""
-        with self._lock:
+        with self._queue.lock:
             # Trio calls `_abort` again when the task waits again.
             if self._posted or not self._waiting:
                 return False
@@ -206,27 +225,42 @@ class Call(AbandonableWait, Generic[T]):
         Raises:
             trio.RunFinishedError: no task waits for this call any more.
         """
-        with self._lock:
-            if self._task[0] is None:
-                raise trio.RunFinishedError("no task waits for this thread any more")
-            self._posted += 1
-            self._wakeups.run_sync_soon(self._deliver, wake)
+        self.tell(None, wake)
 
-    def tell(self, message: object) -> None:
+    def tell(self, message: object, wake: Callable[[], object] | None = None) -> None:
         """Wake the task with a message. Worker thread; raises as `run_sync_soon`."""
-        self.run_sync_soon(functools.partial(self._wake, message))
+        with self._queue.lock:
+            if not self.post(message, wake):
+                raise trio.RunFinishedError("no task waits for this thread any more")
+            self._queue.wakeups.wake()
 
-    def _wake(self, message: object) -> None:
-        task = self._task[0]
-        assert task is not None
-        trio.lowlevel.reschedule(task, outcome.Value(message))
+    def post(self, message: object, wake: Callable[[], object] | None = None) -> bool:
+        """Post a message; False if the task has left. With the lock."""
+        if self._task[0] is None:
+            return False
+        self._posted += 1
+        self._queue.wakeups.post(self._deliver, message, wake)
+        return True
 
-    def _deliver(self, wake: Callable[[], object]) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Raise an error in the task: the call cannot begin. With the lock."""
+        self.tell(outcome.Error(error))
+
+    def _deliver(
+        self, message: object, wake: Callable[[], object] | None = None
+    ) -> None:
         if self._waiting:
             self._waiting = False
-            wake()
+            if wake is not None:
+                wake()
+                return
+            task = self._task[0]
+            assert task is not None
+            trio.lowlevel.reschedule(task, outcome.Value(message))
             return
-        self._early.append(wake)
+        if self._early is None:
+            self._early = deque()
+        self._early.append((message, wake))
         # The thread no longer waits for the task's work.
         if self._work is not None:
             self._work.cancel()
@@ -250,9 +284,7 @@ class Call(AbandonableWait, Generic[T]):
             switch_task(outer)
         del fn  # no references may be left when the task goes on
         try:
-            self.tell(result)
-        except trio.RunFinishedError:
-            pass  # the task has left, which was logged
+            self._queue.end(self, result)
         finally:
             # An error's traceback holds this frame: leave no cycle behind.
             del result

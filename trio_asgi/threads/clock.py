@@ -17,7 +17,11 @@ class HeldClock:
 
     def __init__(self) -> None:
         clock: Any = trio.lowlevel.current_clock()
-        self._clock = clock if hasattr(clock, "autojump_threshold") else None
+        can_jump = hasattr(clock, "autojump_threshold")
+        second = clock.deadline_to_sleep_time(clock.current_time() + 1)
+        #: Whether it is no test's clock, so that Trio's seconds are real ones.
+        self.is_real = not can_jump and 0.5 < second < 2  # noqa: PLR2004
+        self._clock = clock if can_jump else None
         self._holders = 0
         self._threshold = math.inf
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from .abandon import ABANDONED, describe_thread
-from .call import Call
+from .call import MOVED, Call
 from .loop import CallLoop, current_loop
 from .worker import Detached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from queue import SimpleQueue
 
-    from .call import Inbox, Loop
     from .loop import Pool
+    from .protocols import Inbox, Loop
     from .worker import Worker
 
 T = TypeVar("T")
@@ -72,6 +73,15 @@ class Lease(CallLoop):
     on_return: Callable[[], object] | None = None
     #: How many calls have begun to run, inner ones included. Worker thread.
     calls = 0
+    #: Whether the thread goes back when the running call has ended, unless `retire` is
+    #: set: nothing is left to do there. Set in the worker thread.
+    done = False
+    # Whether nothing has run in the thread since it was taken.
+    _fresh = True
+    # The thread, from its first call on. Changes under the queue's lock.
+    _worker: Worker | None = None
+    # Held from before a thread is taken until that is idle again or has ended.
+    _slot: object | None = None
 
     def __init__(
         self,
@@ -87,18 +97,12 @@ class Lease(CallLoop):
             inbox: Leads to a thread that is not the pool's: nothing is taken then.
             slots: Limits how many leases hold a thread at the same time.
         """
-        super().__init__(pool, parent=None)
-        self._borrowed = inbox
+        super().__init__(pool, None, inbox)
         #: Whether the thread is not the pool's.
         self.borrowed = inbox is not None
         #: Leases of calls that are not thread-sensitive, made under this one.
         self.others: set[Lease] = set()
         self._slots = slots
-        # Held from before a thread is taken until that is idle again or has ended.
-        self._slot: object | None = None
-        self._worker: Worker | None = None
-        # Whether nothing has run in the thread since it was taken.
-        self._fresh = True
 
     @property
     def lease(self) -> Lease:
@@ -123,12 +127,23 @@ class Lease(CallLoop):
             raise RuntimeError(self.closed_error)
         return self.pool.program_lease()
 
-    def _thread_inbox(self) -> Inbox:
-        if self._borrowed is not None:
-            return self._borrowed
+    def thread_inbox(self) -> Inbox | None:
+        """Return the inbox of the thread; take one if there is none yet."""
+        if self._inbox is not None:
+            return self._inbox
         if self._worker is None:
             self._worker = self.pool.take()
-        return self._worker.inbox
+        return None if self._worker is None else self._worker.inbox
+
+    def end_call(self, *, left: bool) -> SimpleQueue[Any] | None:
+        """Give the thread back if it is `done`; return the worker's inbox."""
+        worker = self._worker
+        if worker is None:
+            return None
+        if self.done and not (left or self.retire or self.pool.closed):
+            self._worker, self._fresh, self.done = None, True, False
+            self.pool.give_back(worker)
+        return worker.inbox
 
     def run_call(self, fn: Callable[[], T]) -> T:
         """Call ``fn()`` between `on_take` and `on_return`. Worker thread, in a context.
@@ -140,8 +155,10 @@ class Lease(CallLoop):
             self.begin_call()
             return fn()
         finally:
-            if self.on_return is not None:
-                self.on_return()
+            # The lease's release may remove it meanwhile.
+            on_return = self.on_return
+            if on_return is not None:
+                on_return()
 
     def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:  # noqa: ARG002
         """Return the function to run for ``fn``; ``place`` says where, if not here."""
@@ -158,12 +175,13 @@ class Lease(CallLoop):
         if self._fresh:
             # Noted first: `on_take` may call sync code in turn.
             self._fresh = False
-            if self.on_take is not None:
-                self.on_take()
+            on_take = self.on_take
+            if on_take is not None:
+                on_take()
 
     def _pass_on(self) -> None:
         super()._pass_on()
-        # Without a worker, the call was cancelled or no thread could be started.
+        # Without a worker, the call never began, or the thread has given itself back.
         if not self.open or self._worker is None:
             self._give_back()
 
@@ -211,9 +229,15 @@ class Lease(CallLoop):
             self.on_take = self.on_return = None
         else:
             last = functools.partial(self.run_call, self.wrap_call(last))
-            self._thread_inbox().put(Detached(contextvars.copy_context(), last))
-        if self.running is None or self.abandoned:
+            with self.pool.queue.lock:
+                inbox = self.thread_inbox()
+                assert inbox is not None, "in the Trio thread a thread can be started"
+                inbox.put(Detached(contextvars.copy_context(), last))
+        call = self.running
+        if call is None or self.abandoned:
             self._give_back()
+        elif self.pool.queue.withdraw(call):
+            call.move()
 
     @trio.lowlevel.enable_ki_protection
     async def release_thread(
@@ -238,30 +262,25 @@ class Lease(CallLoop):
         if not self.open or self._worker is None:
             await trio.lowlevel.checkpoint()
             return
-        fn = self.wrap_call(last)
-        await self._turn.acquire()
-        call = Call(self, self.pool.wakeups, contextvars.copy_context(), fn)
-        try:
-            await self.pool.acquire_token(call)
-        except BaseException:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        call = Call(
+            self, self.pool.queue, contextvars.copy_context(), self.wrap_call(last)
+        )
+        if self._has_turn:
+            await self._wait_turn()
+        self._has_turn = True
+        if not self.has_thread:  # another task has given it back meanwhile
             self._pass_on()
-            raise
-        self.running = call
-        try:
-            # Another task may have given it back meanwhile.
-            if self._worker is not None:
-                await call.host(self._worker.inbox)
-                self.on_take, self._fresh = on_take, True
-                self._give_back(retire=self.unfinished)
-        finally:
-            self._finish(call)
+        elif await self._host(call) is not MOVED:
+            self.on_take, self._fresh = on_take, True
+            self._give_back(retire=self.unfinished)
 
     @trio.lowlevel.enable_ki_protection
     def release_idle_thread(
         self, last: Callable[[], object] | None, *, on_take: Callable[[], object]
     ) -> None:
         """Do the same at once, unless a call has its turn; log errors of ``last``."""
-        if self.open and self._turn.value > 0 and self._worker is not None:
+        if self.open and not self._has_turn and self._worker is not None:
             if last is not None:
                 self._worker.inbox.put(Detached(contextvars.Context(), last))
             self.on_take, self._fresh = on_take, True
@@ -282,7 +301,6 @@ class Lease(CallLoop):
             )
 
     def _give_back(self, *, retire: bool = False) -> None:
-        worker, self._worker = self._worker, None
         slot, self._slot = self._slot, None
 
         def release_slot() -> None:
@@ -290,10 +308,14 @@ class Lease(CallLoop):
                 assert self._slots is not None
                 self._slots.release_on_behalf_of(slot)
 
-        if worker is not None:
-            if retire or self.retire or self.abandoned or self.pool.closed:
-                # The thread has its connections until it has ended.
-                worker.stop(then=release_slot)
-                return
-            self.pool.give_back(worker)
+        queue = self.pool.queue
+        with queue.lock:
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                if retire or self.retire or self.abandoned or self.pool.closed:
+                    # The thread has its connections until it has ended.
+                    worker.stop(then=release_slot)
+                    return
+                self.pool.give_back(worker)
         release_slot()
+        queue.dispatch()

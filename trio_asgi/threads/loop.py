@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import outcome
 import trio
 
-from .call import Call
+from .call import MOVED, Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .call import Inbox, Owner
-    from .wakeups import Wakeups
+    from .call_queue import CallQueue
+    from .protocols import Inbox, Owner
     from .worker import Worker
 
 T = TypeVar("T")
@@ -58,20 +58,14 @@ class Pool(Protocol):
     closed: bool
 
     @property
-    def wakeups(self) -> Wakeups:
-        """How threads wake the tasks that wait for them."""
+    def queue(self) -> CallQueue:
+        """Where calls wait for a place, and what guards the pool."""
 
-    async def acquire_token(self, call: Call[Any], /) -> None:
-        """Wait until the call may run; a checkpoint only if it has to wait."""
-
-    def release_token(self, call: Call[Any], /) -> None:
-        """Note that the call no longer runs."""
-
-    def take(self) -> Worker:
-        """Return an idle worker, or a new one."""
+    def take(self) -> Worker | None:
+        """Return an idle worker, or in the Trio thread a new one. With the lock."""
 
     def give_back(self, worker: Worker, /) -> None:
-        """Let the next lease have this worker."""
+        """Let the next lease have this worker. With the lock."""
 
     def program_lease(self) -> CallLoop:
         """Return the loop for sensitive code that belongs to no request."""
@@ -86,20 +80,28 @@ class CallLoop:
     Any task of the run may call. The calls run in the order in which they were made.
     """
 
-    def __init__(self, pool: Pool, parent: CallLoop | None) -> None:
+    #: False once the thread no longer waits here.
+    open = True
+    #: The call that runs in this loop, or waits in the queue.
+    running: Call[Any] | None = None
+    #: The loop of the coroutine that this call is waiting for, if any.
+    inner: CallLoop | None = None
+    #: Limits how many leases hold a thread at the same time.
+    _slots: trio.CapacityLimiter | None = None
+    #: Whether a task has the turn: its call runs here, or is the next to run.
+    _has_turn = False
+    #: The tasks that wait for the turn; None before there is one.
+    _turn: trio.lowlevel.ParkingLot | None = None
+
+    def __init__(
+        self, pool: Pool, parent: CallLoop | None, inbox: Inbox | None
+    ) -> None:
         self.pool = pool
         #: Where calls go once this loop is closed; None if it is a lease.
         self.parent = parent
-        #: False once the thread no longer waits here.
-        self.open = True
-        #: The call that the thread runs in this loop.
-        self.running: Call[Any] | None = None
-        #: The loop of the coroutine that this call is waiting for, if any.
-        self.inner: CallLoop | None = None
-        #: Held by the task whose call runs here or is the next to run.
-        self._turn = trio.Semaphore(1)
         #: Where the thread takes its calls from, and at last the outcome for `serve`.
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        #: None if it is a worker of the pool.
+        self._inbox = inbox
 
     @property
     def lease(self) -> Owner:
@@ -107,7 +109,7 @@ class CallLoop:
         assert self.parent is not None, "a lease overrides this"
         return self.parent.lease
 
-    # Ctrl-C between the steps of a call would leave its turn and token taken.
+    # Ctrl-C between the steps of a call would leave its turn and place taken.
     @trio.lowlevel.enable_ki_protection
     async def run_sync(
         self, fn: Callable[[], T], *, context: contextvars.Context | None = None
@@ -119,8 +121,8 @@ class CallLoop:
             context: What the call runs in; a copy of the caller's if None.
 
         Raises:
-            trio.Cancelled: cancelled before the call got its turn and a token: it never
-                runs. A running call is waited for.
+            trio.Cancelled: cancelled before the call has begun: it never runs. A
+                running call is waited for.
             RuntimeError: the call would wait for itself.
             Exception: whatever ``fn`` raises.
         """
@@ -128,42 +130,45 @@ class CallLoop:
         self._check_deadlock()
         if context is None:
             context = contextvars.copy_context()
-        call = Call(self, self.pool.wakeups, context, self.lease.wrap_call(fn))
-        if not (self.open and await self._begin(call)):
-            return await self._outer_loop().run_sync(fn, context=context)
+        if self.open:
+            call = Call(self, self.pool.queue, context, self.lease.wrap_call(fn))
+            if self._has_turn:
+                await self._wait_turn()
+            self._has_turn = True
+            result = await self._host(call)
+            if result is not MOVED:
+                return result
+        return await self._outer_loop().run_sync(fn, context=context)
+
+    async def _host(self, call: Call[T]) -> T:
+        """Make a call; return `MOVED` if the loop is closed first. With the turn."""
+        clock = self.pool.queue.clock
+        clock.hold()
         try:
-            return await call.host(self._thread_inbox())
+            if self._slots is not None and self.open:
+                await self._wait_slot()
+            if not self.open:
+                return MOVED  # type: ignore[no-any-return] # stands for no result
+            self.running = call
+            return await call.host()
         finally:
-            self._finish(call)
-
-    async def _begin(self, call: Call[Any]) -> bool:
-        """Wait for the call's turn and for a token; False if the loop was closed."""
-        # acquire() would switch tasks even if it need not wait.
-        try:
-            self._turn.acquire_nowait()
-        except trio.WouldBlock:
-            await self._turn.acquire()
-        try:
-            await self._wait_slot()
-            await self.pool.acquire_token(call)
-        except BaseException:
+            self.running = None
+            clock.let_go()
+            if call.generation is not None:
+                self.pool.queue.give_up(call)
             self._pass_on()
-            raise
-        self.running = call
-        if not self.open:
-            self._finish(call)
-            return False
-        return True
 
-    def _finish(self, call: Call[Any]) -> None:
-        """Give turn and token to the next calls."""
-        self.running = None
-        self.pool.release_token(call)
-        self._pass_on()
+    async def _wait_turn(self) -> None:
+        if self._turn is None:
+            self._turn = trio.lowlevel.ParkingLot()
+        await self._turn.park()
 
     def _pass_on(self) -> None:
         """Give the turn to the next call."""
-        self._turn.release()
+        if self._turn:
+            self._turn.unpark()
+        else:
+            self._has_turn = False
 
     def _runs_call_that_waits(self) -> bool:
         """Whether the call that runs here waits for the running task."""
@@ -188,14 +193,20 @@ class CallLoop:
     async def _wait_slot(self) -> None:
         """Wait until a thread may be taken, if that is limited."""
 
-    def _thread_inbox(self) -> Inbox:
+    def thread_inbox(self) -> Inbox | None:
+        """Return where the thread takes its calls from."""
         return self._inbox
+
+    def end_call(self, *, left: bool) -> SimpleQueue[Any] | None:  # noqa: ARG002
+        """Do nothing: the thread waits here for the next call. Worker thread."""
+        return None
 
     async def close(self) -> None:
         """Take no more calls; return when the one that runs here has ended."""
-        await self._turn.acquire()
+        if self._has_turn:
+            await self._wait_turn()
         self.open = False
-        self._turn.release()
+        self._pass_on()
 
 
 def serve(inbox: SimpleQueue[Any]) -> outcome.Outcome[Any]:

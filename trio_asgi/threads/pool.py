@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from .abandon import INTERVAL, Abandoner
-from .clock import HeldClock
+from .call_queue import CallQueue
 from .lease import Lease, lease_of
 from .loop import current_loop
-from .wakeups import Wakeups
 from .worker import Worker
 
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable
 
-    from .call import Call, Inbox
     from .loop import CallLoop
+    from .protocols import Inbox
 
 T = TypeVar("T")
 
@@ -36,8 +35,7 @@ class WorkerPool:
 
     Guarantees:
 
-    - The limit is on running calls: an idle lease holds no token, nor does a thread
-      that waits for a coroutine. Tokens are given out first come, first served.
+    - The `CallQueue` limits the calls that run to ``threads``.
     - A thread that stays idle for ``idle_seconds`` ends, as do all threads at the end
       of the run; its last act is to call ``on_thread_exit``. After a lease that made no
       call for long, it may take about twice as long.
@@ -48,7 +46,8 @@ class WorkerPool:
 
     def __init__(self, **options: Any) -> None:
         """Start no thread yet; see `configure` for the options."""
-        self.limiter = trio.CapacityLimiter(1)
+        #: Where calls wait for a place, and what guards the pool.
+        self.queue = CallQueue()
         # Only for leases of `lease`: they may wait for the others, which run calls that
         # are not thread-sensitive, or code that belongs to no request.
         self.slots: trio.CapacityLimiter | None = None
@@ -57,6 +56,7 @@ class WorkerPool:
         self.workers: set[Worker] = set()
         #: Whether the run is ending: then no thread is kept.
         self.closed = False
+        self._trio_thread = threading.get_ident()
         # A dict because popitem(), and del in a thread that has waited long enough, are
         # atomic: they cannot both get the same worker.
         self._idle: dict[Worker, None] = {}
@@ -65,11 +65,8 @@ class WorkerPool:
         self._caller_inbox: Inbox | None = None
         self._requests_inbox: Inbox | None = None
         self._shall_lend = False
-        self._clock = HeldClock()
         #: Each is set when a system task has ended that may call sync code until then.
         self.ends_of_users: list[trio.Event] = []
-        #: How the threads wake the tasks that wait for them.
-        self.wakeups = Wakeups()
 
     def configure(  # noqa: PLR0913 - each is a setting, or a hook
         self,
@@ -92,7 +89,7 @@ class WorkerPool:
             tidy: What `run_tidily` calls before and after. Must not raise.
             on_thread_exit: Called last in each thread.
         """
-        self.limiter.total_tokens = threads
+        self.queue.set_threads(threads)
         if leases is None:
             self.slots = None
         elif self.slots is None:
@@ -104,11 +101,17 @@ class WorkerPool:
         self.tidy = tidy
         self.on_thread_exit = on_thread_exit
 
-    def take(self) -> Worker:
-        """Return an idle worker, or a new one."""
+    def take(self) -> Worker | None:
+        """Return an idle worker, or in the Trio thread a new one. With the lock.
+
+        Raises:
+            RuntimeError: the system can start no more threads.
+        """
         try:
             worker, _ = self._idle.popitem()
         except KeyError:
+            if threading.get_ident() != self._trio_thread:
+                return None
             worker = Worker(
                 idle_seconds=lambda: self.idle_seconds,
                 on_idle=self.forget_idle,
@@ -120,7 +123,7 @@ class WorkerPool:
         return worker
 
     def give_back(self, worker: Worker) -> None:
-        """Let the next lease have this worker."""
+        """Let the next lease have this worker. Any thread, with the lock."""
         self._idle[worker] = None
 
     def forget_idle(self, worker: Worker) -> bool:
@@ -139,20 +142,7 @@ class WorkerPool:
             self.workers.discard(worker)
             if then is not None:
                 with suppress(trio.RunFinishedError):
-                    self.wakeups.run_sync_soon(then)
-
-    async def acquire_token(self, call: Call[Any]) -> None:
-        """Wait until the call may run; a checkpoint only if it has to wait."""
-        try:
-            self.limiter.acquire_on_behalf_of_nowait(call)
-        except trio.WouldBlock:
-            await self.limiter.acquire_on_behalf_of(call)
-        self._clock.hold()
-
-    def release_token(self, call: Call[Any]) -> None:
-        """Note that the call no longer runs."""
-        self.limiter.release_on_behalf_of(call)
-        self._clock.let_go()
+                    self.queue.wakeups.run_sync_soon(then)
 
     def work_for(self, inbox: Inbox, *, lend: bool = False) -> None:
         """Run sensitive code that belongs to no request in a given thread.
@@ -236,7 +226,7 @@ class WorkerPool:
 
     async def _join(self, workers: list[Worker]) -> None:
         """Wait for the end of threads up to ``shutdown_seconds``."""
-        self._clock.hold()
+        self.queue.clock.hold()
         try:
             with trio.move_on_after(self.shutdown_seconds):
                 for worker in workers:
@@ -244,7 +234,7 @@ class WorkerPool:
                         worker.thread.join, abandon_on_cancel=True
                     )
         finally:
-            self._clock.let_go()
+            self.queue.clock.let_go()
 
     async def close_at_end_of_run(self) -> None:
         """End all threads when the run's main task has ended. A system task."""
@@ -255,7 +245,8 @@ class WorkerPool:
                 self._program_lease.release()
             # Other system tasks, and async generators that are finalized after them,
             # may still call sync code: the threads end with these calls.
-            self.closed = True
+            with self.queue.lock:
+                self.closed = True
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
                 await self._leave_system_tasks()
@@ -279,6 +270,8 @@ class WorkerPool:
 
 class OneCallLease(Lease):
     """A lease that ends with its first call; as `impatient` as the caller's lease."""
+
+    done = True
 
     @trio.lowlevel.enable_ki_protection
     async def run_sync(

@@ -43,41 +43,58 @@ def run_async(
         note(False)  # noqa: FBT003 - whether sync code begins or ends
     try:
         call.tell(reentry)
-        return serve(reentry.loop._inbox), reentry.context
+        return serve(reentry.inbox), reentry.context
     finally:
         if note is not None:
             note(True)  # noqa: FBT003
 
 
 class Reentry:
-    """`run_async`'s message to the waiting task: run this coroutine. Worker thread."""
+    """`run_async`'s message to the waiting task: run this coroutine.
+
+    Then it waits in the queue for the place of its call, and the thread goes on.
+    """
 
     def __init__(self, call: Call[Any], afn: Callable[[], Awaitable[Any]]) -> None:
+        """Run nothing yet. Worker thread."""
         self.call = call
         loop = call.loop
         assert isinstance(loop, CallLoop)
         self._outer_loop = loop
-        self.loop = CallLoop(loop.pool, parent=loop)
+        self.inbox: SimpleQueue[Any] = SimpleQueue()
+        self.loop = CallLoop(loop.pool, loop, self.inbox)
         self.context = contextvars.copy_context()
         self._afn = afn
+        self._result: outcome.Outcome[Any] | None = None
 
     async def run(self) -> None:
         """Run the coroutine in the context of the sync code. Trio thread."""
-        pool = self.loop.pool
+        queue = self.loop.pool.queue
         self._outer_loop.inner = self.loop
-        pool.release_token(self.call)  # the thread only waits now
+        queue.give_up(self.call)  # the thread only waits now
+        queue.clock.let_go()
         outer = await switch_context(self.context)
         marker = current_loop.set(self.loop)
-        result = await outcome.acapture(self._unprotected)
+        self._result = await outcome.acapture(self._unprotected)
         current_loop.reset(marker)
         trio.lowlevel.current_task().context = outer
+        # In this order: the call that has the turn in the loop may need a place.
         with trio.CancelScope(shield=True):
-            # In this order: the call that has the turn in the loop may need a token.
             await self.loop.close()
-            await pool.acquire_token(self.call)
         self._outer_loop.inner = None
-        self.loop._inbox.put(result)
+        queue.clock.hold()
+        queue.submit(self)
+
+    def begin(self) -> bool:
+        """Let the thread go on with the outcome. Any thread, with the lock."""
+        result, self._result = self._result, None
+        self.inbox.put(result)
         del result
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Not called: the thread is there."""
+        raise error
 
     @trio.lowlevel.disable_ki_protection
     async def _unprotected(self) -> Any:

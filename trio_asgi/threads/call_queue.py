@@ -1,0 +1,239 @@
+"""The calls that wait for a thread, and how many may run at the same time.
+
+Few threads at a time get more done than many: a hand-over between two threads costs
+more than a short view, and only one of them can run Python. But a thread that waits,
+for a database say, must not keep others from running. So calls begin one after the
+other as long as calls end. While calls wait, a *tick* every millisecond lets more begin
+if those that run are blocked.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from .clock import HeldClock
+from .wakeups import Wakeups
+
+if TYPE_CHECKING:
+    import outcome
+
+    from .protocols import Entry, QueuedCall
+
+#: Seconds between two ticks; how late a tick is if no thread holds the interpreter's
+#: lock; and which share of the time the Trio thread then runs at most.
+TICK: Final = 0.001
+LATE: Final = 0.002
+BUSY: Final = 0.3
+
+#: Seconds after which a call counts as blocked even if ticks were late.
+LONG: Final = 0.02
+
+#: Seconds after which half as many calls are active, unless they blocked meanwhile.
+MEMORY: Final = 1.0
+
+
+class CallQueue:
+    """Calls in the order of asking, and the places in which they run.
+
+    Guarantees:
+
+    - Calls begin first come, first served. No more than ``threads`` run at the same
+      time. A thread that waits for a coroutine has no place, nor has an idle lease.
+    - A call is either withdrawn from the queue, or begins; never both.
+    - Of the running calls only a few are *active*: ``threads`` at most, and one at the
+      start. The others are blocked: they ran for two ticks while the interpreter's lock
+      was free. If no call ends between two ticks, all that run are taken for blocked,
+      and twice as many may be active. So calls that wait for others end if ``threads``
+      suffice.
+    - The result of a call reaches its task when the thread finds no next call, or at
+      the next tick. Under a test's clock there are no ticks: all calls may be active,
+      and each result comes at once.
+
+    The lock guards everything here, and which lease has which worker. It is held for
+    moments only. It is reentrant, since a finalizer may run at any place.
+    """
+
+    def __init__(self) -> None:
+        """Take calls. Trio thread."""
+        self.lock = threading.RLock()
+        self.wakeups = Wakeups(self.dispatch)
+        self.clock = HeldClock()
+        #: How many calls may run; set by `set_threads`.
+        self.threads = 1
+        #: How many run.
+        self.running = 0
+        self._waiting: OrderedDict[Entry, None] = OrderedDict()
+        #: How many calls may be active.
+        self._most_active: float = 1 if self.clock.is_real else math.inf
+        #: A call has seen as many generations end as on-time ticks: it is *old* after
+        #: one, and blocked after two.
+        self._generation = 0
+        self._old = self._blocked = 0
+        #: Whether a call has ended since the generation began, and when that was.
+        self._any_ended = False
+        self._generation_began = self._adapted = time.perf_counter()
+        #: Whether ticks can come, and whether they do now. Change in the Trio thread.
+        self._can_tick = self.clock.is_real
+        self._ticking = False
+        self._ticker: trio.lowlevel.ParkingLot | None = None
+
+    def set_threads(self, threads: int) -> None:
+        """Change how many calls may run. Trio thread."""
+        self.threads = threads
+        self.dispatch()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a place. Any thread."""
+        return len(self._waiting)
+
+    # Trio thread
+
+    def submit(self, entry: Entry) -> None:
+        """Let a call begin now, or when there is a place and a thread."""
+        with self.lock:
+            self._waiting[entry] = None
+        self.dispatch()
+
+    def withdraw(self, entry: Entry) -> bool:
+        """Take a call back; False if it has begun."""
+        with self.lock:
+            return self._waiting.pop(entry, self) is None
+
+    def give_up(self, call: QueuedCall) -> None:
+        """Give a call's place to the next one, if it has a place."""
+        with self.lock:
+            self._give_up(call)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Let calls begin for which there are places."""
+        if not self._waiting:
+            return
+        with self.lock:
+            self._dispatch()
+        if self._waiting and self._can_tick and not self._ticking:
+            self._start_ticks()
+
+    # A call's thread
+
+    def end(self, call: QueuedCall, result: outcome.Outcome[Any]) -> None:
+        """Post a call's result to its task; let the next calls begin."""
+        with self.lock:
+            left = not call.post(result)
+            inbox = call.loop.end_call(left=left)
+            self._give_up(call)
+            self._any_ended = True
+            self._dispatch()
+            if self._ticking and inbox is not None and not inbox.empty():
+                return  # the thread goes on with the next call, and a tick will come
+        with suppress(trio.RunFinishedError):
+            self.wakeups.wake()
+
+    # With the lock
+
+    def _dispatch(self) -> None:
+        waiting = self._waiting
+        while (
+            waiting
+            and self.running < self.threads
+            and self.running - self._blocked < self._most_active
+        ):
+            entry = next(iter(waiting))
+            try:
+                if not entry.begin():
+                    return  # the Trio thread is being woken, and will start a thread
+            except RuntimeError as error:
+                del waiting[entry]
+                entry.fail(error)
+                continue
+            del waiting[entry]
+            call = entry.call
+            if not call.left:
+                call.generation = self._generation
+                self.running += 1
+
+    def _give_up(self, call: QueuedCall) -> None:
+        if call.generation is None:
+            return
+        age, call.generation = self._generation - call.generation, None
+        self.running -= 1
+        if age == 1:
+            self._old -= 1
+        elif age > 1:
+            self._blocked -= 1
+
+    # Ticks
+
+    def _start_ticks(self) -> None:
+        self._generation_began, self._any_ended = time.perf_counter(), False
+        if self._ticker is None:
+            self._ticker = trio.lowlevel.ParkingLot()
+            try:
+                trio.lowlevel.spawn_system_task(self._tick_forever)
+            except RuntimeError:  # the run is ending
+                self._stop_ticks()
+                return
+        self._ticking = True
+        self._ticker.unpark()
+
+    def _stop_ticks(self) -> None:
+        """Do without ticks from now on: all calls may be active."""
+        self._can_tick = False
+        self._most_active = math.inf
+        self._ticking = False
+        self.wakeups.call_all()
+
+    async def _tick_forever(self) -> None:
+        """Tick while it is of use, until the run's main task has ended."""
+        assert self._ticker is not None
+        try:
+            while True:
+                began, used = time.perf_counter(), time.thread_time()
+                await trio.sleep(TICK)
+                took = time.perf_counter() - began
+                used = time.thread_time() - used
+                self.wakeups.call_all()
+                on_time = took < TICK + LATE and used < BUSY * took
+                if not self._tick(is_idle=on_time):
+                    await self._ticker.park()
+        finally:
+            self._stop_ticks()
+
+    def _tick(self, *, is_idle: bool) -> bool:
+        """Adapt the number of active calls; say whether ticks are still of use.
+
+        Args:
+            is_idle: Whether the interpreter's lock was free, so calls could run.
+        """
+        now = time.perf_counter()
+        any_ended = self._any_ended
+        with self.lock:
+            while self._most_active > 1 and now - self._adapted > MEMORY:
+                self._most_active //= 2
+                self._adapted += MEMORY
+            if is_idle or now - self._generation_began > LONG:
+                if self._waiting and not any_ended:
+                    self._generation += 2
+                    self._old, self._blocked = 0, self.running
+                    self._most_active = min(2 * self._most_active, self.threads)
+                    self._adapted = now
+                else:
+                    self._generation += 1
+                    young = self.running - self._old - self._blocked
+                    self._blocked += self._old
+                    self._old = young
+                self._generation_began, self._any_ended = now, False
+            self._dispatch()
+            useless = not self._waiting or (
+                self.running >= self.threads and not any_ended
+            )
+            self._ticking = self.wakeups.pending or not useless
+            return self._ticking
