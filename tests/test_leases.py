@@ -442,6 +442,7 @@ async def test_leases_that_need_no_slot(lease: Lease) -> None:
     async def coroutine() -> None:
         loop = current_loop.get()
         assert loop is not None
+        assert loop._inbox is not None
         pool.work_for(loop._inbox)
         pool.lend_to_requests()
         with open_lease_of(pool) as borrowed:
@@ -667,7 +668,9 @@ async def test_two_tasks_release_a_thread(lease: Lease) -> None:
 async def test_nothing_to_release(pool: WorkerPool) -> None:
     """Without a thread of the pool, `release_thread` is a checkpoint."""
     with open_lease(pool) as unused, open_lease(pool) as released:
-        for lease in (unused, released, Lease(pool, inbox=pool.take().inbox)):
+        worker = pool.take()
+        assert worker is not None
+        for lease in (unused, released, Lease(pool, inbox=worker.inbox)):
             lease.release()
             for each in (lease, Lease(pool)):
                 with assert_checkpoints():

@@ -95,8 +95,7 @@ class Call(AbandonableWait, Generic[T]):
         """Queue the call; do what its thread asks for until it ends.
 
         Returns:
-            What the function returns; or `MOVED` if the call was taken back: see
-            `move`.
+            What the function returns; or `MOVED`, after `move`.
         """
         self._queue.submit(self)
         while True:
@@ -253,10 +252,8 @@ class Call(AbandonableWait, Generic[T]):
             self._waiting = False
             if wake is not None:
                 wake()
-                return
-            task = self._task[0]
-            assert task is not None
-            trio.lowlevel.reschedule(task, outcome.Value(message))
+            elif (task := self._task[0]) is not None:
+                trio.lowlevel.reschedule(task, outcome.Value(message))
             return
         if self._early is None:
             self._early = deque()

@@ -1,8 +1,8 @@
 """A lease: the right of a request to one worker thread.
 
-A lease takes its thread at its first call, and keeps it: what sync code leaves in the
-thread, such as a transaction, is there for the next call, and for no other request.
-Everything here is called in the Trio thread, unless a docstring says otherwise.
+It keeps the thread from its first call on: what sync code leaves there, such as a
+transaction, is there for the next call, and for no other request. Everything here is
+called in the Trio thread, unless a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
 from .abandon import ABANDONED, describe_thread
 from .call import MOVED, Call
-from .loop import CallLoop, current_loop
+from .loop import CallLoop
+from .slot import Slot
 from .worker import Detached
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger("trio_asgi")
+
+_WAITED_FOR: Final = (
+    "release_thread() was called where sync code waits for the running task, in "
+    "async_to_sync() or trio.from_thread.run(). The thread is still running that code "
+    "and cannot serve others. Is the view below sync middleware? Make that async, or "
+    "keep the thread."
+)
 
 
 def lease_of(loop: Loop) -> Lease:
@@ -80,8 +88,6 @@ class Lease(CallLoop):
     _fresh = True
     # The thread, from its first call on. Changes under the queue's lock.
     _worker: Worker | None = None
-    # Held from before a thread is taken until that is idle again or has ended.
-    _slot: object | None = None
 
     def __init__(
         self,
@@ -102,7 +108,8 @@ class Lease(CallLoop):
         self.borrowed = inbox is not None
         #: Leases of calls that are not thread-sensitive, made under this one.
         self.others: set[Lease] = set()
-        self._slots = slots
+        if slots is not None:
+            self._slot = Slot(slots)
 
     @property
     def lease(self) -> Lease:
@@ -113,14 +120,6 @@ class Lease(CallLoop):
     def has_thread(self) -> bool:
         """Whether it holds a thread of the pool."""
         return self._worker is not None
-
-    async def _wait_slot(self) -> None:
-        if self._slots is not None and self._slot is None:
-            # Not on behalf of the lease: it can take another thread, and another slot,
-            # while its last thread is ending.
-            slot = object()
-            await self._slots.acquire_on_behalf_of(slot)
-            self._slot = slot
 
     def _outer_loop(self) -> CallLoop:
         if self.closed_error is not None:
@@ -181,8 +180,8 @@ class Lease(CallLoop):
 
     def _pass_on(self) -> None:
         super()._pass_on()
-        # Without a worker, the call never began, or the thread has given itself back.
-        if not self.open or self._worker is None:
+        # Without a worker: the call never began, or the thread has given itself back.
+        if self._worker is None or not self.open:
             self._give_back()
 
     def abandon(self) -> None:
@@ -258,7 +257,8 @@ class Lease(CallLoop):
             RuntimeError: sync code in the thread waits for the running task.
             Exception: whatever ``last`` raises.
         """
-        self._check_not_waited_for()
+        if self._is_waited_for():
+            raise RuntimeError(_WAITED_FOR)
         if not self.open or self._worker is None:
             await trio.lowlevel.checkpoint()
             return
@@ -286,36 +286,19 @@ class Lease(CallLoop):
             self.on_take, self._fresh = on_take, True
             self._give_back()
 
-    def _check_not_waited_for(self) -> None:
-        """Raise RuntimeError if sync code in the thread waits for the running task."""
-        loop = current_loop.get()
-        while loop is not None and not loop.open:
-            loop = loop.parent
-        in_inner_loop = loop is not None and loop is not self and loop.lease is self
-        if in_inner_loop or self._runs_call_that_waits():
-            raise RuntimeError(
-                "release_thread() was called where sync code waits for the running "
-                "task, in async_to_sync() or trio.from_thread.run(). The thread is "
-                "still running that code and cannot serve others. Is the view below "
-                "sync middleware? Make that async, or keep the thread."
-            )
-
     def _give_back(self, *, retire: bool = False) -> None:
-        slot, self._slot = self._slot, None
-
-        def release_slot() -> None:
-            if slot is not None:
-                assert self._slots is not None
-                self._slots.release_on_behalf_of(slot)
-
+        if self._worker is None and self._slot is None:
+            return
+        free_slot = None if self._slot is None else self._slot.hand_over()
         queue = self.pool.queue
         with queue.lock:
             worker, self._worker = self._worker, None
             if worker is not None:
                 if retire or self.retire or self.abandoned or self.pool.closed:
                     # The thread has its connections until it has ended.
-                    worker.stop(then=release_slot)
+                    worker.stop(then=free_slot)
                     return
                 self.pool.give_back(worker)
-        release_slot()
+        if free_slot is not None:
+            free_slot()
         queue.dispatch()

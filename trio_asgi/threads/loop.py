@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from .call_queue import CallQueue
     from .protocols import Inbox, Owner
+    from .slot import Slot
     from .worker import Worker
 
 T = TypeVar("T")
@@ -86,8 +87,8 @@ class CallLoop:
     running: Call[Any] | None = None
     #: The loop of the coroutine that this call is waiting for, if any.
     inner: CallLoop | None = None
-    #: Limits how many leases hold a thread at the same time.
-    _slots: trio.CapacityLimiter | None = None
+    #: What a lease needs to hold a thread, if that is limited.
+    _slot: Slot | None = None
     #: Whether a task has the turn: its call runs here, or is the next to run.
     _has_turn = False
     #: The tasks that wait for the turn; None before there is one.
@@ -145,8 +146,8 @@ class CallLoop:
         clock = self.pool.queue.clock
         clock.hold()
         try:
-            if self._slots is not None and self.open:
-                await self._wait_slot()
+            if self._slot is not None and self.open:
+                await self._slot.acquire()
             if not self.open:
                 return MOVED  # type: ignore[no-any-return] # stands for no result
             self.running = call
@@ -175,6 +176,14 @@ class CallLoop:
         call = self.running
         return call is not None and call.waits_for(trio.lowlevel.current_task())
 
+    def _is_waited_for(self) -> bool:
+        """Whether sync code in this loop's thread waits for the running task."""
+        loop = current_loop.get()
+        while loop is not None and not loop.open:
+            loop = loop.parent
+        below = loop is not None and loop is not self and loop.lease is self.lease
+        return below or self._runs_call_that_waits()
+
     def _check_deadlock(self) -> None:
         # Below async_to_sync() the task may call: an inner loop is current there.
         if self._runs_call_that_waits():
@@ -189,9 +198,6 @@ class CallLoop:
         """Return where calls go once this loop is closed."""
         assert self.parent is not None, "a lease overrides this"
         return self.parent
-
-    async def _wait_slot(self) -> None:
-        """Wait until a thread may be taken, if that is limited."""
 
     def thread_inbox(self) -> Inbox | None:
         """Return where the thread takes its calls from."""
