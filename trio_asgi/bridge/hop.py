@@ -27,8 +27,8 @@ async def hop(fn: Callable[[], T]) -> T:
     A faster `sync_to_async`: changes of context variables and `Local` data come back.
 
     Raises:
-        trio.Cancelled: cancelled before the thread was free and had a limiter token;
-            then ``fn`` never runs. Once ``fn`` runs, it is waited for.
+        trio.Cancelled: cancelled before the call has begun: then ``fn`` never runs.
+            Once it runs, it is waited for.
         RuntimeError: the thread waits for this very task.
         Exception: from ``fn``.
     """
