@@ -426,12 +426,11 @@ def test_calls_that_are_queued_when_the_main_task_ends() -> None:
             await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True):
-                await pool.run_sync(barrier.wait)
-                await pool.run_sync(nothing)
+                await current_pool().run_sync(barrier.wait)
+                await current_pool().run_sync(nothing)
                 ended.append(1)
 
     async def main() -> None:
-        nonlocal pool
         pool = current_pool()
         event = threading.Event()
         async with trio.open_nursery() as nursery:
@@ -441,7 +440,6 @@ def test_calls_that_are_queued_when_the_main_task_ends() -> None:
             trio.lowlevel.spawn_system_task(system_task)
         await wait_all_tasks_blocked()
 
-    pool: WorkerPool
     before = worker_threads()
     trio.run(main)
     assert len(ended) == 6

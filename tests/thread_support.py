@@ -207,11 +207,11 @@ def run_script(script: str, *args: str) -> str:
 
 _INTERRUPTED = """
 import signal, sys, trio
-from trio_asgi.threads import call, call_queue, lease as leases, loop, pool
+from trio_asgi.threads import call, call_queue, host, lease as leases, loop, pool
 from trio_asgi.threads import wakeups, worker
 from trio_asgi.threads.current import current_pool
 
-modules = [call, call_queue, leases, loop, pool, wakeups, worker]
+modules = [call, call_queue, host, leases, loop, pool, wakeups, worker]
 files = {{module.__file__ for module in modules}}
 remaining = 0
 

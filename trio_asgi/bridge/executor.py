@@ -60,7 +60,7 @@ class ExecutorInbox:
                 error = future.exception() or error
             # At the end of the run nobody waits for the call any more.
             with suppress(trio.RunFinishedError):
-                call.tell(outcome.Error(error))
+                call.end(outcome.Error(error))
 
         future = self._executor.submit(call.run)
         future.add_done_callback(tell_if_dropped)

@@ -9,7 +9,7 @@ there, and ``request_finished`` is left out if it would do nothing.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from django.core import signals
@@ -32,7 +32,7 @@ from .closing import close_on_loop, closes_anywhere, closes_nothing, has_caches_
 from .errors import guard_closers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from django.http.response import HttpResponseBase
 
@@ -64,6 +64,8 @@ class RequestSignals:
         self._tidy_calls = 0
         #: Whether nothing of the request runs in the thread after the running call.
         self._ends_here = False
+        #: The thread's connections, if they were just looked at.
+        self._used: Sequence[BaseDatabaseWrapper] | None = None
         #: Whether ``request_started`` comes before all else, since others listen, too.
         self.start_first = not _djangos_of_start.are_alone()
         lease.on_take = with_locals(self._send_started)
@@ -120,16 +122,11 @@ class RequestSignals:
         self._started = True
         # A receiver may begin something in the thread that ends only with the request.
         self.lease.unfinished = self.start_first
-        with self._around(), self._retiring():
-            signals.request_started.send(sender=self._sender, scope=self._scope)
-
-    @contextmanager
-    def _retiring(self) -> Iterator[None]:
-        """Retire the thread if a receiver fails, since later ones are not called."""
         try:
-            yield
+            with self._around():
+                signals.request_started.send(sender=self._sender, scope=self._scope)
         except BaseException:
-            self.lease.retire = True
+            self.lease.retire = True  # later receivers are not called
             raise
 
     def send_finished(self, response: HttpResponseBase | None) -> None:
@@ -141,7 +138,7 @@ class RequestSignals:
             return
         self._finished = True
         try:
-            with self._around(), self._retiring():
+            with self._around():
                 if response is None:
                     signals.request_finished.send(sender=self._sender)
                 else:
@@ -149,6 +146,9 @@ class RequestSignals:
                     response._handler_class = self._sender  # type: ignore[attr-defined]
                     guard_closers(response)
                     response.close()
+        except BaseException:
+            self.lease.retire = True  # later receivers are not called
+            raise
         finally:
             if not self.lease.borrowed:
                 tidy_up()
@@ -165,8 +165,10 @@ class RequestSignals:
                 chain and the sending of the response.
         """
         if closes_anywhere(response) and _djangos_of_finish.are_alone():
+            self._used = connections.all(initialized_only=True)
             with self._around():
-                close_old_connections()
+                for connection in self._used:
+                    connection.close_if_unusable_or_obsolete()
             is_stream = response.streaming and not sends_file(response)
             call = calling()
             self._ends_here = (
@@ -177,7 +179,9 @@ class RequestSignals:
 
     def _note_tidiness(self) -> None:
         """Note whether the connections can stay open. Worker thread."""
-        used = connections.all(initialized_only=True)
+        used, self._used = self._used, None
+        if used is None:
+            used = connections.all(initialized_only=True)
         tidy = all(_may_stay(connection) for connection in used)
         self._tidy_calls = self.lease.calls if tidy else _UNTIDY
         if self._ends_here:

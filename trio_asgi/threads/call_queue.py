@@ -97,21 +97,29 @@ class CallQueue:
     # Trio thread
 
     def submit(self, entry: Entry) -> None:
-        """Let a call begin now, or when there is a place and a thread."""
+        """Let a call begin now, or when there is a place and a thread.
+
+        A test's clock is held until `leave`.
+        """
+        self.clock.hold()
         with self.lock:
             self._waiting[entry] = None
-        self.dispatch()
+            self._dispatch()
+        if self._waiting and self._can_tick and not self._ticking:
+            self._start_ticks()
+
+    def leave(self, call: QueuedCall) -> None:
+        """Note that the thread runs nothing for a call's task; free the place."""
+        self.clock.let_go()
+        if call.generation is not None:
+            with self.lock:
+                self._give_up(call)
+            self.dispatch()
 
     def withdraw(self, entry: Entry) -> bool:
         """Take a call back; False if it has begun."""
         with self.lock:
             return self._waiting.pop(entry, self) is None
-
-    def give_up(self, call: QueuedCall) -> None:
-        """Give a call's place to the next one, if it has a place."""
-        with self.lock:
-            self._give_up(call)
-        self.dispatch()
 
     def dispatch(self) -> None:
         """Let calls begin for which there are places."""
@@ -127,7 +135,7 @@ class CallQueue:
     def end(self, call: QueuedCall, result: outcome.Outcome[Any]) -> None:
         """Post a call's result to its task; let the next calls begin."""
         with self.lock:
-            left = not call.post(result)
+            left = not call.post_result(result)
             inbox = call.loop.end_call(left=left)
             self._give_up(call)
             self._any_ended = True

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from .abandon import ABANDONED, describe_thread
-from .call import MOVED, Call
+from .call import Call
+from .host import MOVED
 from .loop import CallLoop
 from .slot import Slot
 from .worker import Detached
@@ -31,13 +32,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger("trio_asgi")
-
-_WAITED_FOR: Final = (
-    "release_thread() was called where sync code waits for the running task, in "
-    "async_to_sync() or trio.from_thread.run(). The thread is still running that code "
-    "and cannot serve others. Is the view below sync middleware? Make that async, or "
-    "keep the thread."
-)
 
 
 def lease_of(loop: Loop) -> Lease:
@@ -257,23 +251,26 @@ class Lease(CallLoop):
             RuntimeError: sync code in the thread waits for the running task.
             Exception: whatever ``last`` raises.
         """
-        if self._is_waited_for():
-            raise RuntimeError(_WAITED_FOR)
+        self._check_not_waited_for()
         if not self.open or self._worker is None:
             await trio.lowlevel.checkpoint()
             return
         await trio.lowlevel.checkpoint_if_cancelled()
-        call = Call(
-            self, self.pool.queue, contextvars.copy_context(), self.wrap_call(last)
-        )
+        context = contextvars.copy_context()
+        call = Call(self, self.pool.queue, context, self.wrap_call(last))
         if self._has_turn:
             await self._wait_turn()
         self._has_turn = True
-        if not self.has_thread:  # another task has given it back meanwhile
+        try:
+            # Another task may have given it back meanwhile.
+            if self.has_thread:
+                self.running = call
+                if await call.host() is not MOVED:
+                    self.on_take, self._fresh = on_take, True
+                    self._give_back(retire=self.unfinished)
+        finally:
+            self.running = None
             self._pass_on()
-        elif await self._host(call) is not MOVED:
-            self.on_take, self._fresh = on_take, True
-            self._give_back(retire=self.unfinished)
 
     @trio.lowlevel.enable_ki_protection
     def release_idle_thread(

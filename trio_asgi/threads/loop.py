@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import outcome
 import trio
 
-from .call import MOVED, Call
+from .call import Call
+from .host import MOVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,28 +137,17 @@ class CallLoop:
             if self._has_turn:
                 await self._wait_turn()
             self._has_turn = True
-            result = await self._host(call)
+            try:
+                if self._slot is not None and self.open:
+                    await self._slot.acquire()
+                self.running = call
+                result = await call.host()
+            finally:
+                self.running = None
+                self._pass_on()
             if result is not MOVED:
                 return result
         return await self._outer_loop().run_sync(fn, context=context)
-
-    async def _host(self, call: Call[T]) -> T:
-        """Make a call; return `MOVED` if the loop is closed first. With the turn."""
-        clock = self.pool.queue.clock
-        clock.hold()
-        try:
-            if self._slot is not None and self.open:
-                await self._slot.acquire()
-            if not self.open:
-                return MOVED  # type: ignore[no-any-return] # stands for no result
-            self.running = call
-            return await call.host()
-        finally:
-            self.running = None
-            clock.let_go()
-            if call.generation is not None:
-                self.pool.queue.give_up(call)
-            self._pass_on()
 
     async def _wait_turn(self) -> None:
         if self._turn is None:
@@ -176,13 +166,19 @@ class CallLoop:
         call = self.running
         return call is not None and call.waits_for(trio.lowlevel.current_task())
 
-    def _is_waited_for(self) -> bool:
-        """Whether sync code in this loop's thread waits for the running task."""
+    def _check_not_waited_for(self) -> None:
+        """Raise RuntimeError if sync code in the thread waits for the running task."""
         loop = current_loop.get()
         while loop is not None and not loop.open:
             loop = loop.parent
         below = loop is not None and loop is not self and loop.lease is self.lease
-        return below or self._runs_call_that_waits()
+        if below or self._runs_call_that_waits():
+            raise RuntimeError(
+                "release_thread() was called where sync code waits for the running "
+                "task, in async_to_sync() or trio.from_thread.run(). The thread is "
+                "still running that code and cannot serve others. Is the view below "
+                "sync middleware? Make that async, or keep the thread."
+            )
 
     def _check_deadlock(self) -> None:
         # Below async_to_sync() the task may call: an inner loop is current there.

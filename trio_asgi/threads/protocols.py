@@ -45,6 +45,9 @@ class Owner(Protocol):
 class Loop(Protocol):
     """Where the thread takes the call from."""
 
+    #: False once the thread no longer waits here.
+    open: bool
+
     @property
     def lease(self) -> Owner:
         """The lease that holds the thread."""
@@ -81,7 +84,7 @@ class QueuedCall(Protocol):
     def left(self) -> bool:
         """Whether the task has left the call. Any thread."""
 
-    def post(self, message: outcome.Outcome[Any], /) -> bool:
+    def post_result(self, result: outcome.Outcome[Any], /) -> bool:
         """Post the result to the task; False if that has left. With the lock."""
 
 

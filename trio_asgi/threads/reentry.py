@@ -71,8 +71,7 @@ class Reentry:
         """Run the coroutine in the context of the sync code. Trio thread."""
         queue = self.loop.pool.queue
         self._outer_loop.inner = self.loop
-        queue.give_up(self.call)  # the thread only waits now
-        queue.clock.let_go()
+        queue.leave(self.call)  # the thread only waits now
         outer = await switch_context(self.context)
         marker = current_loop.set(self.loop)
         self._result = await outcome.acapture(self._unprotected)
@@ -82,7 +81,6 @@ class Reentry:
         with trio.CancelScope(shield=True):
             await self.loop.close()
         self._outer_loop.inner = None
-        queue.clock.hold()
         queue.submit(self)
 
     def begin(self) -> bool:
