@@ -186,7 +186,7 @@ class RequestSignals:
         self._tidy_calls = self.lease.calls if tidy else _UNTIDY
         if self._ends_here:
             self._ends_here = False
-            if self._is_tidy():
+            if self._is_thread_tidy() and self._ends_quietly():
                 self.lease.on_take, self.lease.done = close_old_connections, True
 
     def _ends_quietly(self) -> bool:

@@ -149,8 +149,7 @@ class Lease(CallLoop):
             return fn()
         finally:
             # The lease's release may remove it meanwhile.
-            on_return = self.on_return
-            if on_return is not None:
+            if (on_return := self.on_return) is not None:
                 on_return()
 
     def wrap_call(self, fn: Callable[[], T], place: str = "") -> Callable[[], T]:  # noqa: ARG002
@@ -168,8 +167,7 @@ class Lease(CallLoop):
         if self._fresh:
             # Noted first: `on_take` may call sync code in turn.
             self._fresh = False
-            on_take = self.on_take
-            if on_take is not None:
+            if (on_take := self.on_take) is not None:
                 on_take()
 
     def _pass_on(self) -> None:
