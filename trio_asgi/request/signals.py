@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trio_asgi.asgi.types import Scope
     from trio_asgi.threads.lease import Lease
 
-_UNTIDY: Final = -1
+_UNSOUND: Final = -1
 
 
 class RequestSignals:
@@ -60,8 +60,10 @@ class RequestSignals:
         self._around = keep_connections if lease.borrowed else nullcontext
         self._started = False
         self._finished = False
-        #: How many calls had run when the thread was last found tidy.
-        self._tidy_calls = 0
+        #: How many calls had run when the connections were last found sound.
+        self._sound_calls = 0
+        #: Whether one of them was to be closed then.
+        self._has_old = False
         #: Whether nothing of the request runs in the thread after the running call.
         self._ends_here = False
         #: The thread's connections, if they were just looked at.
@@ -85,24 +87,23 @@ class RequestSignals:
         """Give the thread back if nothing of the request is left in it; say whether.
 
         A file that must be read and closed does not count: any thread can do that. Nor
-        do connections: the thread closes those before its next user comes.
+        do old connections: the thread closes those before its next user comes.
         """
         lease = self.lease
-        if lease.retire or not (closes_anywhere(response) and self._ends_quietly()):
+        old = self._has_old and lease.has_thread
+        if lease.retire or not closes_anywhere(response):
             return False
-        tidy = self._is_thread_tidy()
-        if lease.borrowed and not tidy:
+        if not self._ends_quietly(besides_old=old):
             return False
-        lease.release_idle_thread(
-            None if tidy else tidy_up, on_take=close_old_connections
-        )
+        last = tidy_up if old else None
+        lease.release_idle_thread(last, on_take=close_old_connections)
         return True
 
     def finish_nowait(self, response: HttpResponseBase | None) -> bool:
         """End the request on the loop if the thread has nothing to do; say whether."""
-        if not (self._is_thread_tidy() and self._ends_quietly()):
-            return False
-        if not (response is None or closes_nothing(response)):
+        if not self._ends_quietly() or not (
+            response is None or closes_nothing(response)
+        ):
             return False
         self._finished = True
         if response is not None:
@@ -182,28 +183,34 @@ class RequestSignals:
         used, self._used = self._used, None
         if used is None:
             used = connections.all(initialized_only=True)
-        tidy = all(_may_stay(connection) for connection in used)
-        self._tidy_calls = self.lease.calls if tidy else _UNTIDY
+        sound = all(map(_is_sound, used))
+        self._sound_calls = self.lease.calls if sound else _UNSOUND
+        self._has_old = any(map(_is_old, used))
         if self._ends_here:
             self._ends_here = False
-            if self._is_thread_tidy() and self._ends_quietly():
+            if self._ends_quietly():
                 self.lease.on_take, self.lease.done = close_old_connections, True
 
-    def _ends_quietly(self) -> bool:
-        """Whether only Django listens, and has at most connections to close."""
+    def _ends_quietly(self, *, besides_old: bool = False) -> bool:
+        """Whether Django's receivers have nothing to do, and nobody else listens.
+
+        If ``besides_old``, closing old connections is nothing.
+        """
+        lease = self.lease
         return (
             self.pending
-            and not self.lease.abandoned
+            and not lease.abandoned
+            and (
+                # The thread was given back, and tidied up then.
+                not (lease.has_thread or lease.borrowed)
+                or (
+                    lease.calls == self._sound_calls
+                    and (besides_old or not self._has_old)
+                )
+            )
             and _djangos_of_finish.are_alone()
             and not has_caches_to_close()
         )
-
-    def _is_thread_tidy(self) -> bool:
-        """Whether all connections can stay open."""
-        lease = self.lease
-        # A thread that was given back was tidied up then.
-        has_none = not (lease.has_thread or lease.borrowed)
-        return has_none or lease.calls == self._tidy_calls
 
 
 class _DjangoReceivers:
@@ -244,19 +251,31 @@ _CLOSE_IF_OBSOLETE = Original(
 )
 
 
-def _may_stay(connection: BaseDatabaseWrapper) -> bool:
-    """Whether `close_old_connections` would leave a connection open."""
+def _is_sound(connection: BaseDatabaseWrapper) -> bool:
+    """Whether `close_old_connections` can at most find that a connection is old.
+
+    Otherwise it may talk to the database, which can take long.
+    """
     if connection.connection is None:
         return True
     return not (
         connection.errors_occurred
         or connection.in_atomic_block
         or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
-        or (connection.close_at is not None and time.monotonic() >= connection.close_at)
         # A backend's own method may have more reasons.
         or not _CLOSE_IF_OBSOLETE.is_code_of(
             type(connection).close_if_unusable_or_obsolete
         )
+    )
+
+
+def _is_old(connection: BaseDatabaseWrapper) -> bool:
+    """Whether `close_old_connections` would close a connection for its age."""
+    close_at = connection.close_at
+    return (
+        connection.connection is not None
+        and close_at is not None
+        and time.monotonic() >= close_at
     )
 
 
