@@ -11,6 +11,16 @@ from django.core.exceptions import ImproperlyConfigured
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+#: The settings that were read, in Django's own cache. Django removes each that changes.
+_read: Final[dict[str, Any]] = object.__getattribute__(settings, "__dict__")
+_UNREAD: Final = object()
+
+
+def setting(name: str) -> Any:
+    """Return one of Django's settings, faster than an attribute of ``settings``."""
+    value = _read.get(name, _UNREAD)
+    return getattr(settings, name) if value is _UNREAD else value
+
 
 @dataclass(frozen=True)
 class Key:

@@ -26,7 +26,7 @@ from trio_asgi.islands.functions import asyncio_island, is_trio_island
 
 from .loop_safe import LoopSafety
 from .passage import Passage
-from .plan import Hook, Kind, Layer, Plan
+from .plan import Hook, Kind, Layer, Plan, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,21 +75,27 @@ class Chain:
                 # Without Django's wrapper: `Passage` turns errors into responses, too.
                 instance = getattr(handler, "__wrapped__", handler)
             kind = self._kind(instance, is_async=handler_is_async)
-            self.plan.top = Layer(kind, instance, self.plan.top, LoopSafety(instance))
+            layer = Layer(kind, instance, LoopSafety(instance))
+            self.plan.top = Section.around(self.plan.top, layer)
             self._top_handler = handler
-        layer = self.plan.top
-        assert layer is not None
+        section = self.plan.top
 
         async def get_response_async(request: HttpRequest) -> Any:
-            passage = self.passage_type(self.plan)
-            return await passage.drive(passage.through(layer, request))
+            passage = self.passage(section)
+            return await passage.drive(passage.through(request))
 
         def get_response(request: HttpRequest) -> Any:
-            passage = self.passage_type(self.plan)
-            return passage.drive_in_thread(passage.through(layer, request))
+            passage = self.passage(section)
+            return passage.drive_in_thread(passage.through(request))
 
         self._top_link = get_response_async if to_async else get_response
         return self._top_link
+
+    def passage(self, section: Section | None = None) -> Passage:
+        """Return a new request's way through a section; by default the outermost."""
+        section = section or self.plan.top
+        assert section is not None
+        return self.passage_type(self.plan, section)
 
     def _kind(self, instance: Any, *, is_async: bool) -> Kind:
         function = getattr(instance, "__func__", None)
@@ -176,7 +182,7 @@ class ChainHandler(asgi.ASGIHandler):
             if (signals := getattr(request, "_signals", None)) is not None:
                 await signals.start()
             return await super().get_response_async(request)
-        passage = self._chain.passage_type(self._chain.plan)
+        passage = self._chain.passage()
         response: HttpResponseBase = await passage.drive(passage.all(request))
         return response
 

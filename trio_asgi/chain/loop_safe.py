@@ -16,21 +16,21 @@ A middleware's class is checked for changes once, when the middleware is loaded.
 from __future__ import annotations
 
 import inspect
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, request as request_module
 from django.utils.module_loading import import_string
 
 from trio_asgi.bridge.originals import Original, class_name, is_original_class
+from trio_asgi.conf import setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    #: Takes the middleware, the request, and the response or the view or None.
-    Condition = Callable[[Any, Any, Any], bool]
+    #: Takes the middleware, the request, and for some hooks the response or the view.
+    Condition = Callable[..., bool]
 
 #: Hooks that may be declared. The others run where a thread is needed anyway: to render
 #: a template, or to answer an error.
@@ -95,6 +95,10 @@ def _always(*_: Any) -> bool:
     return True
 
 
+def _never(*_: Any) -> bool:
+    return False
+
+
 def _has_safe_store(middleware: Any, *_: Any) -> bool:
     # A new store reads nothing until it is used.
     store = middleware.SessionStore
@@ -104,7 +108,7 @@ def _has_safe_store(middleware: Any, *_: Any) -> bool:
         return True
     # It uses a cache, which is made for the first store in a thread.
     try:
-        backend = settings.CACHES[settings.SESSION_CACHE_ALIAS]["BACKEND"]
+        backend = setting("CACHES")[setting("SESSION_CACHE_ALIAS")]["BACKEND"]
     except LookupError:
         return False
     return _CACHES.has_name(backend) and import_string(backend) in _CACHES
@@ -116,14 +120,14 @@ def _saves_no_session(_: Any, request: Any, __: Any) -> bool:
     return session is None or (
         type(session) in _SESSION_STORES
         and not session.modified
-        and not settings.SESSION_SAVE_EVERY_REQUEST
+        and not setting("SESSION_SAVE_EVERY_REQUEST")
     )
 
 
 def _has_safe_messages(*_: Any) -> bool:
     # A new storage, with its parts, reads nothing until it is used.
-    name = settings.MESSAGE_STORAGE
-    if not _MESSAGE_STORAGES.has_name(name) or settings.SIGNING_BACKEND != _SIGNER:
+    name = setting("MESSAGE_STORAGE")
+    if not _MESSAGE_STORAGES.has_name(name) or setting("SIGNING_BACKEND") != _SIGNER:
         return False
     storage = import_string(name)
     parts = (storage, *getattr(storage, "storage_classes", ()))
@@ -143,31 +147,31 @@ def _stores_no_message(_: Any, request: Any, __: Any) -> bool:
 def _token_is_in_cookie(*_: Any) -> bool:
     # The token is read from a header or made of random bytes, and set in a header. With
     # `CSRF_USE_SESSIONS` the session's store would be read or written.
-    return not settings.CSRF_USE_SESSIONS
+    return not setting("CSRF_USE_SESSIONS")
 
 
 def _checks_no_token(_: Any, request: Any, __: Any) -> bool:
     # With other methods the hook may read the body, and logs a refusal.
-    return request.method in _CSRF_SAFE_METHODS and not settings.CSRF_USE_SESSIONS
+    return request.method in _CSRF_SAFE_METHODS and not setting("CSRF_USE_SESSIONS")
 
 
-def _knows_hosts(_: Any, request: Any, __: Any) -> bool:
+def _knows_hosts(_: Any, request: Any) -> bool:
     # The hook compares the URL with patterns, and may look for the host in a setting.
     # A project's own kind of list or request may look elsewhere.
     return (
-        type(settings.ALLOWED_HOSTS) in _LISTS
+        type(setting("ALLOWED_HOSTS")) in _LISTS
         and _GET_HOST.is_code_of(type(request).get_host)
         and "get_host" not in vars(request)
     )
 
 
-def _adds_no_www(middleware: Any, request: Any, _: Any) -> bool:
+def _adds_no_www(middleware: Any, request: Any) -> bool:
     # Then the hook compares the user agent with patterns, and may look for the host. To
     # add "www." it would resolve the URL, perhaps by the project's own converters.
     return (
-        not settings.PREPEND_WWW
-        and type(settings.DISALLOWED_USER_AGENTS) in _LISTS
-        and _knows_hosts(middleware, request, None)
+        not setting("PREPEND_WWW")
+        and type(setting("DISALLOWED_USER_AGENTS")) in _LISTS
+        and _knows_hosts(middleware, request)
     )
 
 
@@ -227,24 +231,29 @@ class LoopSafety:
         Raises:
             ImproperlyConfigured: its ``loop_safe_hooks`` are not all in `DECLARABLE`.
         """
-        self._middleware = middleware
-        self._conditions = (
-            {} if _hides_methods(middleware) else _conditions(type(middleware))
-        )
+        self._conditions = {
+            hook: MethodType(condition, middleware)
+            for hook, condition in _conditions(middleware).items()
+        }
         #: Whether it is listed in `DJANGO_HOOKS`, or has declared hooks.
         self.known = bool(self._conditions)
+        #: Like `allows`, for these two hooks.
+        self.process_request = self._conditions.get("process_request", _never)
+        self.process_response = self._conditions.get("process_response", _never)
 
-    def allows(self, hook: str, request: Any, subject: Any = None) -> bool:
+    def allows(self, hook: str, request: Any, *subject: Any) -> bool:
         """Whether the hook needs no thread for this request.
 
         The subject is the response for ``process_response``, and the view for
         ``process_view``.
         """
-        condition = self._conditions.get(hook)
-        return condition is not None and condition(self._middleware, request, subject)
+        return bool(self._conditions.get(hook, _never)(request, *subject))
 
 
-def _conditions(cls: type) -> Mapping[str, Condition]:
+def _conditions(middleware: Any) -> Mapping[str, Condition]:
+    if _hides_methods(middleware):
+        return {}
+    cls = type(middleware)
     name = class_name(cls)
     djangos = DJANGO_HOOKS.get(name)
     if djangos is not None:

@@ -1,132 +1,65 @@
 """A request's way through the middleware chain, with as few hops as possible.
 
-It is a generator that runs on the loop or in the request's thread. It calls the code
-that belongs there, and yields only where the next code belongs on the other side. So
-adjacent hooks share a hop, and code that needs no thread causes none. The order of
-calls and the handling of errors are Django's.
+It is a generator, run by a `Driver`: adjacent hooks share a hop, and code that needs no
+thread causes none. The order of calls and the handling of errors are Django's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import sys
+from inspect import CO_COROUTINE
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
-from django.conf import settings
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.handlers import base, exception
 from django.urls import set_urlconf
 from django.utils.log import log_response
 
-from trio_asgi.bridge.hop import hop, note_unfinished, retire_thread, was_left
+from trio_asgi.bridge.hop import note_unfinished
 from trio_asgi.bridge.originals import Original
-from trio_asgi.errors import note_asyncio
-from trio_asgi.islands.functions import is_asyncio_island, is_trio_island, runs_on_trio
+from trio_asgi.conf import setting
+from trio_asgi.islands.functions import is_asyncio_island, is_trio_island
 from trio_asgi.request.errors import (
     answer_body_error,
-    as_view_errors,
     give_up_form,
     log_lost,
+    raise_view_error,
 )
 from trio_asgi.response.send import iterate_in_island
 
+from .driver import THREAD, Driver
 from .plan import Kind
 
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-    from typing import TypeAlias
-
-    from .plan import Hook, Layer, Plan
-
-    #: Yields `THREAD`, or a function to call and await on the loop. Returns a response.
-    Steps: TypeAlias = Generator[Any, Any, Any]
-
-#: Yielded on the loop: go on in the thread.
-THREAD: Final = "go on in the thread"
+    from .driver import Steps
+    from .plan import Hook, Plan, Section
 
 _ASK_HOOKS: Final = Original(base.BaseHandler.process_exception_by_middleware, base)
 
 
-class Ended(NamedTuple):
-    """The end of a way through the chain."""
+class Passage(Driver):
+    """One request's way through a section of the chain."""
 
-    response: Any
-
-
-class Passage:
-    """One request's way through the chain, or through the part below a middleware.
-
-    The calling task runs the generators on the loop, and makes each hop, under its
-    cancel scopes. If it leaves a hop whose thread runs on, the thread alone runs them.
-    """
-
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, section: Section) -> None:
         self._plan = plan
-        #: Whether the request's thread runs the generator now.
-        self.in_thread = False
-
-    async def drive(self, steps: Steps) -> Any:
-        """Run a generator to its end, beginning on the loop; return the response."""
-        try:
-            return await self._drive_on(steps, _advance(steps.send, None))
-        except BaseException:
-            # `through` could not answer this error, so hooks were skipped.
-            retire_thread()
-            raise
-
-    @runs_on_trio
-    async def _drive_on(self, steps: Steps, wanted: Any) -> Any:
-        """Run a generator, which has yielded ``wanted``, to its end. Trio task."""
-        while type(wanted) is not Ended:
-            resume, value = steps.send, None
-            try:
-                if wanted is THREAD:
-                    wanted = await hop(functools.partial(self._advance_here, steps))
-                    continue
-                value = await wanted()
-            except BaseException as error:
-                if wanted is not THREAD:
-                    note_asyncio(error)
-                elif was_left():
-                    raise  # the thread may still run the generator
-                resume, value = steps.throw, error
-            # Outside the `except`, or all that follows would be handling the error.
-            try:
-                wanted = _advance(resume, value)
-            finally:
-                # An error's traceback holds this frame: leave no cycle behind.
-                del value
-        return wanted.response
-
-    def drive_in_thread(self, steps: Steps) -> Any:
-        """Run a generator to its end, beginning in the thread. Worker thread."""
-        try:
-            wanted = self._advance_here(steps)
-            if type(wanted) is Ended:
-                return wanted.response
-            return async_to_sync(self._drive_on)(steps, wanted)
-        except BaseException:
-            retire_thread()  # see drive()
-            raise
-
-    def _advance_here(self, steps: Steps) -> Any:
-        """Run a generator until it wants the loop, or to its end. Worker thread."""
-        self.in_thread = True
-        try:
-            return _advance(steps.send, None)
-        finally:
-            self.in_thread = False
+        self._section = section
+        #: How many of the section's layers are around the code that runs now.
+        self._depth = 0
 
     def all(self, request: Any) -> Steps:
         """Go through the whole chain, as `BaseHandler.get_response` does."""
         signals = getattr(request, "_signals", None)
         if signals is not None and signals.start_first:
             yield THREAD
-        set_urlconf(settings.ROOT_URLCONF)
-        layer: Any = self._plan.top
-        response = yield from self.through(layer, request)
+        set_urlconf(setting("ROOT_URLCONF"))
+        response = yield from self.through(request)
         response._resource_closers.append(request.close)
         logged = getattr(response, "_has_been_logged", False)
         if response.status_code >= 400 and not logged:  # noqa: PLR2004 - HTTP's
@@ -143,52 +76,76 @@ class Passage:
     def note(self, what: str, code: Any, *hook: Any) -> None:
         """Do nothing, before sync code runs; see `hops.record`. Worker thread."""
 
-    def through(self, layer: Layer, request: Any) -> Steps:
-        """Go through a layer, and answer its errors, as Django does around each."""
+    def through(self, request: Any) -> Steps:
+        """Go inwards through the section and back out, as Django does."""
         try:
-            if layer.kind is Kind.HOOKS:
-                response = yield from self._call_hooks(layer, request)
-            elif layer.kind is Kind.VIEW:
-                response = yield from self._call_inside(request)
-            elif layer.kind is Kind.ASYNC:
-                response = yield functools.partial(layer.instance, request)
-            else:
-                if not self.in_thread:
-                    yield THREAD
-                self.note("the sync middleware", layer.instance)
-                response = layer.instance(request)
+            response = yield from self._go_in(request)
         except Exception as error:  # noqa: BLE001 - Django answers it
+            response = yield from self._answer(error, request)
+        layers = self._section.layers
+        while self._depth:
+            self._depth -= 1
+            layer = layers[self._depth]
+            hook = getattr(layer.instance, "process_response", None)
+            if hook is None:
+                continue
+            try:
+                safety = layer.safety
+                if not (self.in_thread or safety.process_response(request, response)):
+                    yield THREAD
+                if self.in_thread:
+                    seen = safety, request, response
+                    self.note("process_response", layer.instance, *seen)
+                response = hook(request, response)
+            except Exception as error:  # noqa: BLE001 - Django answers it
+                response = yield from self._answer(error, request)
+        return response
+
+    def _go_in(self, request: Any) -> Steps:
+        """Call the section's hooks for requests, and what the layers surround."""
+        for layer in self._section.layers:
+            hook = getattr(layer.instance, "process_request", None)
+            response = None
+            if hook is not None:
+                safety = layer.safety
+                if not (self.in_thread or safety.process_request(request)):
+                    yield THREAD
+                if self.in_thread:
+                    self.note("process_request", layer.instance, safety, request)
+                    if not safety.known:
+                        note_unfinished()
+                response = hook(request)
+            self._depth += 1
+            if response:
+                return response
+        inner = self._section.inner
+        if inner.kind is Kind.VIEW:
+            return (yield from self._call_inside(request))
+        if inner.kind is Kind.ASYNC:
+            return (yield functools.partial(inner.instance, request))
+        if not self.in_thread:
+            yield THREAD
+        self.note("the sync middleware", inner.instance)
+        return inner.instance(request)
+
+    def _answer(self, error: Exception, request: Any) -> Steps:
+        """Answer an error, as Django's wrapper around the current layer does.
+
+        If that fails, the wrapper around the next layer answers the failure.
+        """
+        try:
             yield from self._take_to_thread(error, request)
             give_up_form(request)
             response = answer_body_error(error)
-            if response is None:
-                response = exception.response_for_exception(request, error)
-        return response
-
-    def _call_hooks(self, layer: Layer, request: Any) -> Steps:
-        """Call the hooks and the layer below, as `MiddlewareMixin.__call__` does."""
-        middleware, safety, below = layer.instance, layer.safety, layer.below
-        assert below is not None
-        response = None
-        process_request = getattr(middleware, "process_request", None)
-        if process_request is not None:
-            if not (self.in_thread or safety.allows("process_request", request)):
-                yield THREAD
-            if self.in_thread:
-                self.note("process_request", middleware, safety, request)
-                if not safety.known:
-                    note_unfinished()
-            response = process_request(request)
-        response = response or (yield from self.through(below, request))
-        process_response = getattr(middleware, "process_response", None)
-        if process_response is not None:
-            asked = "process_response", request, response
-            if not (self.in_thread or safety.allows(*asked)):
-                yield THREAD
-            if self.in_thread:
-                self.note("process_response", middleware, safety, request, response)
-            response = process_response(request, response)
-        return response
+            return response or exception.response_for_exception(request, error)
+        except Exception as failure:
+            if not self._depth:
+                raise
+            self._depth -= 1
+            return (yield from self._answer(failure, request))
+        finally:
+            # The traceback of a failure holds this frame: leave no cycle behind.
+            del error
 
     def _call_inside(self, request: Any) -> Steps:
         """Call the view and its hooks, as `BaseHandler._get_response` does."""
@@ -220,14 +177,17 @@ class Passage:
 
     def _call_view(self, view: Any, request: Any, args: Any, kwargs: Any) -> Steps:
         __traceback_hide__ = True
-        with as_view_errors(request.path):
-            if iscoroutinefunction(view):
+        try:
+            if _is_async(view):
                 response = yield functools.partial(view, request, *args, **kwargs)
             else:
                 if not self.in_thread:
                     yield THREAD
                 self.note("the sync view", view)
                 response = view(request, *args, **kwargs)
+        except (asyncio.CancelledError, BaseExceptionGroup) as error:
+            raise_view_error(error, request.path)
+            raise
         # A sync view may stream async code, too; middleware around that is Trio's.
         if getattr(response, "is_async", False) and (
             is_asyncio_island(view)
@@ -288,12 +248,8 @@ class Passage:
         self.note("answering a", type(error))
 
 
-def _advance(resume: Callable[[Any], Any], value: Any) -> Any:
-    """Run a generator; return what it yields next, or `Ended`."""
-    try:
-        return resume(value)
-    except StopIteration as end:
-        return Ended(end.value)
-    finally:
-        # If it is an error, its traceback holds this frame: leave no cycle behind.
-        del value
+def _is_async(view: Any) -> bool:
+    # Most views are plain functions, which need no closer look.
+    if type(view) is FunctionType and view.__code__.co_flags & CO_COROUTINE:
+        return True
+    return iscoroutinefunction(view)

@@ -25,8 +25,25 @@ class Layer:
 
     kind: Kind
     instance: Any
-    below: Layer | None
     safety: LoopSafety
+
+
+@dataclass(frozen=True)
+class Section:
+    """The part of the chain that is run without a call of a middleware as a whole."""
+
+    #: Those whose hooks are called one by one, from the outside in; perhaps none.
+    layers: tuple[Layer, ...]
+    #: What they surround: a layer of another kind.
+    inner: Layer
+
+    @classmethod
+    def around(cls, below: Section | None, layer: Layer) -> Section:
+        """Return the section that begins with a layer around another section."""
+        if layer.kind is Kind.HOOKS:
+            assert below is not None
+            return cls((layer, *below.layers), below.inner)
+        return cls((), layer)
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Plan:
 
     #: Django's handler, which resolves, checks and wraps the view.
     handler: Any
-    #: The outermost layer so far.
-    top: Layer | None = None
+    #: The outermost section so far.
+    top: Section | None = None
     view_hooks: list[Hook] = field(default_factory=list)
     template_hooks: list[Hook] = field(default_factory=list)

@@ -150,7 +150,7 @@ def _causes_of_end(names: dict[str, Any]) -> list[str]:
 _OWN: Final[dict[Any, Callable[[dict[str, Any]], list[str]]]] = {
     inspect.unwrap(function).__code__: causes
     for function, causes in (
-        (Passage._drive_on, lambda _: []),
+        (Passage.drive, lambda _: []),
         (signals.RequestSignals.start, lambda _: []),
         (signals.RequestSignals.finish, _causes_of_end),
         (ThreadStream._pull_all, lambda _: ["reading the response"]),

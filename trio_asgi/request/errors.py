@@ -30,7 +30,6 @@ if sys.version_info < (3, 11):
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from types import TracebackType
     from typing import TypeAlias
 
     from django.http import HttpRequest, HttpResponseBase
@@ -46,34 +45,19 @@ logger = logging.getLogger("django.request")
 _ASYNCIO_CANCELLED = "The asyncio code of {} was cancelled by other asyncio code."
 
 
-class as_view_errors:  # noqa: N801 - a context manager
-    """Unwraps the group of an error that leaves a view's own nursery.
+def raise_view_error(error: BaseException, path: str) -> None:
+    """Raise what `_unwrap` finds in an error of a view, if that is another one.
 
-    A class, since the block may begin on the loop and end in the thread.
+    Only a group, which leaves the view's own nursery, and asyncio's cancellation have
+    another.
     """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Raise the error of `_unwrap`, if that is another one."""
-        if not isinstance(error, (asyncio.CancelledError, BaseExceptionGroup)):
-            return
-        unwrapped = _unwrap(error, self._path)
-        try:
-            if unwrapped is not error:
-                reraise(unwrapped)
-        finally:
-            # Their tracebacks hold this frame: leave no cycle behind.
-            del error, unwrapped
+    unwrapped = _unwrap(error, path)
+    try:
+        if unwrapped is not error:
+            reraise(unwrapped)
+    finally:
+        # Their tracebacks hold this frame: leave no cycle behind.
+        del error, unwrapped
 
 
 def _unwrap(error: BaseException, path: str) -> BaseException:
