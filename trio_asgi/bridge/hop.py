@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from asgiref.sync import sync_to_async
 
-from trio_asgi.islands.context import restore_context
+from trio_asgi.islands.context import restore_context, take_locals
 from trio_asgi.threads.current import sensitive_loop
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
@@ -38,7 +38,7 @@ async def hop(fn: Callable[[], T]) -> T:
     context = contextvars.copy_context()
 
     def call() -> T:
-        restore_context(context)
+        take_locals()
         return fn()
 
     try:

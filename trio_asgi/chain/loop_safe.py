@@ -16,6 +16,7 @@ A middleware's class is checked for changes once, when the middleware is loaded.
 from __future__ import annotations
 
 import inspect
+import sys
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,7 @@ from trio_asgi.bridge.originals import Original, class_name, is_original_class
 from trio_asgi.conf import setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     #: Takes the middleware, the request, and for some hooks the response or the view.
     Condition = Callable[..., bool]
@@ -42,17 +43,26 @@ class _DjangoClasses:
 
     def __init__(self, package: str, *names: str) -> None:
         self._names = frozenset(f"{package}.{name}" for name in names)
+        #: Where those that were asked for are: a module's names, and one of them.
+        self._places: dict[str, tuple[dict[str, Any], str]] = {}
         #: Classes that were found to be unmodified.
         self._checked: set[type] = set()
 
-    def has_name(self, name: str) -> bool:
-        """Whether a class of this name may be one of these. Imports nothing."""
-        return name in self._names
+    def find(self, name: str) -> Any:
+        """Return the class of this name now; None, importing nothing, for others."""
+        if name not in self._places:
+            if name not in self._names:
+                return None
+            import_string(name)
+            module, _, attribute = name.rpartition(".")
+            self._places[name] = vars(sys.modules[module]), attribute
+        names, attribute = self._places[name]
+        return names[attribute]
 
-    def __contains__(self, cls: type) -> bool:
-        """Whether a class is one of these, and was unmodified at the first check."""
+    def __contains__(self, cls: Any) -> bool:
+        """Whether this is one of these, and was unmodified at the first check."""
         if cls not in self._checked:
-            if class_name(cls) not in self._names:
+            if cls is None or class_name(cls) not in self._names:
                 return False
             if not all(map(is_original_class, cls.__mro__[:-1])):
                 return False
@@ -111,7 +121,7 @@ def _has_safe_store(middleware: Any, *_: Any) -> bool:
         backend = setting("CACHES")[setting("SESSION_CACHE_ALIAS")]["BACKEND"]
     except LookupError:
         return False
-    return _CACHES.has_name(backend) and import_string(backend) in _CACHES
+    return _CACHES.find(backend) in _CACHES
 
 
 def _saves_no_session(_: Any, request: Any, __: Any) -> bool:
@@ -126,12 +136,16 @@ def _saves_no_session(_: Any, request: Any, __: Any) -> bool:
 
 def _has_safe_messages(*_: Any) -> bool:
     # A new storage, with its parts, reads nothing until it is used.
-    name = setting("MESSAGE_STORAGE")
-    if not _MESSAGE_STORAGES.has_name(name) or setting("SIGNING_BACKEND") != _SIGNER:
-        return False
-    storage = import_string(name)
-    parts = (storage, *getattr(storage, "storage_classes", ()))
-    return all(map(_MESSAGE_STORAGES.__contains__, parts))
+    storage = _MESSAGE_STORAGES.find(setting("MESSAGE_STORAGE"))
+    return (
+        storage in _MESSAGE_STORAGES
+        and setting("SIGNING_BACKEND") == _SIGNER
+        and all(map(_MESSAGE_STORAGES.__contains__, _parts_of(storage)))
+    )
+
+
+def _parts_of(storage: Any) -> Iterable[type]:
+    return getattr(storage, "storage_classes", ())
 
 
 def _stores_no_message(_: Any, request: Any, __: Any) -> bool:

@@ -40,6 +40,19 @@ def restore_context(context: contextvars.Context) -> None:
             variable.set(value)
 
 
+def take_locals() -> None:
+    """Move the current context's `Local` data to the running thread. Any thread.
+
+    That is all that `restore_context` of the current context would do.
+    """
+    if _Storage is None:
+        return
+    thread = threading.get_ident()
+    for variable, value in contextvars.copy_context().items():
+        if type(value) is _Storage and value.thread_id != thread:
+            variable.set(_rehome(value))
+
+
 def without_locals(context: contextvars.Context) -> contextvars.Context:
     """Return a copy of a context in which each `Local` is empty. Any thread."""
     copy = contextvars.Context()
@@ -56,7 +69,7 @@ def with_locals(fn: Callable[[], T]) -> Callable[[], T]:
     """
 
     def call() -> T:
-        restore_context(contextvars.copy_context())
+        take_locals()
         return fn()
 
     return call
@@ -85,7 +98,7 @@ def with_context(
 
     async def run() -> Any:
         # The task has the thread's context; only the `Local` data must move.
-        restore_context(contextvars.copy_context())
+        take_locals()
         if error is None:
             return await awaitable
         restore_error = error_restorer(error)

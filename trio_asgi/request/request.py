@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Any, Final
 
+import django
 from django.core.handlers import asgi
 from django.core.handlers.asgi import get_script_prefix
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from trio_asgi.asgi.types import Scope
 
     from .signals import RequestSignals
+
+
+#: Whether Django itself joins cookies and looks for the prefix's end.
+_HAS_FIXES: Final = django.VERSION >= (6, 1)
 
 
 class ASGIRequest(RequestWithBody):
@@ -40,6 +45,9 @@ class ASGIRequest(RequestWithBody):
         Raises:
             UnicodeDecodeError: the query string is not UTF-8.
         """
+        if _HAS_FIXES:
+            super().__init__(scope, body_file)
+            return
         super().__init__(_join_cookies(scope), body_file)
         self.scope = scope
         self.path_info = self.META["PATH_INFO"] = path_info_of(scope)

@@ -11,10 +11,12 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from django.http.response import HttpResponseBase, ResponseHeaders
+
 from trio_asgi.asgi.send import BODYLESS
 
 if TYPE_CHECKING:
-    from django.http import HttpResponseBase
+    from collections.abc import Iterable
 
     from trio_asgi.asgi.types import Message
 
@@ -31,6 +33,9 @@ _OF_CONNECTIONS: Final = {
     b"transfer-encoding",
     b"upgrade",
 }
+
+
+_ITEMS: Final = HttpResponseBase.items
 
 
 def response_start(
@@ -76,7 +81,7 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
     """
     headers = [
         (_encode_name(name), value.encode("latin-1"))
-        for name, value in response.items()
+        for name, value in _items(response)
     ]
     if response.cookies:
         headers.extend(
@@ -92,6 +97,14 @@ def encode_headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
                     f"control character {found[:1].decode('latin-1')!r}."
                 )
     return headers
+
+
+def _items(response: HttpResponseBase) -> Iterable[tuple[str, str]]:
+    """Return the headers' names and values, without looking each of them up again."""
+    headers = response.headers
+    if type(headers) is ResponseHeaders and type(response).items is _ITEMS:
+        return headers._store.values()
+    return response.items()
 
 
 @functools.lru_cache(maxsize=1024)  # projects have few

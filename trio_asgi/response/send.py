@@ -83,27 +83,33 @@ async def send_over_asgi(
     await send(start)
     if path is not None:
         await send({"type": "http.response.pathsend", "path": path})
-        return
+    elif content is not None:
+        if len(content) > FIRST_PIECE:
+            content = await _send_pieces(content, _part_sender(send, chunk_bytes))
+        for chunk, last in chunk_bytes(content):
+            await send(
+                {"type": "http.response.body", "body": chunk, "more_body": not last}
+            )
+    else:
+        if wants_body:
+            await send_parts(
+                response,  # type: ignore[arg-type]
+                _part_sender(send, chunk_bytes),
+                cleanup_seconds=conf.get("CLEANUP_SECONDS"),
+            )
+        await send({"type": "http.response.body"})
+
+
+def _part_sender(
+    send: Send, chunk_bytes: Callable[[Any], Iterator[tuple[Any, bool]]]
+) -> Callable[[bytes], Awaitable[None]]:
+    """Return a function that sends a part of a body; more of it follows."""
 
     async def send_part(part: bytes) -> None:
         for chunk, _ in chunk_bytes(part):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    if content is not None:
-        if len(content) > FIRST_PIECE:
-            content = await _send_pieces(content, send_part)
-        for chunk, last in chunk_bytes(content):
-            await send(
-                {"type": "http.response.body", "body": chunk, "more_body": not last}
-            )
-        return
-    if wants_body:
-        await send_parts(
-            response,  # type: ignore[arg-type]
-            send_part,
-            cleanup_seconds=conf.get("CLEANUP_SECONDS"),
-        )
-    await send({"type": "http.response.body"})
+    return send_part
 
 
 async def _send_pieces(
