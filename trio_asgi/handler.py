@@ -6,12 +6,12 @@ The server calls `ASGIHandler.__call__` for each request, and `handle` answers i
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
 from contextlib import asynccontextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
-import trio
 from django.conf import settings
 from django.core.exceptions import RequestAborted
 from django.core.handlers import asgi
@@ -29,6 +29,7 @@ from .bridge.pool_options import configure_threads
 from .chain.load import ChainHandler
 from .errors import ClientDisconnected, ends_more_than_request
 from .hops.record import record_hops
+from .hosts.guest import run_as_guest
 from .hosts.sigterm import leave_sigterm_to_parent
 from .request.background import end_islands_and_threads, start_in_background
 from .request.body_file import spool_body, take_body
@@ -41,6 +42,7 @@ from .response.send import FIRST_PIECE, send_over_asgi
 from .threads.current import current_pool, reserve_lease, reserved_lease
 from .threads.lease import Lease
 from .threads.loop import current_loop
+from .threads.trio_state import in_trio_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -89,15 +91,21 @@ class ASGIHandler(ChainHandler):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve an HTTP request or the lifespan; refuse a WebSocket.
 
+        Called in a Trio task, or in an asyncio task: then all of it runs in a Trio task
+        of the loop's guest run.
+
         Raises:
             ValueError: ASGI does not define this type of scope.
-            RuntimeError: not called in a Trio task.
+            RuntimeError: neither Trio nor asyncio runs here.
         """
-        if not trio.lowlevel.in_trio_task():
-            raise RuntimeError(
-                "trio_asgi was called outside Trio. Serve it with a Trio worker, such "
-                "as 'hypercorn -k trio', or use django.core.asgi on asyncio."
-            )
+        if not in_trio_task():
+            if asyncio._get_running_loop() is None:
+                raise RuntimeError(
+                    "trio_asgi was called where neither Trio nor asyncio runs. Serve "
+                    "it with an ASGI server, such as uvicorn or 'hypercorn -k trio'."
+                )
+            await run_as_guest(self, scope, receive, send)
+            return
         kind = scope["type"]
         if kind == "lifespan":
             await self._lifespan.run(receive, send)

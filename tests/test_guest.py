@@ -1,0 +1,656 @@
+"""Trio as a guest of asyncio's loop: one run for each loop, a task for each request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import socket
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sniffio
+import trio
+
+from trio_asgi.hosts import guest_run, ticks
+from trio_asgi.hosts.guest import run_as_guest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from trio_asgi.asgi.types import Message, Receive, Scope, Send
+
+HTTP: dict[str, Any] = {"type": "http"}
+LIFESPAN: dict[str, Any] = {"type": "lifespan"}
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
+
+
+@pytest.fixture(autouse=True, params=["watched", "thread"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to wake the run: the host loop watches it, or Trio's own thread."""
+    if request.param == "thread":
+        monkeypatch.setattr(guest_run, "watch", lambda *_: None)
+    elif sys.platform == "win32":
+        pytest.skip("Proactor loops cannot watch files")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No run outlives the test's loop."""
+    yield
+    assert not trio.lowlevel.in_trio_run()
+    assert not guest_run._runs or all(loop.is_closed() for loop in guest_run._runs)
+
+
+async def receive_nothing() -> Message:
+    """Wait for a message that never comes."""
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+async def send_nothing(message: Message) -> None:
+    """Drop a message."""
+
+
+async def call(
+    async_fn: Callable[[Receive, Send], Awaitable[None]],
+    receive: Receive = receive_nothing,
+    send: Send = send_nothing,
+) -> None:
+    """Run an application in the guest run, as for a request."""
+
+    async def application(_scope: Scope, receive: Receive, send: Send) -> None:
+        await async_fn(receive, send)
+
+    await run_as_guest(application, HTTP, receive, send)
+
+
+class Lifespan:
+    """A server's side of a lifespan."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[Message] = asyncio.Queue()
+        self.sent: asyncio.Queue[Message] = asyncio.Queue()
+        self.log: list[str] = []
+
+    async def application(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a lifespan. Trio task."""
+        while True:
+            message = await receive()
+            self.log.append(str(message["type"]))
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the application."""
+        run = "runs" if trio.lowlevel.in_trio_run() else "has ended"
+        self.log.append(f"{message['type']}, Trio {run}")
+        await self.sent.put(message)
+
+    async def start(self) -> None:
+        """Start up."""
+        self.task = asyncio.create_task(
+            run_as_guest(self.application, LIFESPAN, self.asked.get, self.send)
+        )
+        await self.asked.put({"type": "lifespan.startup"})
+        await self.sent.get()
+
+    async def shut_down(self) -> None:
+        """Shut down."""
+        await self.asked.put({"type": "lifespan.shutdown"})
+        await self.task
+
+
+# A request
+
+
+def test_a_request_is_a_trio_task_in_a_copy_of_the_callers_context() -> None:
+    """The values are there; a change does not go back to the server's task."""
+    seen = []
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.append((variable.get(), sniffio.current_async_library()))
+        variable.set("changed")
+
+    async def main() -> None:
+        variable.set("given")
+        await call(app)
+        assert variable.get() == "given"
+
+    asyncio.run(main())
+    assert seen == [("given", "trio")]
+
+
+def test_the_error_of_a_request_is_raised_in_the_servers_task() -> None:
+    """Also one that no asyncio future can hold."""
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        await trio.lowlevel.checkpoint()
+        raise StopAsyncIteration("of the request")
+
+    async def main() -> None:
+        with pytest.raises(StopAsyncIteration, match="of the request"):
+            await call(app)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_request_is_waited_for() -> None:
+    """The Trio task is cancelled and ends; then CancelledError goes on, once."""
+    log = []
+
+    async def main() -> None:
+        waiting, may_end = asyncio.Event(), asyncio.Event()
+
+        async def app(receive: Receive, send: Send) -> None:
+            try:
+                waiting.set()
+                await trio.sleep_forever()
+            finally:
+                log.append("cancelled")
+                with trio.CancelScope(shield=True):
+                    await send({"type": "wait"})
+                log.append("ended")
+
+        async def send(_message: Message) -> None:
+            await may_end.wait()
+
+        task = asyncio.create_task(call(app, send=send))
+        await waiting.wait()
+        task.cancel()
+        while not log:
+            await asyncio.sleep(0)
+        task.cancel()  # a second time
+        await asyncio.sleep(0)
+        assert not task.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert log == ["cancelled", "ended"]
+
+
+def test_no_reference_cycles_are_left() -> None:
+    """Neither by an answer nor by an error."""
+
+    async def answer(_receive: Receive, send: Send) -> None:
+        await send({"type": "answer"})
+        await trio.lowlevel.checkpoint()
+        await send({"type": "answer"})
+
+    async def fail(_receive: Receive, send: Send) -> None:
+        await send({"type": "answer"})
+        await trio.lowlevel.checkpoint()
+        raise ValueError
+
+    async def send(_message: Message) -> None:
+        await asyncio.sleep(0)
+
+    async def once() -> None:
+        await call(answer, send=send)
+        with suppress(ValueError):
+            await call(fail, send=send)
+
+    async def main() -> None:
+        await once()
+        gc.collect()
+        gc.disable()
+        try:
+            await once()
+            # What asyncio itself leaves is not looked at.
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            ours = [
+                found
+                for found in gc.garbage
+                if type(found).__module__.startswith(("trio_asgi", "test"))
+            ]
+            assert ours == []
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+    asyncio.run(main())
+
+
+# The server's receive and send
+
+
+def test_a_send_that_does_not_wait_is_done_in_place() -> None:
+    """No pass of the host loop is needed, and it finds a current asyncio task."""
+    passes = 0
+    seen = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def count() -> None:
+            nonlocal passes
+            passes += 1
+            loop.call_soon(count)
+
+        async def app(_receive: Receive, send: Send) -> None:
+            count()
+            before = passes
+            for _ in range(5):
+                await send({"type": "message"})
+            seen.append(passes - before)
+
+        async def send(_message: Message) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            assert sniffio.current_async_library() == "asyncio"
+
+        await call(app, send=send)
+
+    asyncio.run(main())
+    assert seen == [0]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout is new in 3.11")
+def test_a_send_that_waits_may_use_a_timeout() -> None:
+    """It is one asyncio task from its beginning."""
+    log = []
+
+    async def main() -> None:
+        async def app(_receive: Receive, send: Send) -> None:
+            await send({"type": "message"})
+            log.append("sent")
+
+        async def send(_message: Message) -> None:
+            token = variable.set("first step")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await asyncio.sleep(3600)
+            assert variable.get() == "first step"
+            variable.reset(token)
+            log.append("timed out")
+
+        await call(app, send=send)
+
+    asyncio.run(main())
+    assert log == ["timed out", "sent"]
+
+
+def test_a_deadline_cancels_a_send_and_waits_for_it() -> None:
+    """The server sees CancelledError; its clean-up comes before Trio goes on."""
+    log = []
+
+    async def main() -> None:
+        async def app(_receive: Receive, send: Send) -> None:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send, {"type": "message"})
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            log.append("went on")
+
+        async def send(_message: Message) -> None:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0)
+                log.append("cleaned up")
+                raise
+
+        await call(app, send=send)
+
+    asyncio.run(main())
+    assert log == ["cleaned up", "went on"]
+
+
+def test_the_error_of_a_send_is_raised_in_place() -> None:
+    """Whether it has waited or not."""
+    log = []
+
+    async def main() -> None:
+        async def app(_receive: Receive, send: Send) -> None:
+            for kind in ("now", "later"):
+                with pytest.raises(OSError, match=kind):
+                    await send({"type": kind})
+                log.append(kind)
+
+        async def send(message: Message) -> None:
+            if message["type"] == "later":
+                await asyncio.sleep(0)
+            raise OSError(message["type"])
+
+        await call(app, send=send)
+
+    asyncio.run(main())
+    assert log == ["now", "later"]
+
+
+def test_a_cancelled_receive_loses_no_message() -> None:
+    """The next call of the same request gets it."""
+    got = []
+
+    async def main() -> None:
+        queue: asyncio.Queue[Message] = asyncio.Queue()
+
+        async def app(receive: Receive, _send: Send) -> None:
+            with trio.move_on_after(0):
+                await receive()
+            queue.put_nowait({"type": "first"})
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            got.append(await receive())
+            queue.put_nowait({"type": "second"})
+            got.append(await receive())
+
+        await call(app, receive=queue.get)
+
+    asyncio.run(main())
+    assert [message["type"] for message in got] == ["first", "second"]
+
+
+def test_a_receive_that_waits_ends_with_the_request() -> None:
+    """No asyncio task is left."""
+    ended = []
+
+    async def main() -> None:
+        async def receive() -> Message:
+            try:
+                return await receive_nothing()
+            finally:
+                ended.append(True)
+
+        async def app(receive: Receive, _send: Send) -> None:
+            with trio.move_on_after(0):
+                await receive()
+
+        await call(app, receive=receive)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+    assert ended == [True]
+
+
+# Waking
+
+
+def test_deadlines_files_and_threads_wake_the_run() -> None:
+    """While the host loop has nothing else to do."""
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        for seconds in (0.03, 0.01, 0):
+            with trio.move_on_after(seconds):
+                await trio.sleep_forever()
+        left, right = trio.socket.socketpair()
+        with left, right:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def answer() -> None:
+                    await right.send(await right.recv(10))
+
+                for _ in range(10):
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                await left.send(b"x")
+                assert await left.recv(10) == b"x"
+        assert await trio.to_thread.run_sync(threading.get_ident) != ident
+
+    ident = threading.get_ident()
+
+    async def main() -> None:
+        await call(app)
+        await call(app)
+
+    asyncio.run(main())
+
+
+def test_a_file_of_the_host_loop_wakes_trio() -> None:
+    """Code of the host loop may set a Trio event, without knowing of the guest run."""
+
+    async def main() -> None:
+        event, waiting = trio.Event(), asyncio.Event()
+
+        async def app(_receive: Receive, _send: Send) -> None:
+            waiting.set()
+            await event.wait()
+
+        task = asyncio.create_task(call(app))
+        await waiting.wait()
+        left, right = socket.socketpair()
+        with left, right:
+            asyncio.get_running_loop().add_reader(right, event.set)
+            await asyncio.sleep(0.01)
+            left.send(b"x")
+            await task
+            asyncio.get_running_loop().remove_reader(right)
+
+    asyncio.run(main())
+
+
+def test_many_threads_wake_the_run_in_order() -> None:
+    """Each thread's functions are called in the order of their posting."""
+    got: list[list[int]] = [[] for _ in range(4)]
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        token = trio.lowlevel.current_trio_token()
+        done = trio.Event()
+
+        def post(mine: list[int]) -> None:
+            for number in range(500):
+                token.run_sync_soon(mine.append, number)
+
+        async with trio.open_nursery() as nursery:
+            for mine in got:
+                nursery.start_soon(trio.to_thread.run_sync, post, mine)
+        token.run_sync_soon(done.set)
+        await done.wait()
+
+    asyncio.run(call(app))
+    assert got == [list(range(500))] * 4
+
+
+def test_the_host_loop_has_its_turn_while_trio_is_busy() -> None:
+    """A Trio task that never waits does not stop asyncio."""
+
+    async def main() -> None:
+        stop = False
+
+        async def app(_receive: Receive, _send: Send) -> None:
+            while not stop:
+                await trio.lowlevel.checkpoint()
+
+        task = asyncio.create_task(call(app))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        stop = True
+        await task
+
+    asyncio.run(main())
+
+
+# Its life
+
+
+def test_the_run_ends_before_the_shutdown_is_complete() -> None:
+    """It begins with the lifespan, and serves requests until the shutdown."""
+    life = Lifespan()
+
+    async def main() -> None:
+        await life.start()
+
+        async def app(_receive: Receive, _send: Send) -> None:
+            life.log.append("request")
+
+        await call(app)
+        await life.shut_down()
+
+    asyncio.run(main())
+    assert life.log == [
+        "lifespan.startup",
+        "lifespan.startup.complete, Trio runs",
+        "request",
+        "lifespan.shutdown",
+        "lifespan.shutdown.complete, Trio has ended",
+    ]
+
+
+def test_applications_on_one_loop_share_the_run() -> None:
+    """The last lifespan ends it."""
+    first, second = Lifespan(), Lifespan()
+    tokens = []
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        tokens.append(trio.lowlevel.current_trio_token())
+
+    async def main() -> None:
+        await asyncio.gather(first.start(), second.start())
+        await call(app)
+        await first.shut_down()
+        await call(app)
+        await second.shut_down()
+
+    asyncio.run(main())
+    assert tokens[0] is tokens[1]
+    assert first.log[-1] == "lifespan.shutdown.complete, Trio runs"
+    assert second.log[-1] == "lifespan.shutdown.complete, Trio has ended"
+
+
+def test_without_a_lifespan_the_run_ends_with_the_loop() -> None:
+    """System tasks end in order when the loop closes its async generators."""
+    log = []
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        async def system() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(0.01)
+                log.append("ended")
+
+        trio.lowlevel.spawn_system_task(system)
+
+    asyncio.run(call(app))
+    assert log == ["ended"]
+
+
+def test_a_loop_that_is_only_stopped_ends_the_run_at_exit() -> None:
+    """As Twisted's reactor leaves it; here the function for the exit is called."""
+    loop = asyncio.new_event_loop()
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        pass
+
+    loop.run_until_complete(call(app))
+    assert trio.lowlevel.in_trio_run()
+    guest_run._runs[loop]._end_at_exit()
+    assert not trio.lowlevel.in_trio_run()
+    loop.close()
+
+
+def test_a_request_that_is_left_at_the_end_is_cancelled() -> None:
+    """The server's task sees that, too."""
+    life = Lifespan()
+
+    async def main() -> None:
+        await life.start()
+        waiting = asyncio.Event()
+
+        async def app(_receive: Receive, _send: Send) -> None:
+            waiting.set()
+            await trio.sleep_forever()
+
+        task = asyncio.create_task(call(app))
+        await waiting.wait()
+        await life.shut_down()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_a_run_can_begin_after_another_has_ended() -> None:
+    """On the same loop."""
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        for _ in range(3):
+            life = Lifespan()
+            await life.start()
+            await call(app)
+            await life.shut_down()
+
+    asyncio.run(main())
+
+
+def test_a_crash_is_loud(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged; requests that run, and all later ones, get an error."""
+
+    async def main() -> None:
+        waiting = asyncio.Event()
+
+        async def wait(_receive: Receive, _send: Send) -> None:
+            waiting.set()
+            await trio.sleep_forever()
+
+        async def crash(_receive: Receive, _send: Send) -> None:
+            async def fail() -> None:
+                raise ValueError("of a system task")
+
+            trio.lowlevel.spawn_system_task(fail)
+            await trio.sleep_forever()
+
+        task = asyncio.create_task(call(wait))
+        await waiting.wait()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="has crashed"):
+                await call(crash)
+        with pytest.raises(RuntimeError, match="has crashed"):
+            await task
+
+    asyncio.run(main())
+    [record] = [r for r in caplog.records if r.levelno == logging.CRITICAL]
+    assert "every request fails" in record.getMessage()
+    assert record.exc_info
+
+
+def test_another_run_in_the_thread_is_an_error() -> None:
+    """Trio allows one; the next request can begin a run."""
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        pass
+
+    async def main() -> None:
+        done = asyncio.Event()
+        trio.lowlevel.start_guest_run(
+            trio.sleep,
+            0.01,
+            run_sync_soon_threadsafe=asyncio.get_running_loop().call_soon_threadsafe,
+            done_callback=lambda _: done.set(),
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        with pytest.raises(RuntimeError, match="run"):
+            await call(app)
+        await done.wait()
+        await call(app)
+
+    asyncio.run(main())
+
+
+def test_an_unknown_trio_is_run_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a private name is missing, nothing of Trio is touched."""
+    monkeypatch.setattr(ticks, "_TICK_NAMES", frozenset({"unknown"}))
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        await trio.sleep(0.001)
+
+    asyncio.run(call(app))

@@ -1,0 +1,263 @@
+"""Asyncio code of the host loop, called from a Trio task of the guest run.
+
+A server's ``send`` mostly ends without waiting. So the code begins at once, in the Trio
+task's own step; if it has to wait, the host loop goes on with it, as an asyncio task.
+Its task is asyncio's current one from the start: `asyncio.timeout` needs that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from collections.abc import Coroutine
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+import outcome
+import sniffio
+import trio
+
+from trio_asgi.threads.abandon import (
+    AbandonableWait,
+    describe_asyncio_task,
+    forget_asyncio_task,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio_asgi.asgi.types import Message, Receive, Send
+
+    from .ticks import Ticks
+
+
+class HostLoop:
+    """The host loop of a guest run, for calls from the run's Trio tasks."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ticks: Ticks) -> None:
+        self.loop = loop
+        self.ticks = ticks
+
+    def begin(self, awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
+        """Run asyncio code up to where it waits; return its task, perhaps done.
+
+        Its context is a copy of the caller's.
+        """
+        coro: Any = awaitable
+        if type(coro) is not CoroutineType:
+            coro = _await(awaitable)
+        # Code that asks finds asyncio.
+        outer, sniffio.thread_local.name = sniffio.thread_local.name, None
+        try:
+            return _begin(coro, self.loop)
+        finally:
+            sniffio.thread_local.name = outer
+
+    async def run(self, awaitable: Awaitable[Any]) -> Any:
+        """Await asyncio code.
+
+        A cancellation cancels its task, and waits for it. Not a checkpoint if it ends
+        without waiting.
+
+        Raises:
+            trio.Cancelled: cancelled, and the code has ended with its CancelledError.
+            asyncio.CancelledError: asyncio code has cancelled the task.
+            Exception: from the code.
+        """
+        task = self.begin(awaitable)
+        try:
+            if not task.done():
+                await HostWait(task, self.ticks).wait()
+            return task.result()
+        finally:
+            # An error's traceback holds this frame: leave no cycle behind.
+            del task
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+class HostWait(AbandonableWait):
+    """A Trio task's wait for an asyncio task of the host loop."""
+
+    def __init__(self, future: asyncio.Future[Any], ticks: Ticks) -> None:
+        self._future = future
+        self._ticks = ticks
+        self._task = trio.lowlevel.current_task()
+        self._raise_cancel: Callable[[], Any] | None = None
+
+    async def wait(self) -> None:
+        """Wait for its end; a cancellation cancels it first.
+
+        Raises:
+            trio.Cancelled: cancelled, and the asyncio task has ended as cancelled.
+        """
+        self._future.add_done_callback(self._on_done)
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+        if self._raise_cancel is not None and self._future.cancelled():
+            self._raise_cancel()
+
+    def _on_done(self, _: object) -> None:
+        self._ticks.soon()
+        trio.lowlevel.reschedule(self._task)
+
+    def _abort(self, raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
+        self._raise_cancel = raise_cancel
+        self._future.cancel()
+        return trio.lowlevel.Abort.FAILED
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the Trio task was cancelled meanwhile."""
+        return self._raise_cancel is not None
+
+    def abandon_if_cancelled(self) -> bool:
+        """Let the Trio task go on with its cancellation; False if impossible."""
+        if self._raise_cancel is None or self._future.done():
+            return False
+        if not self._future.remove_done_callback(self._on_done):
+            return False  # already abandoned, but the task has not gone on yet
+        if isinstance(self._future, asyncio.Task):
+            forget_asyncio_task(self._future)
+        trio.lowlevel.reschedule(self._task, outcome.capture(self._raise_cancel))
+        return True
+
+    def __str__(self) -> str:
+        if isinstance(self._future, asyncio.Task):
+            return describe_asyncio_task(self._future)
+        return f"{self._future!r}"
+
+
+class HostReceive:
+    """A server's ``receive``, for one request and one Trio task at a time.
+
+    A cancelled call leaves the server's own to go on, and the next call takes its
+    message: nothing is lost, and the cancellation is immediate.
+    """
+
+    def __init__(self, receive: Receive, host: HostLoop) -> None:
+        self._receive = receive
+        self._host = host
+        self._future: asyncio.Future[Message] | None = None
+        self._task: trio.lowlevel.Task | None = None
+
+    async def __call__(self) -> Message:
+        """Return the next message; a checkpoint only if it has to wait."""
+        if self._future is None:
+            self._future = self._host.begin(self._receive())
+            if not self._future.done():
+                self._future.add_done_callback(self._on_done)
+        if not self._future.done():
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        future, self._future = self._future, None
+        try:
+            return future.result()
+        finally:
+            # An error's traceback holds this frame: leave no cycle behind.
+            del future
+
+    def _on_done(self, _: object) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            self._host.ticks.soon()
+            trio.lowlevel.reschedule(task)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def close(self) -> None:
+        """End the call that nobody waits for. When the request has ended."""
+        if self._future is not None:
+            self._future.cancel()
+
+
+class HostSend:
+    """A server's ``send``, for one request."""
+
+    def __init__(self, send: Send, host: HostLoop) -> None:
+        self._send = send
+        self._host = host
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message; a checkpoint only if the server has to wait."""
+        await self._host.run(self._send(message))
+
+
+if sys.version_info >= (3, 12):
+
+    def _begin(coro: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        return asyncio.Task(coro, loop=loop, eager_start=True)
+
+else:
+
+    def _begin(coro: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        begun = _Begun(coro)
+        task = asyncio.Task(begun, loop=loop)
+        outer = asyncio.current_task(loop)
+        if outer is not None:
+            asyncio.tasks._leave_task(loop, outer)
+        asyncio.tasks._enter_task(loop, task)
+        try:
+            result = begun.begin()
+        finally:
+            asyncio.tasks._leave_task(loop, task)
+            if outer is not None:
+                asyncio.tasks._enter_task(loop, outer)
+        if result is None:
+            return task
+        # The task, which the loop will still begin, has nothing left to do.
+        future = loop.create_future()
+        if isinstance(result, outcome.Error):
+            future.set_exception(result.error)
+        else:
+            future.set_result(result.unwrap())
+        return future
+
+    class _Begun(Coroutine[Any, Any, Any]):
+        """A coroutine whose first step is done before its task begins."""
+
+        def __init__(self, coro: Any) -> None:
+            self._coro = coro
+            # All steps in one context, in which the task cannot be made on Python 3.10.
+            self._context = contextvars.copy_context()
+            #: What the first step has yielded, until the task has taken it.
+            self._yielded: list[Any] = []
+            self._is_done = False
+
+        def begin(self) -> outcome.Outcome[Any] | None:
+            """Do the first step; return the outcome if it is the last."""
+            self._is_done = True
+            try:
+                yielded = self._context.run(self._coro.send, None)
+            except StopIteration as stop:
+                return outcome.Value(stop.value)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - the outcome
+                return outcome.Error(error)
+            self._is_done = False
+            self._yielded.append(yielded)
+            return None
+
+        def send(self, value: Any) -> Any:
+            if self._is_done:
+                raise StopIteration
+            if self._yielded:
+                return self._yielded.pop()
+            return self._context.run(self._coro.send, value)
+
+        def throw(self, *error: Any) -> Any:
+            if self._is_done:
+                raise StopIteration
+            self._yielded.clear()
+            return self._context.run(self._coro.throw, *error)
+
+        def close(self) -> None:
+            self._coro.close()
+
+        def __await__(self) -> Any:
+            raise AssertionError("awaited by its task only")

@@ -1,0 +1,76 @@
+"""A Trio task of a guest run, and the asyncio task that waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import outcome
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .asyncio_calls import HostLoop
+
+
+class Crossing:
+    """A Trio task of the run, and the asyncio task that waits for it.
+
+    Made by the asyncio task. Its cancellation cancels the Trio task, and still waits.
+    """
+
+    def __init__(self, host: HostLoop, crossings: set[Crossing]) -> None:
+        """Start nothing yet; be one of ``crossings`` until the end."""
+        self._host = host
+        self._all = crossings
+        crossings.add(self)
+        self._scope = trio.CancelScope()
+        self._outcome: outcome.Outcome[Any] | None = None
+        #: What the asyncio task waits for, if it has to.
+        self._done: asyncio.Future[None] | None = None
+
+    async def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Run the function. The Trio task."""
+        try:
+            with self._scope:
+                self.end(outcome.Value(await async_fn(*args)))
+            if self._scope.cancelled_caught:
+                self.end(outcome.Value(None))
+        except trio.Cancelled:
+            raise  # the run is ending, and will then end this
+        except BaseException as error:  # noqa: BLE001 - the asyncio task's
+            self.end(outcome.Error(error))
+
+    def end(self, result: outcome.Outcome[Any]) -> None:
+        """Let the asyncio task go on with this result. Host thread."""
+        self._outcome = result
+        self._all.discard(self)
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    async def wait(self) -> Any:
+        """Wait for the Trio task; return its result. Asyncio task.
+
+        Raises:
+            asyncio.CancelledError: this task was cancelled, or the run is ending.
+            Exception: what the Trio task has raised.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        while self._outcome is None:
+            self._done = self._host.loop.create_future()
+            try:
+                await self._done
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self._host.ticks.soon()
+                self._scope.cancel()
+        result, self._outcome = self._outcome, None
+        try:
+            value = result.unwrap()
+            if cancelled is not None:
+                raise cancelled
+            return value
+        finally:
+            # An error's traceback holds this frame: leave no cycle behind.
+            del result, cancelled

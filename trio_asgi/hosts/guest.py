@@ -1,0 +1,90 @@
+"""Trio as a guest of an asyncio server: each request is a Trio task.
+
+    the server's asyncio task       the request's Trio task
+    application(scope, …) ──────>   application(scope, …)
+      waits for its end     <────   receive(), send(): run in place, or as asyncio tasks
+
+The run begins with the first lifespan or request. It ends with the last lifespan, or
+when the loop closes its async generators. docs/design/guest-run.md has the order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from .asyncio_calls import HostReceive, HostSend
+from .guest_run import guest_run
+
+if TYPE_CHECKING:
+    from trio_asgi.asgi.types import ASGIApplication, Message, Receive, Scope, Send
+
+    from .guest_run import GuestRun
+
+#: The messages that end a lifespan. They wait for the end of the run.
+_LAST: Final = frozenset(
+    {
+        "lifespan.startup.failed",
+        "lifespan.shutdown.complete",
+        "lifespan.shutdown.failed",
+    }
+)
+
+
+async def run_as_guest(
+    application: ASGIApplication, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Run an application for Trio in the guest run of this loop. Asyncio task.
+
+    The application's Trio task may call its ``receive`` and ``send``, which call the
+    server's. If the asyncio task is cancelled, so is the application, and waited for.
+
+    Raises:
+        RuntimeError: another Trio run is going on in this thread, or the loop's has
+            crashed.
+        asyncio.CancelledError: this task was cancelled, or the run has ended.
+        Exception: from the application.
+    """
+    run = await guest_run()
+    serve = _live if scope["type"] == "lifespan" else _serve
+    await serve(run, application, scope, receive, send)
+
+
+async def _serve(
+    run: GuestRun,
+    application: ASGIApplication,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    own_receive = HostReceive(receive, run.host)
+    try:
+        await run.call(application, scope, own_receive, HostSend(send, run.host))
+    finally:
+        own_receive.close()
+
+
+async def _live(
+    run: GuestRun,
+    application: ASGIApplication,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Serve a lifespan. The last one ends the run before it is complete."""
+    last: list[Message] = []
+
+    async def send_or_hold(message: Message) -> None:
+        if message["type"] in _LAST:
+            last.append(message)
+        else:
+            await send(message)
+
+    run.lifespans += 1
+    try:
+        await _serve(run, application, scope, receive, send_or_hold)
+    finally:
+        run.lifespans -= 1
+        if not (run.lifespans or run.crash):
+            await run.end()
+    for message in last:
+        await send(message)

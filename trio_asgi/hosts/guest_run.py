@@ -1,0 +1,239 @@
+"""One Trio run for each asyncio loop that calls for it, as a guest of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextvars
+import logging
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import outcome
+import trio
+
+from .asyncio_calls import HostLoop
+from .crossing import Crossing
+from .ticks import Ticks, watch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+
+logger = logging.getLogger("trio_asgi")
+
+
+class GuestRun:
+    """The Trio run of one host loop. Used in the loop's thread.
+
+    Guarantees: it ends in order (requests, then what Trio ends last, such as the system
+    tasks of islands and threads), and a crash reaches everybody that waits for it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start nothing yet."""
+        self.host = HostLoop(loop, Ticks())
+        self._crossings: set[Crossing] = set()
+        self._thread = threading.get_ident()
+        self._nursery: trio.Nursery | None = None
+        self._stop = trio.Event()
+        #: How many lifespans the run serves; the last one ends it.
+        self.lifespans = 0
+        #: Done when the run takes tasks, and when it has ended.
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        #: The error with which the run has crashed.
+        self.crash: BaseException | None = None
+        self._holder: AsyncGenerator[None, None] | None = None
+
+    # Its life
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it takes no more tasks."""
+        return self._stop.is_set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes tasks, or did."""
+        return self._ready.done()
+
+    async def wait_ready(self) -> None:
+        """Wait until it takes tasks. Asyncio task."""
+        await asyncio.shield(self._ready)
+
+    async def start(self) -> None:
+        """Begin the run.
+
+        Raises:
+            RuntimeError: another Trio run is going on in this thread.
+        """
+        # Closed by the loop at its end: the last chance to end the run in order.
+        self._holder = self._hold()
+        with suppress(StopIteration):
+            self._holder.__anext__().send(None)
+        # System tasks inherit the context: not that of the first request.
+        try:
+            contextvars.Context().run(self._start)
+        except BaseException:
+            self._ended.set_result(None)
+            self._close_holder()
+            raise
+        atexit.register(self._end_at_exit)
+        self.host.ticks.now()
+        await self.wait_ready()
+
+    def _start(self) -> None:
+        loop = self.host.loop
+        first: list[Callable[[], object]] = []
+
+        def run_soon(fn: Callable[[], object]) -> None:
+            if begun:
+                loop.call_soon(fn)
+            else:
+                first.append(fn)
+
+        begun = False
+        trio.lowlevel.start_guest_run(
+            self._main,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            run_sync_soon_not_threadsafe=run_soon,
+            done_callback=self._on_done,
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        begun = True
+        [guest_tick] = first
+        watched = watch(guest_tick, loop)
+        if watched is None:
+            loop.call_soon(guest_tick)
+        else:
+            self.host.ticks = watched
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            self._ready.set_result(None)
+            await self._stop.wait()
+            self._nursery.cancel_scope.cancel()
+
+    async def end(self) -> None:
+        """End the run, and wait for that, also when cancelled. Asyncio task."""
+        cancelled: asyncio.CancelledError | None = None
+        while not self._ended.done():
+            self.host.ticks.soon()
+            self._stop.set()
+            try:
+                await asyncio.shield(self._ended)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            try:
+                raise cancelled
+            finally:
+                del cancelled
+
+    async def wait_ended(self) -> None:
+        """Wait for the end of the run. Asyncio task."""
+        await asyncio.shield(self._ended)
+
+    async def _hold(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.end()
+
+    def _close_holder(self) -> None:
+        holder: Any = self._holder
+        if not holder.ag_running:  # as when the loop closes it
+            with suppress(StopIteration):
+                holder.aclose().send(None)
+
+    def _end_at_exit(self) -> None:
+        """End the run if its loop was stopped without closing its generators."""
+        loop = self.host.loop
+        if threading.get_ident() == self._thread and not (
+            loop.is_closed() or loop.is_running()
+        ):
+            loop.run_until_complete(self.end())
+
+    def _on_done(self, result: outcome.Outcome[None]) -> None:
+        """Note the end of the run. Trio's callback."""
+        ended = self._stop.is_set()
+        self._stop.set()
+        self._nursery = None
+        atexit.unregister(self._end_at_exit)
+        for future in (self._ready, self._ended):
+            if not future.done():
+                future.set_result(None)
+        if isinstance(result, outcome.Error):
+            self.crash = result.error
+        elif not ended:
+            self.crash = RuntimeError("Trio's main task has ended")
+        if self.crash is None:
+            _runs.pop(self.host.loop, None)
+        else:
+            logger.critical(
+                "Trio's run in this process has crashed: every request fails until the "
+                "process is started again",
+                exc_info=self.crash,
+            )
+        for crossing in list(self._crossings):
+            error = self.crash_error() if self.crash else asyncio.CancelledError()
+            crossing.end(outcome.Error(error))
+        self._close_holder()
+        if isinstance(self.crash, KeyboardInterrupt):
+            raise self.crash  # Ctrl-C is the host's
+
+    def crash_error(self) -> RuntimeError:
+        """Return an error that says that the run has crashed."""
+        error = RuntimeError(
+            "Trio's run in this process has crashed; its first error is in the log. "
+            "Start the process again."
+        )
+        error.__cause__ = self.crash
+        return error
+
+    # Its tasks
+
+    async def call(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Run a function in a Trio task, in a copy of this context. Asyncio task.
+
+        Raises:
+            RuntimeError: the run takes no more tasks, or has crashed.
+            Exception: as `Crossing.wait`.
+        """
+        if self._nursery is None:
+            raise self.crash_error() if self.crash else RuntimeError("Trio has ended")
+        crossing = Crossing(self.host, self._crossings)
+        ticks = self.host.ticks
+        ticks.soon()
+        self._nursery.start_soon(crossing.run, async_fn, *args, name=async_fn)
+        ticks.now()
+        return await crossing.wait()
+
+
+#: The run of each host loop; one that has crashed stays.
+_runs: dict[asyncio.AbstractEventLoop, GuestRun] = {}
+
+
+async def guest_run() -> GuestRun:
+    """Return the guest run of the running loop; begin one if there is none.
+
+    Raises:
+        RuntimeError: another Trio run is going on in this thread.
+    """
+    loop = asyncio.get_running_loop()
+    run = _runs.get(loop)
+    while run is not None and run.is_ending and run.crash is None:
+        await run.wait_ended()
+        run = _runs.get(loop)
+    if run is None:
+        run = _runs[loop] = GuestRun(loop)
+        try:
+            await run.start()
+        except BaseException:
+            _runs.pop(loop, None)
+            raise
+    elif not run.is_ready:
+        await run.wait_ready()
+    return run

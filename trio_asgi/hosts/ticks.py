@@ -1,0 +1,279 @@
+"""Runs Trio's guest run in steps on a host loop of asyncio, without a thread.
+
+Trio's scheduler is a generator. Each step, a *tick*, runs the tasks that can go on, and
+yields how many seconds it may then wait for I/O. `trio.lowlevel.start_guest_run` waits
+in a thread, and two switches between threads wake the run. Here the host loop waits: it
+watches the file in which Trio collects its I/O (epoll's or kqueue's) with
+``add_reader``, and has one timer for Trio's next deadline.
+
+The private attributes of Trio that this takes are all in this module. `watch` checks
+them; where one is missing, as on Windows, Trio's own way is used.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import outcome
+import sniffio
+import trio
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+#: Ticks in a row, if tasks can go on after each, before the host loop has its turn.
+_TICKS: Final = 8
+
+#: What `GuestState.guest_tick` uses, and `Ticks` in its place.
+_TICK_NAMES: Final = frozenset(
+    (
+        *("unrolled_run_gen", "unrolled_run_next_send", "done_callback", "runner"),
+        *("main_task_outcome", "guest_tick_scheduled", "io_manager", "get_events"),
+    )
+)
+_WAKEUP_NAMES: Final = ("wakeup_thread_and_signal_safe", "wait_woken", "close")
+
+
+class _Woken(tuple[Any, ...]):
+    """No events, but something else has ended the wait: true, as Trio wants it."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+_WOKEN: Final = _Woken()
+_TIMEOUT: Final[tuple[Any, ...]] = ()
+
+
+class Ticks:
+    """When a guest run goes on. This one leaves that to Trio's own thread.
+
+    Host thread.
+    """
+
+    #: Whether a tick is running, or none will any more.
+    running = False
+
+    def soon(self) -> None:
+        """Let the run go on in the host loop's next pass.
+
+        Call it before waking a task from outside the run; otherwise Trio wakes itself
+        through a socket.
+        """
+
+    def now(self) -> None:
+        """Let the run go on at once, if possible. Not in a Trio task."""
+
+
+class WatchedTicks(Ticks):
+    """The ticks of a run whose I/O the host loop watches."""
+
+    def __init__(self, state: Any, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch the run.
+
+        Raises:
+            NotImplementedError: the loop cannot watch files.
+        """
+        self._state = state
+        self._runner = state.runner
+        self._send = state.unrolled_run_gen.send
+        self._get_events = state.runner.io_manager.get_events
+        self._loop = loop
+        #: Callbacks would keep the context of the request that has scheduled them.
+        self._context = contextvars.Context()
+        #: Whether `_tick_scheduled` will be called.
+        self._scheduled = False
+        #: When the run is to go on by itself, and the timer for that time or earlier.
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_time = 0.0
+        # A copy, since Trio closes its own before the run is done.
+        self._file = os.dup(_io_file(state.runner.io_manager).fileno())
+        try:
+            loop.add_reader(self._file, self._on_io)
+        except BaseException:
+            os.close(self._file)
+            raise
+        queue = state.runner.entry_queue
+        queue.wakeup = _Wakeup(queue.wakeup, self, loop, self._context)
+
+    def soon(self) -> None:
+        """Let the run go on in the host loop's next pass."""
+        if not (self._scheduled or self.running):
+            self._scheduled = self._runner.guest_tick_scheduled = True
+            self._loop.call_soon(self._tick_scheduled, context=self._context)
+
+    def now(self) -> None:
+        """Let the run go on at once."""
+        if not self.running:
+            self._tick(_WOKEN)
+
+    def _tick_scheduled(self) -> None:
+        if self._scheduled:  # and not run by now() meanwhile
+            self._tick(_WOKEN)
+
+    def _on_io(self) -> None:
+        events = outcome.capture(self._get_events, 0)
+        if isinstance(events, outcome.Error):
+            self._send = lambda _: events.send(self._state.unrolled_run_gen)
+            self._tick(_WOKEN)
+        elif events.value:
+            self._tick(events.value)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._scheduled:
+            return  # the tick will set the timer
+        if self._loop.time() < self._deadline:
+            self._set_timer()
+        else:
+            self._tick(_TIMEOUT)
+
+    def _tick(self, events: Any) -> None:
+        """Run tasks that can go on; then see that the run goes on when it has to."""
+        library = sniffio.thread_local
+        outer, library.name = library.name, "trio"
+        self.running = self._runner.guest_tick_scheduled = True
+        self._scheduled = False
+        result: outcome.Outcome[Any] | None = None
+        try:
+            for _ in range(_TICKS):
+                timeout = self._send(events)
+                if timeout > 0:
+                    break
+                events = _TIMEOUT  # of zero seconds
+        except StopIteration:
+            result = self._runner.main_task_outcome
+        except trio.TrioInternalError as error:
+            result = outcome.Error(error)
+        finally:
+            library.name = outer
+            self.running = False
+        if result is not None:
+            self._end(result)
+        elif timeout > 0:
+            # From now on Trio writes to a socket to be woken, except after soon().
+            self._runner.guest_tick_scheduled = False
+            self._deadline = self._loop.time() + timeout
+            if self._timer is None or self._timer_time > self._deadline:
+                self._set_timer()
+        else:
+            self.soon()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_time = self._deadline
+        self._timer = self._loop.call_at(
+            self._deadline, self._on_timer, context=self._context
+        )
+
+    def _end(self, result: outcome.Outcome[Any]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._file)
+        os.close(self._file)
+        self.running = True  # so that there will be no other tick
+        self._state.done_callback(result)
+
+
+class _Wakeup:
+    """How other threads wake the run: `TrioToken.run_sync_soon` in place of a socket.
+
+    The host loop has a way already. Many calls wake it once.
+    """
+
+    def __init__(
+        self,
+        replaced: Any,
+        ticks: WatchedTicks,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+    ) -> None:
+        self._replaced = replaced
+        self._ticks = ticks
+        self._loop = loop
+        self._context = context
+        #: Whether `_wake` will be called; whether it was, and nobody has waited since.
+        self._coming = self._woken = False
+        self._task: trio.lowlevel.Task | None = None
+        # If Trio's task waits there already, it comes here now.
+        replaced.wakeup_thread_and_signal_safe()
+
+    def wakeup_thread_and_signal_safe(self) -> None:
+        """Wake the run. Any thread, and in signal handlers."""
+        if self._coming:
+            return
+        self._coming = True
+        try:
+            self._loop.call_soon_threadsafe(self._wake, context=self._context)
+        except RuntimeError:
+            self._coming = False
+            raise trio.RunFinishedError("the host loop is closed") from None
+
+    def _wake(self) -> None:
+        self._coming = False
+        self._woken = True
+        task, self._task = self._task, None
+        if task is not None:
+            self._ticks.soon()
+            trio.lowlevel.reschedule(task)
+            self._ticks.now()
+
+    async def wait_woken(self) -> None:
+        """Wait until the run was woken. Trio's task for `run_sync_soon`."""
+        if not self._woken:
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        self._woken = False
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def close(self) -> None:
+        """End with the run."""
+        self._replaced.close()
+
+
+def watch(
+    guest_tick: Callable[[], object], loop: asyncio.AbstractEventLoop
+) -> WatchedTicks | None:
+    """Return the ticks of a run that has just been set up; None to use Trio's own way.
+
+    Args:
+        guest_tick: What `trio.lowlevel.start_guest_run` asked the host to call.
+        loop: The running host loop.
+    """
+    if not _is_known(guest_tick):
+        return None
+    state: Any = guest_tick.__self__  # type: ignore[attr-defined]
+    try:
+        return WatchedTicks(state, loop)
+    except NotImplementedError:  # asyncio's loop on Windows
+        return None
+
+
+def _is_known(guest_tick: Any) -> bool:
+    """Whether all of Trio that `WatchedTicks` uses is there."""
+    state = getattr(guest_tick, "__self__", None)
+    code = getattr(guest_tick, "__code__", None)
+    runner: Any = getattr(state, "runner", None)
+    wakeup = getattr(getattr(runner, "entry_queue", None), "wakeup", None)
+    return (
+        code is not None
+        and _TICK_NAMES.issubset(code.co_names)
+        and runner.is_guest is True
+        and _io_file(runner.io_manager) is not None
+        and all(hasattr(wakeup, name) for name in _WAKEUP_NAMES)
+    )
+
+
+def _io_file(io_manager: Any) -> Any:
+    """Return the object in which Trio collects its I/O; None where there is none."""
+    return getattr(io_manager, "_epoll", None) or getattr(io_manager, "_kqueue", None)
