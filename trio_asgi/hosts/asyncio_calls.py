@@ -100,8 +100,7 @@ class HostWait(AbandonableWait):
             self._raise_cancel()
 
     def _on_done(self, _: object) -> None:
-        self._ticks.soon()
-        trio.lowlevel.reschedule(self._task)
+        self._ticks.soon(trio.lowlevel.reschedule, self._task)
 
     def _abort(self, raise_cancel: Callable[[], Any]) -> trio.lowlevel.Abort:
         self._raise_cancel = raise_cancel
@@ -162,8 +161,7 @@ class HostReceive:
     def _on_done(self, _: object) -> None:
         task, self._task = self._task, None
         if task is not None:
-            self._host.ticks.soon()
-            trio.lowlevel.reschedule(task)
+            self._host.ticks.soon(trio.lowlevel.reschedule, task)
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None

@@ -63,8 +63,7 @@ class Crossing:
                 await self._done
             except asyncio.CancelledError as error:
                 cancelled = error
-                self._host.ticks.soon()
-                self._scope.cancel()
+                self._host.ticks.soon(self._scope.cancel)
         result, self._outcome = self._outcome, None
         try:
             value = result.unwrap()

@@ -58,7 +58,10 @@ async def _serve(
 ) -> None:
     own_receive = HostReceive(receive, run.host)
     try:
-        await run.call(application, scope, own_receive, HostSend(send, run.host))
+        await run.call(
+            *(application, scope, own_receive, HostSend(send, run.host)),
+            name=f"trio_asgi.{scope['type']}",
+        )
     finally:
         own_receive.close()
 

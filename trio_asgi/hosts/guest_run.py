@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
+import functools
 import logging
 import threading
 from contextlib import suppress
@@ -81,7 +82,6 @@ class GuestRun:
             self._close_holder()
             raise
         atexit.register(self._end_at_exit)
-        self.host.ticks.now()
         await self.wait_ready()
 
     def _start(self) -> None:
@@ -109,6 +109,7 @@ class GuestRun:
             loop.call_soon(guest_tick)
         else:
             self.host.ticks = watched
+            watched.begin()
 
     async def _main(self) -> None:
         async with trio.open_nursery() as self._nursery:
@@ -120,8 +121,7 @@ class GuestRun:
         """End the run, and wait for that, also when cancelled. Asyncio task."""
         cancelled: asyncio.CancelledError | None = None
         while not self._ended.done():
-            self.host.ticks.soon()
-            self._stop.set()
+            self.host.ticks.soon(self._stop.set)
             try:
                 await asyncio.shield(self._ended)
             except asyncio.CancelledError as error:
@@ -195,7 +195,9 @@ class GuestRun:
 
     # Its tasks
 
-    async def call(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    async def call(
+        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: str
+    ) -> Any:
         """Run a function in a Trio task, in a copy of this context. Asyncio task.
 
         Raises:
@@ -205,10 +207,8 @@ class GuestRun:
         if self._nursery is None:
             raise self.crash_error() if self.crash else RuntimeError("Trio has ended")
         crossing = Crossing(self.host, self._crossings)
-        ticks = self.host.ticks
-        ticks.soon()
-        self._nursery.start_soon(crossing.run, async_fn, *args, name=async_fn)
-        ticks.now()
+        start = functools.partial(self._nursery.start_soon, name=name)
+        self.host.ticks.now(start, crossing.run, async_fn, *args)
         return await crossing.wait()
 
 

@@ -59,15 +59,17 @@ class Ticks:
     #: Whether a tick is running, or none will any more.
     running = False
 
-    def soon(self) -> None:
-        """Let the run go on in the host loop's next pass.
+    def soon(self, wake: Callable[..., object], *args: Any) -> None:
+        """Call ``wake(*args)``, and let the run go on in the host loop's next pass.
 
-        Call it before waking a task from outside the run; otherwise Trio wakes itself
-        through a socket.
+        Use it, or `now`, for what wakes a task from outside the run: otherwise Trio
+        wakes itself through a socket.
         """
+        wake(*args)
 
-    def now(self) -> None:
-        """Let the run go on at once, if possible. Not in a Trio task."""
+    def now(self, wake: Callable[..., object], *args: Any) -> None:
+        """Call ``wake(*args)``, and let the run go on at once, if possible."""
+        wake(*args)
 
 
 class WatchedTicks(Ticks):
@@ -102,16 +104,32 @@ class WatchedTicks(Ticks):
         queue = state.runner.entry_queue
         queue.wakeup = _Wakeup(queue.wakeup, self, loop, self._context)
 
-    def soon(self) -> None:
-        """Let the run go on in the host loop's next pass."""
-        if not (self._scheduled or self.running):
-            self._scheduled = self._runner.guest_tick_scheduled = True
-            self._loop.call_soon(self._tick_scheduled, context=self._context)
+    def soon(self, wake: Callable[..., object], *args: Any) -> None:
+        """Call ``wake(*args)``, and let the run go on in the host loop's next pass."""
+        self._runner.guest_tick_scheduled = True
+        try:
+            wake(*args)
+        finally:
+            if not self.running:
+                self._schedule()
 
-    def now(self) -> None:
-        """Let the run go on at once."""
-        if not self.running:
-            self._tick(_WOKEN)
+    def now(self, wake: Callable[..., object], *args: Any) -> None:
+        """Call ``wake(*args)``, and let the run go on at once."""
+        self._runner.guest_tick_scheduled = True
+        try:
+            wake(*args)
+        finally:
+            if not self.running:
+                self._tick(_WOKEN)
+
+    def begin(self) -> None:
+        """Run the first tick."""
+        self._tick(_WOKEN)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick_scheduled, context=self._context)
 
     def _tick_scheduled(self) -> None:
         if self._scheduled:  # and not run by now() meanwhile
@@ -163,7 +181,7 @@ class WatchedTicks(Ticks):
             if self._timer is None or self._timer_time > self._deadline:
                 self._set_timer()
         else:
-            self.soon()
+            self._schedule()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -221,9 +239,7 @@ class _Wakeup:
         self._woken = True
         task, self._task = self._task, None
         if task is not None:
-            self._ticks.soon()
-            trio.lowlevel.reschedule(task)
-            self._ticks.now()
+            self._ticks.now(trio.lowlevel.reschedule, task)
 
     async def wait_woken(self) -> None:
         """Wait until the run was woken. Trio's task for `run_sync_soon`."""
