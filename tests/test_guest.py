@@ -114,13 +114,17 @@ class Lifespan:
 def test_a_request_is_a_trio_task_in_a_copy_of_the_callers_context() -> None:
     """The values are there; a change does not go back to the server's task."""
     seen = []
+    loops: list[asyncio.AbstractEventLoop] = []
 
     async def app(_receive: Receive, _send: Send) -> None:
+        assert asyncio.current_task(loops[0]) is None
         await trio.lowlevel.checkpoint()
         seen.append((variable.get(), sniffio.current_async_library()))
         variable.set("changed")
+        assert asyncio.current_task(loops[0]) is None
 
     async def main() -> None:
+        loops.append(asyncio.get_running_loop())
         variable.set("given")
         await call(app)
         assert variable.get() == "given"
@@ -212,7 +216,7 @@ def test_no_reference_cycles_are_left() -> None:
             ours = [
                 found
                 for found in gc.garbage
-                if type(found).__module__.startswith(("trio_asgi", "test"))
+                if type(found).__module__.startswith(("trio_asgi.hosts", "test"))
             ]
             assert ours == []
         finally:

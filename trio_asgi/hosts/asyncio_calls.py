@@ -15,7 +15,6 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import outcome
-import sniffio
 import trio
 
 from trio_asgi.threads.abandon import (
@@ -24,12 +23,12 @@ from trio_asgi.threads.abandon import (
     forget_asyncio_task,
 )
 
+from .ticks import Ticks, outside_trio
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_asgi.asgi.types import Message, Receive, Send
-
-    from .ticks import Ticks
 
 
 class HostLoop:
@@ -47,12 +46,7 @@ class HostLoop:
         coro: Any = awaitable
         if type(coro) is not CoroutineType:
             coro = _await(awaitable)
-        # Code that asks finds asyncio.
-        outer, sniffio.thread_local.name = sniffio.thread_local.name, None
-        try:
-            return _begin(coro, self.loop)
-        finally:
-            sniffio.thread_local.name = outer
+        return outside_trio(_begin, coro, self.loop)
 
     async def run(self, awaitable: Awaitable[Any]) -> Any:
         """Await asyncio code.
@@ -65,14 +59,42 @@ class HostLoop:
             asyncio.CancelledError: asyncio code has cancelled the task.
             Exception: from the code.
         """
-        task = self.begin(awaitable)
+        return await self.run_aio_future(self.begin(awaitable))
+
+    # What a loop of trio-asyncio has, too
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Return a future of the loop."""
+        return self.loop.create_future()
+
+    def create_task(self, coro: Awaitable[Any]) -> asyncio.Future[Any]:
+        """Begin a task; see `begin`."""
+        return self.begin(coro)
+
+    async def run_aio_coroutine(self, coro: Coroutine[Any, Any, Any]) -> Any:
+        """As `run`, but it does not begin if the running task is cancelled."""
         try:
-            if not task.done():
-                await HostWait(task, self.ticks).wait()
-            return task.result()
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:
+            coro.close()
+            raise
+        return await self.run(coro)
+
+    async def run_aio_future(self, future: asyncio.Future[Any]) -> Any:
+        """Wait for a future, which a cancellation cancels."""
+        try:
+            if not future.done():
+                await HostWait(future, self.ticks).wait()
+            return future.result()
         finally:
             # An error's traceback holds this frame: leave no cycle behind.
-            del task
+            del future
+
+
+#: The host loop of a guest run; None in a run without.
+host_loop: trio.lowlevel.RunVar[HostLoop | None] = trio.lowlevel.RunVar(
+    "trio_asgi.host_loop", default=None
+)
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
@@ -195,16 +217,11 @@ else:
     def _begin(coro: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
         begun = _Begun(coro)
         task = asyncio.Task(begun, loop=loop)
-        outer = asyncio.current_task(loop)
-        if outer is not None:
-            asyncio.tasks._leave_task(loop, outer)
         asyncio.tasks._enter_task(loop, task)
         try:
             result = begun.begin()
         finally:
             asyncio.tasks._leave_task(loop, task)
-            if outer is not None:
-                asyncio.tasks._enter_task(loop, outer)
         if result is None:
             return task
         # The task, which the loop will still begin, has nothing left to do.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import trio
 
-from .asyncio_calls import HostLoop
+from .asyncio_calls import HostLoop, host_loop
 from .crossing import Crossing
 from .ticks import Ticks, watch
 
@@ -112,6 +112,7 @@ class GuestRun:
             watched.begin()
 
     async def _main(self) -> None:
+        host_loop.set(self.host)
         async with trio.open_nursery() as self._nursery:
             self._ready.set_result(None)
             await self._stop.wait()

@@ -12,17 +12,22 @@ them; where one is missing, as on Windows, Trio's own way is used.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import outcome
 import sniffio
 import trio
+from trio._core import _run
+
+from .wakeup import Wakeup
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 #: Ticks in a row, if tasks can go on after each, before the host loop has its turn.
 _TICKS: Final = 8
@@ -35,6 +40,10 @@ _TICK_NAMES: Final = frozenset(
     )
 )
 _WAKEUP_NAMES: Final = ("wakeup_thread_and_signal_safe", "wait_woken", "close")
+
+
+#: A thread-local: ``task`` is the running Trio task.
+_run_context: Final[Any] = getattr(_run, "GLOBAL_RUN_CONTEXT", None)
 
 
 class _Woken(tuple[Any, ...]):
@@ -102,7 +111,7 @@ class WatchedTicks(Ticks):
             os.close(self._file)
             raise
         queue = state.runner.entry_queue
-        queue.wakeup = _Wakeup(queue.wakeup, self, loop, self._context)
+        queue.wakeup = Wakeup(queue.wakeup, self.now, loop)
 
     def soon(self, wake: Callable[..., object], *args: Any) -> None:
         """Call ``wake(*args)``, and let the run go on in the host loop's next pass."""
@@ -156,6 +165,10 @@ class WatchedTicks(Ticks):
         """Run tasks that can go on; then see that the run goes on when it has to."""
         library = sniffio.thread_local
         outer, library.name = library.name, "trio"
+        # The task that has called now(): to code of Trio there is none.
+        task = asyncio.current_task(self._loop)
+        if task is not None:
+            asyncio.tasks._leave_task(self._loop, task)
         self.running = self._runner.guest_tick_scheduled = True
         self._scheduled = False
         result: outcome.Outcome[Any] | None = None
@@ -171,6 +184,8 @@ class WatchedTicks(Ticks):
             result = outcome.Error(error)
         finally:
             library.name = outer
+            if task is not None:
+                asyncio.tasks._enter_task(self._loop, task)
             self.running = False
         if result is not None:
             self._end(result)
@@ -200,61 +215,17 @@ class WatchedTicks(Ticks):
         self._state.done_callback(result)
 
 
-class _Wakeup:
-    """How other threads wake the run: `TrioToken.run_sync_soon` in place of a socket.
-
-    The host loop has a way already. Many calls wake it once.
-    """
-
-    def __init__(
-        self,
-        replaced: Any,
-        ticks: WatchedTicks,
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-    ) -> None:
-        self._replaced = replaced
-        self._ticks = ticks
-        self._loop = loop
-        self._context = context
-        #: Whether `_wake` will be called; whether it was, and nobody has waited since.
-        self._coming = self._woken = False
-        self._task: trio.lowlevel.Task | None = None
-        # If Trio's task waits there already, it comes here now.
-        replaced.wakeup_thread_and_signal_safe()
-
-    def wakeup_thread_and_signal_safe(self) -> None:
-        """Wake the run. Any thread, and in signal handlers."""
-        if self._coming:
-            return
-        self._coming = True
-        try:
-            self._loop.call_soon_threadsafe(self._wake, context=self._context)
-        except RuntimeError:
-            self._coming = False
-            raise trio.RunFinishedError("the host loop is closed") from None
-
-    def _wake(self) -> None:
-        self._coming = False
-        self._woken = True
-        task, self._task = self._task, None
+def outside_trio(fn: Callable[..., T], *args: Any) -> T:
+    """Call ``fn(*args)`` in a Trio task, as if it were not: for code of asyncio."""
+    library, context = sniffio.thread_local, _run_context
+    outer, library.name = library.name, None
+    task = None if context is None else context.__dict__.pop("task", None)
+    try:
+        return fn(*args)
+    finally:
+        library.name = outer
         if task is not None:
-            self._ticks.now(trio.lowlevel.reschedule, task)
-
-    async def wait_woken(self) -> None:
-        """Wait until the run was woken. Trio's task for `run_sync_soon`."""
-        if not self._woken:
-            self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
-        self._woken = False
-
-    def _abort(self, _: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def close(self) -> None:
-        """End with the run."""
-        self._replaced.close()
+            context.task = task
 
 
 def watch(

@@ -1,4 +1,4 @@
-"""Islands of asyncio in a Trio program, on a loop of trio-asyncio.
+"""Islands of asyncio in a Trio program.
 
     Trio task                  asyncio task               Trio task
     asyncio_island(afn)()  ──>  afn()
@@ -6,7 +6,8 @@
                                                     <──
                            <──
 
-All islands of a Trio run share one loop, in a system task, which the first one opens.
+All islands of a Trio run share one loop: the host loop in a guest run, or else one of
+trio-asyncio, in a system task, which the first one opens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import trio
 from asgiref.sync import iscoroutinefunction
 
 from trio_asgi.errors import leaves
-from trio_asgi.threads.trio_state import in_trio_run, in_trio_task
+from trio_asgi.hosts.guest_run import guest_run
+from trio_asgi.threads.trio_state import in_host_task, in_trio_run, in_trio_task
 
 from .context import restore_context
 from .loop import below_asyncio, open_loop
@@ -92,7 +94,7 @@ def trio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that is written for Trio callable from an `asyncio_island`.
 
     Use it as a decorator, or in place: ``await trio_island(trio.sleep)(1)``. The
-    function runs in a new Trio task, in the loop's nursery. Called from a Trio task, it
+    function runs in a new Trio task. Called from a Trio task, it
     runs there directly. Under ``TRIO_ASGI["ASYNCIO_VIEWS"]`` it marks a view, async or
     sync, as written for Trio: then `async_to_sync` in it runs Trio code, and Trio
     iterates what it streams.
@@ -112,7 +114,7 @@ def trio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(afn)
     async def island(*args: Any, **kwargs: Any) -> Any:
-        if not in_trio_run():
+        if not (in_trio_run() or in_host_task()):
             raise RuntimeError(
                 f"The Trio island {_name(afn)} was called outside Trio. Await it in a "
                 "Trio task, or in an asyncio_island() below one."
@@ -187,11 +189,15 @@ async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
 
 
 async def run_on_trio(afn: Callable[[], Awaitable[T]]) -> T:
-    """Run ``afn()`` in a Trio task. Called in asyncio code on a trio-asyncio loop."""
+    """Run ``afn()`` in a Trio task. Called in an asyncio task of an island's loop."""
     loop: Any = asyncio.get_running_loop()
     call = _CrossCall(afn, trio.Cancelled)
     try:
-        await loop.trio_as_future(call.run)
+        if in_host_task():
+            run = await guest_run()
+            await run.call(call.run, name="trio_asgi.trio_island")
+        else:
+            await loop.trio_as_future(call.run)
     finally:
         call.restore_context()
     return call.take_result()  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import trio
 
 from trio_asgi.errors import ends_more_than_request
+from trio_asgi.hosts.asyncio_calls import HostLoop, host_loop
 from trio_asgi.threads.abandon import (
     ABANDONED,
     INTERVAL,
@@ -24,6 +25,9 @@ from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import call_in_thread_soon, log
+from trio_asgi.threads.trio_state import (
+    below_asyncio as below_asyncio,  # noqa: PLC0414 - for those above
+)
 
 from .executor import make_executor
 
@@ -31,12 +35,6 @@ if TYPE_CHECKING:
     from trio_asyncio import TrioEventLoop
 
 logger = logging.getLogger("trio_asgi")
-
-#: Whether the nearest async code above is asyncio's (or Trio's), for `async_to_sync` in
-#: sync code. None if there is none above; then `Lease.for_asyncio` counts.
-below_asyncio: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
-    "trio_asgi.below_asyncio", default=None
-)
 
 
 class _Loop:
@@ -142,12 +140,18 @@ def import_trio_asyncio() -> None:
     theirs._trio_policy.new_event_loop = new_event_loop
 
 
-async def open_loop() -> TrioEventLoop:
-    """Return the loop that the program has opened around the task, or else ours.
+async def open_loop() -> TrioEventLoop | HostLoop:
+    """Return the loop for the running task's islands.
+
+    That is the host loop in a guest run, or else the loop of trio-asyncio that the
+    program has opened around the task, or else ours.
 
     Raises:
         RuntimeError: it cannot be opened, or is being closed.
     """
+    host = host_loop.get()
+    if host is not None:
+        return host
     import_trio_asyncio()
     import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
 
@@ -186,9 +190,32 @@ async def _cancel(tasks: list[asyncio.Task[Any]], seconds: float) -> None:
 
 async def end_tasks(owner: object) -> None:
     """Cancel the asyncio tasks that an application has started, and wait for them."""
+    host = host_loop.get()
+    if host is not None:
+        await _end_host_tasks(host, owner)
+        return
     holder = _loop.get(None)
     if holder is not None:
         await holder.end_tasks(owner)
+
+
+async def _end_host_tasks(host: HostLoop, owner: object) -> None:
+    """Do so on a host loop, which also runs tasks of the server.
+
+    Up to Python 3.11 asyncio does not tell a task's context; there these tasks run on,
+    until the server ends its loop.
+    """
+    tasks = []
+    for task in asyncio.all_tasks(host.loop):
+        get_context = getattr(
+            task, "get_context", contextvars.Context
+        )  # new in Python 3.12
+        place = get_context().get(current_loop)
+        if place is not None and lease_of(place).owner is owner:
+            tasks.append(task)
+    if tasks:
+        seconds = current_pool().shutdown_seconds + 5 * INTERVAL
+        await host.run_aio_coroutine(_cancel(tasks, seconds))
 
 
 async def close_loop() -> None:

@@ -26,7 +26,8 @@ class IslandStream:
 
     def __init__(self, iterator: AsyncIterator[Any]) -> None:
         self._iterator = iterator
-        self._task: asyncio.Task[None] | None = None
+        self._loop: Any = None
+        self._task: asyncio.Future[None] | None = None
         self._is_closed = False
         #: Done when the next item is asked for, and when it has come.
         self._asked: asyncio.Future[None] | None = None
@@ -41,7 +42,7 @@ class IslandStream:
             if self._task.cancelled() or not self._task.done():
                 raise RuntimeError(_STREAM_CANCELLED)
             raise StopAsyncIteration
-        loop = await open_loop()
+        loop = self._loop = self._loop or await open_loop()
         self._given = loop.create_future()
         if self._asked is None:
             self._task = loop.create_task(self._iterate())
@@ -62,8 +63,8 @@ class IslandStream:
         if self._is_closed:
             return
         if self._task is None:
-            loop = await open_loop()
-            self._task = loop.create_task(self._close())
+            self._loop = await open_loop()
+            self._task = self._loop.create_task(self._close())
         else:
             self._task.cancel()
         self._is_closed = True
@@ -71,8 +72,7 @@ class IslandStream:
             if self._task.done():
                 self._task.result()  # its loop may be closed, so do not wait
             else:
-                own_loop: Any = self._task.get_loop()
-                await own_loop.run_aio_future(self._task)
+                await self._loop.run_aio_future(self._task)
 
     async def _iterate(self) -> None:
         """Iterate, and always complete ``_given`` at the end. The asyncio task."""

@@ -7,6 +7,8 @@ connections when they end (docs/design/threads.md).
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import os
 import threading
 from contextlib import contextmanager
@@ -18,6 +20,12 @@ from trio import _threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+#: Whether the nearest async code above is asyncio's (or Trio's), for `async_to_sync` in
+#: sync code. None if there is none above; then `Lease.for_asyncio` counts.
+below_asyncio: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
+    "trio_asgi.below_asyncio", default=None
+)
 
 #: A thread-local: Trio's record of the task that waits for the thread.
 trios_notes = _threads.PARENT_TASK_DATA
@@ -48,8 +56,19 @@ def in_trio_task() -> bool:
 
 
 def in_trio_run() -> bool:
-    """Whether a Trio task runs here, even on behalf of an island. Any thread."""
-    return sniffio.thread_local.name is not None and trio.lowlevel.in_trio_task()
+    """Whether Trio code runs here, or asyncio code of an island. Any thread."""
+    if sniffio.thread_local.name is not None:
+        return trio.lowlevel.in_trio_task()
+    return bool(below_asyncio.get()) and in_host_task()
+
+
+def in_host_task() -> bool:
+    """Whether asyncio code runs here, on a loop that has a guest run. Any thread."""
+    return (
+        asyncio._get_running_loop() is not None
+        and sniffio.thread_local.name is None
+        and trio.lowlevel.in_trio_run()
+    )
 
 
 def runs_for_a_thread() -> bool:
