@@ -20,12 +20,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trustme
 
 import trio_asgi
 
+from ._hosts import HOSTS
 from ._wire import Connection
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Connect = Callable[[], Connection]
-Kind = Literal["hypercorn", "anycorn"]
+#: A name in `HOSTS`.
+Kind = str
 
 HERE = Path(__file__).parent
 
@@ -42,6 +44,9 @@ PATIENCE = 60.0
 
 #: The names of the pool's threads: this, and a number.
 _WORKER_THREAD = "trio-asgi-worker-"
+
+#: The tasks of requests: of hypercorn and anycorn, and of a guest run.
+_REQUEST_TASK = re.compile(r"\.task_group\._handle$|^trio_asgi\.http$")
 
 #: The servers' own tasks for a connection, which last while it is kept alive.
 _CONNECTION_TASK = re.compile(
@@ -79,7 +84,7 @@ class State:
     @property
     def is_alone(self) -> bool:
         """Whether the request for this state is the only one."""
-        handlers = [name for name in self.tasks if name.endswith(".task_group._handle")]
+        handlers = [name for name in self.tasks if _REQUEST_TASK.search(name)]
         return self.in_flight == ["state"] and len(handlers) == 1
 
     @property
@@ -145,8 +150,11 @@ class Server:
 
         def ready() -> list[str]:
             assert self.is_running, f"the server has ended:\n{self.log}"
-            ports = re.findall(r"Running on https?://127\.0\.0\.1:(\d+)", self.log)
-            return ports if len(ports) == self.workers else []
+            ports = re.findall(host.listening, self.log)
+            return ports if len(ports) == expected else []
+
+        host = HOSTS[self.kind]
+        expected = 1 if host.listens_once else self.workers
 
         self.port = int(eventually(ready, "the server accepts connections")[0])
 
@@ -305,11 +313,12 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
     """Run a server, and end it.
 
     Args:
-        kind: Which server; always with its Trio worker.
+        kind: Which server, of `HOSTS`.
         directory: For the log, the journal, and the server's temporary files.
         application: What to serve.
         workers: How many worker processes.
-        options: More options of the command line: ``{"graceful-timeout": 1}``.
+        options: More options of hypercorn's command line, which are translated:
+            ``{"graceful-timeout": 1}``.
         settings: The site's ``TRIO_ASGI``.
         certificates: Enable TLS.
         expect_start: Whether to wait until the server accepts connections.
@@ -317,7 +326,8 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
     temporary = directory / "temporary"
     temporary.mkdir()
     log_file, journal_file = directory / "server.log", directory / "journal"
-    arguments = {"bind": "127.0.0.1:0", "workers": workers, **(options or {})}
+    arguments = {"workers": workers, **(options or {})}
+    host = HOSTS[kind]
     if certificates is not None:
         arguments["certfile"] = certificates.certificate_file
         arguments["keyfile"] = certificates.key_file
@@ -334,10 +344,7 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
                 "-W",
                 "always::ResourceWarning",
                 "-m",
-                kind,
-                "--worker-class=trio",
-                *(f"--{name}={value}" for name, value in arguments.items()),
-                application,
+                *host.arguments(application, arguments, host.free_port()),
             ],
             cwd=HERE,
             env={
@@ -379,6 +386,6 @@ def serve_cleanly(kind: Kind, directory: Path, **options: Any) -> Iterator[Serve
         server.note_state_at_rest()
         yield server
         assert server.is_running, f"the server has ended:\n{server.log}"
-        assert server.stop() == 0, server.log
+        assert server.stop() in HOSTS[kind].ends_with, server.log
         assert server.log.count("Traceback") == server.tracebacks, server.log
         assert "ResourceWarning" not in server.log, server.log

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from ._hosts import HOSTS
 from ._server import Certificates, Kind, Server, serve_cleanly
 
 if TYPE_CHECKING:
@@ -31,10 +33,20 @@ if sys.platform == "win32":
     ]
 
 
-@pytest.fixture(scope="module", params=["hypercorn", "anycorn"])
+#: The hosts of the usual run; ``HOSTS=all`` in the environment tests all others, too.
+SAMPLE = ["hypercorn", "anycorn", "uvicorn"]
+CHOSEN = os.environ.get("HOSTS", " ".join(SAMPLE))
+
+
+@pytest.fixture(
+    scope="module", params=list(HOSTS) if CHOSEN == "all" else CHOSEN.split()
+)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Each of the servers that have a Trio worker."""
-    return cast("Kind", request.param)
+    """Each of the servers that are to be tested."""
+    kind = cast("Kind", request.param)
+    if not HOSTS[kind].is_installed:
+        pytest.skip(f"{kind} is not installed")
+    return kind
 
 
 @pytest.fixture(scope="module")

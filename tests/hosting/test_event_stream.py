@@ -136,7 +136,7 @@ def test_a_browser_finds_the_next_server(kind: Kind, tmp_path: Path) -> None:
         assert first.stop() == 0
         assert_no_complaints(first)
         assert first.events("page")[-2:] == ["cleaned up", "finished"]
-        options = {"bind": f"127.0.0.1:{first.port}"}
+        options = {"port": first.port}
         with serve(kind, next_directory, options=options) as following:
             seen = seen_by_page(following, "page")
             (again,) = following.journal_of("connected")

@@ -1,0 +1,144 @@
+"""The servers that can host the site, and how each is told what the tests ask for."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Host:
+    """One server, with one event loop and one parser."""
+
+    #: The module of its command.
+    module: str
+    #: Options that choose how it runs.
+    choice: tuple[str, ...]
+    #: What else has to be installed.
+    needs: tuple[str, ...] = ()
+    #: Its names for the tests' options; those that it lacks are left out.
+    names: Mapping[str, str] = field(default_factory=dict)
+    #: Matches the line of its log that says where it listens, for each worker.
+    listening: str = r"Running on https?://127\.0\.0\.1:(\d+)"
+    #: Whether only the parent process writes that line.
+    listens_once: bool = False
+    #: Whether it can choose a free port itself, and say which.
+    knows_port: bool = True
+    #: Its exit statuses after SIGTERM: some die of the signal that they have handled.
+    ends_with: tuple[int, ...] = (0,)
+
+    @property
+    def on_trio(self) -> bool:
+        """Whether the server itself runs on Trio."""
+        return "--worker-class=trio" in self.choice
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it can be tested here."""
+        return all(find_spec(name) for name in (self.module, *self.needs))
+
+    def arguments(
+        self, application: str, options: Mapping[str, object], port: int
+    ) -> list[str]:
+        """Return its command line, without Python."""
+        given = {"host": "127.0.0.1", "port": port, **options}
+        given["bind"] = f"{given['host']}:{given['port']}"
+        named = [
+            f"{self.names[name]}={value}"
+            for name, value in given.items()
+            if name in self.names
+        ]
+        return [self.module, *self.choice, *named, application]
+
+    def free_port(self) -> int:
+        """Return 0 if the server can choose a port, or else one that is free."""
+        if self.knows_port:
+            return 0
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port: int = sock.getsockname()[1]
+            return port
+
+
+_HYPERCORN = {
+    "bind": "--bind",
+    "workers": "--workers",
+    "graceful-timeout": "--graceful-timeout",
+    "keep-alive": "--keep-alive",
+    "certfile": "--certfile",
+    "keyfile": "--keyfile",
+}
+_UVICORN = {
+    "host": "--host",
+    "port": "--port",
+    "workers": "--workers",
+    "graceful-timeout": "--timeout-graceful-shutdown",
+    "keep-alive": "--timeout-keep-alive",
+    "certfile": "--ssl-certfile",
+    "keyfile": "--ssl-keyfile",
+}
+_GUNICORN = {
+    "bind": "--bind",
+    "workers": "--workers",
+    "graceful-timeout": "--graceful-timeout",
+    "keep-alive": "--keep-alive",
+    "certfile": "--certfile",
+    "keyfile": "--keyfile",
+}
+_GRANIAN = {
+    "host": "--host",
+    "port": "--port",
+    "workers": "--workers",
+    "graceful-timeout": "--workers-kill-timeout",
+    "certfile": "--ssl-certificate",
+    "keyfile": "--ssl-keyfile",
+}
+
+
+def _uvicorn(loop: str, http: str, *needs: str) -> Host:
+    return Host(
+        "uvicorn",
+        (f"--loop={loop}", f"--http={http}", "--no-access-log"),
+        needs=needs,
+        names=_UVICORN,
+        listening=r"Uvicorn running on https?://127\.0\.0\.1:(\d+)",
+        listens_once=True,
+        ends_with=(0, -15),
+    )
+
+
+HOSTS = {
+    "hypercorn": Host("hypercorn", ("--worker-class=trio",), names=_HYPERCORN),
+    "anycorn": Host("anycorn", ("--worker-class=trio",), names=_HYPERCORN),
+    "uvicorn": _uvicorn("uvloop", "httptools", "uvloop", "httptools"),
+    "uvicorn-asyncio-h11": _uvicorn("asyncio", "h11"),
+    "hypercorn-asyncio": Host(
+        "hypercorn", ("--worker-class=asyncio",), names=_HYPERCORN
+    ),
+    "granian": Host(
+        "granian",
+        ("--interface=asgi",),
+        names=_GRANIAN,
+        listening=r"Listening at: https?://127\.0\.0\.1:(\d+)",
+        listens_once=True,
+        knows_port=False,
+    ),
+    "daphne": Host(
+        "daphne",
+        (),
+        names={"port": "--port", "host": "--bind"},
+        listening=r"Listening on TCP address 127\.0\.0\.1:(\d+)",
+    ),
+    "gunicorn": Host(
+        "gunicorn",
+        ("--worker-class=uvicorn.workers.UvicornWorker",),
+        needs=("uvicorn",),
+        names=_GUNICORN,
+        listening=r"Listening at: https?://127\.0\.0\.1:(\d+)",
+        listens_once=True,
+    ),
+}
