@@ -286,6 +286,26 @@ def test_a_send_that_waits_may_use_a_timeout() -> None:
     assert log == ["timed out", "sent"]
 
 
+def test_an_endless_stream_lets_others_run() -> None:
+    """Even if the server drops its messages without waiting."""
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def app(_receive: Receive, send: Send) -> None:
+            begun.set()
+            while True:
+                await send({"type": "http.response.body", "more_body": True})
+
+        task = asyncio.create_task(call(app))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
 def test_a_deadline_cancels_a_send_and_waits_for_it() -> None:
     """The server sees CancelledError; its clean-up comes before Trio goes on."""
     log = []

@@ -40,7 +40,7 @@ Kind = str
 HERE = Path(__file__).parent
 
 #: Only something that hangs takes longer.
-PATIENCE = 60.0
+PATIENCE = float(os.environ.get("PATIENCE", "60"))
 
 #: The names of the pool's threads: this, and a number.
 _WORKER_THREAD = "trio-asgi-worker-"

@@ -203,8 +203,14 @@ class HostSend:
         self._host = host
 
     async def __call__(self, message: Message) -> None:
-        """Send a message; a checkpoint only if the server has to wait."""
+        """Send a message; a checkpoint if the server has to wait, or in a stream.
+
+        A server whose client has left drops what it gets without waiting: without a
+        checkpoint, an endless stream would never let anybody notice.
+        """
         await self._host.run(self._send(message))
+        if message.get("more_body"):
+            await trio.lowlevel.checkpoint()
 
 
 if sys.version_info >= (3, 12):
