@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.conf import settings
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
@@ -250,3 +251,31 @@ async def test_a_new_handler_changes_the_options_of_the_run() -> None:
     finally:
         before.release()
         get_asgi_application()
+
+
+def test_djangos_settings_are_always_the_current_ones() -> None:
+    """Whether one was read before, is overridden, set, deleted, or missing."""
+    assert conf.setting("APPEND_SLASH") is settings.APPEND_SLASH is True
+    with override_settings(APPEND_SLASH=False):
+        assert conf.setting("APPEND_SLASH") is False
+        settings.APPEND_SLASH = None
+        assert conf.setting("APPEND_SLASH") is None
+    assert conf.setting("APPEND_SLASH") is True
+    with override_settings(), pytest.raises(AttributeError):
+        del settings.APPEND_SLASH
+        conf.setting("APPEND_SLASH")
+    assert conf.setting("APPEND_SLASH") is True
+
+
+def test_a_key_is_always_the_current_one() -> None:
+    """Whether or not there is a dict of keys, and was one before."""
+    for _ in range(2):
+        with override_settings():
+            if hasattr(settings, "TRIO_ASGI"):
+                del settings.TRIO_ASGI
+            assert conf.get("STREAM_BODY") is False
+            with override_settings(TRIO_ASGI={"STREAM_BODY": True}):
+                assert conf.get("STREAM_BODY") is True
+            assert conf.get("STREAM_BODY") is False
+            settings.TRIO_ASGI = {"STREAM_BODY": True}
+            assert conf.get("STREAM_BODY") is True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import RequestDataTooBig
+from django.core.handlers import asgi
 from django.test import override_settings
 
 from support import http_scope
@@ -139,3 +140,30 @@ def test_force_script_name_goes_before_root_path(
         request = make_request(path=path, root_path="/ignored")
     assert request.script_name == prefix
     assert request.path_info == request.META["PATH_INFO"] == rest
+
+
+@pytest.mark.parametrize("path", ["/", "/some/päth"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [
+            (b"host", b"example.org"),
+            (b"content-type", b"text/plain; charset=latin-1"),
+            (b"content-length", b"4"),
+            (b"accept", b"text/html"),
+            (b"accept", b"text/plain"),
+            (b"x_hidden", b"no"),
+            (b"cookie", b"a=1; b=2"),
+        ],
+    ],
+)
+def test_every_attribute_is_djangos(
+    headers: list[tuple[bytes, bytes]], path: str
+) -> None:
+    """Where nothing is mended, the request has the same state as Django's own."""
+    scope = http_scope(path=path, headers=headers, query_string=b"a=1", method="post")
+    body = BytesIO(b"body")
+    ours, djangos = ASGIRequest(scope, body), asgi.ASGIRequest(scope, body)
+    assert vars(ours) == {**vars(djangos), "_receiver": None}
+    assert list(ours.META) == list(djangos.META)

@@ -252,3 +252,17 @@ async def test_headers_about_the_connection(version: str) -> None:
     assert answer.body == b"part"
     names = [name for name, _ in answer.headers]
     assert (b"Connection" in names) == (version == "1.1")
+
+
+async def test_headers_that_a_response_adds_when_it_is_sent() -> None:
+    """A class of one's own decides what its headers are, as under Django's handler."""
+
+    class Adding(HttpResponse):
+        def items(self) -> Any:
+            return [*super().items(), ("X-Added", "yes")]
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return Adding()
+
+    answer = await request(application(path("", view)))
+    assert (b"X-Added", b"yes") in answer.headers

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -111,7 +112,12 @@ def problems() -> Iterator[tuple[str, str]]:
 
 def get(name: str) -> Any:
     """Return the value of a key, or its default."""
-    configured: dict[str, Any] = getattr(settings, "TRIO_ASGI", {})
+    configured = _read.get("TRIO_ASGI")
+    if configured is None:
+        wrapped = _read.get("_wrapped", empty)
+        if wrapped is not empty and not hasattr(wrapped, "TRIO_ASGI"):
+            return KEYS[name].default  # `settings` would take longer to find that out
+        configured = getattr(settings, "TRIO_ASGI", {})
     return configured.get(name, KEYS[name].default)
 
 
