@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from trio_asgi.asgi.types import Message
 
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
+
 def kind() -> str:
     """Return whose code this is."""
     return "Trio" if asyncio._get_running_loop() is None else "asyncio"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.types import Message, Scope
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
 EXPECT = (b"expect", b"100-continue")
 TOO_LARGE = (413, b"413 Payload too large")
 TOO_SLOW = (408, b"408 Request timeout")

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.types import Message, Receive, Send
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
 DISCONNECT = {"type": "http.disconnect"}
 
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest, StreamingHttpResponse
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
 #: A test that still waits after this time has failed.
 SECONDS = 10
 

@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from support import http_scope
-from trio_asgi.asgi.exchange import WATCH_SECONDS, Exchange
+from trio_asgi.asgi.exchange import Exchange
 from trio_asgi.asgi.receive import Receiver
 from trio_asgi.asgi.send import ResponseSender
 from trio_asgi.errors import leaves
@@ -318,35 +318,23 @@ def run_on_a_stopped_clock(main: Callable[[MockClock], Awaitable[None]]) -> None
     trio.run(main, clock, clock=clock)
 
 
-async def wait_watched(client: Client, clock: MockClock) -> None:
-    """Wait until an exchange, which may be starting, watches its client."""
-    await wait_all_tasks_blocked()
-    clock.jump(WATCH_SECONDS)
-    await client.watched.wait()
-
-
-def test_the_server_cancels_before_the_watcher_starts() -> None:
+async def test_the_server_cancels_before_the_watcher_starts(client: Client) -> None:
     """Sync code that was cancelled so early is left in the end, too."""
+    code = SyncCode()
 
-    async def main(clock: MockClock) -> None:
-        client, code = Client(), SyncCode()
+    class ImpatientExchange(PatientExchange):
+        patience = 0
 
-        async def respond() -> None:
-            await lease.run_sync(code)
+    async def respond() -> None:
+        await lease.run_sync(code)
 
-        with open_lease() as lease:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(PatientExchange(client, lease).run, respond)
-                await code.entered.wait()
-                nursery.cancel_scope.cancel()
-                with trio.CancelScope(shield=True):
-                    for seconds in (WATCH_SECONDS, 61):
-                        await wait_all_tasks_blocked()
-                        clock.jump(seconds)
-            assert lease.abandoned
-            code.end()
-
-    run_on_a_stopped_clock(main)
+    with open_lease() as lease:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ImpatientExchange(client, lease).run, respond)
+            await code.entered.wait()
+            nursery.cancel_scope.cancel()
+        assert lease.abandoned
+        code.end()
 
 
 def test_the_client_leaves_sync_code() -> None:
@@ -365,7 +353,7 @@ def test_the_client_leaves_sync_code() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(PatientExchange(client, lease).run, respond)
                 await code.entered.wait()
-                await wait_watched(client, clock)
+                await client.watched.wait()
                 client.leave()
                 await wait_all_tasks_blocked()
                 clock.jump(1000)
@@ -395,7 +383,7 @@ def test_the_server_has_patience_with_sync_code() -> None:
 
                 nursery.start_soon(request)
                 await code.entered.wait()
-                await wait_watched(client, clock)
+                await client.watched.wait()
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await wait_all_tasks_blocked()
@@ -425,7 +413,7 @@ def test_sync_code_that_ends_in_time() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(PatientExchange(client, lease).run, respond)
                 await code.entered.wait()
-                await wait_watched(client, clock)
+                await client.watched.wait()
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await wait_all_tasks_blocked()
@@ -452,7 +440,7 @@ def test_the_server_cancels_after_the_client_has_left() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(PatientExchange(client, lease).run, respond)
                 await code.entered.wait()
-                await wait_watched(client, clock)
+                await client.watched.wait()
                 client.leave()
                 await wait_all_tasks_blocked()
                 clock.jump(1000)
@@ -486,7 +474,7 @@ def test_sync_code_that_starts_after_the_patience() -> None:
         with open_lease() as lease:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(PatientExchange(client, lease).run, respond)
-                await wait_watched(client, clock)
+                await client.watched.wait()
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     await code.entered.wait()

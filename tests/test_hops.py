@@ -67,6 +67,9 @@ if TYPE_CHECKING:
     from trio_asgi.asgi.types import Message
 
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
+
 @pytest.fixture
 def hops() -> Iterator[Hops]:
     """Count the calls in worker threads."""

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from trio_asgi import ASGIHandler
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
 DISCONNECT = {"type": "http.disconnect"}
 
 #: What was called, in order, and where.

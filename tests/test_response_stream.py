@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         Iterator,
     )
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
 DISCONNECT = {"type": "http.disconnect"}
 SECONDS = 10
 

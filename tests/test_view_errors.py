@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.types import Scope
 
+pytestmark = pytest.mark.usefixtures("watching_at_once")
+
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 

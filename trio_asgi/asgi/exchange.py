@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .send import ResponseSender
     from .timers import Timer
 
-#: How long a request runs before its watcher starts. Most end before, and save the
-#: cost of a task.
+#: How long a request runs before its watcher starts; on a test's clock, not at all.
+#: Most end before, and save the cost of a task.
 WATCH_SECONDS: Final = 0.01
 
 #: Seconds that a last message may wait for the client; then the request ends beside it.
@@ -122,7 +122,7 @@ class Exchange(ABC):
             with self._scope:
                 await respond()
 
-        self._timer = current_timer(WATCH_SECONDS, Exchange._begin_to_watch)
+        self._timer = current_timer(WATCH_SECONDS, Exchange._begin_to_watch, real=True)
         if not self.receiver.complete:
             self.receiver.on_disconnect = self.abort
         try:

@@ -60,8 +60,14 @@ _timers: trio.lowlevel.RunVar[dict[Any, Timer[Any]]] = trio.lowlevel.RunVar(
 )
 
 
-def current_timer(seconds: float, function: Callable[[T], object]) -> Timer[T]:
-    """Return this Trio run's timer for some seconds and a function."""
+def current_timer(
+    seconds: float, function: Callable[[T], object], *, real: bool = False
+) -> Timer[T]:
+    """Return this Trio run's timer for some seconds and a function.
+
+    A test's clock may stand still. If it should not matter (``real``), the function is
+    then called at once: when all other tasks have had their turn.
+    """
     try:
         timers = _timers.get()
     except LookupError:
@@ -69,6 +75,8 @@ def current_timer(seconds: float, function: Callable[[T], object]) -> Timer[T]:
         _timers.set(timers)
     timer = timers.get((seconds, function))
     if timer is None:
-        timer = timers[seconds, function] = Timer(seconds, function)
+        is_test = hasattr(trio.lowlevel.current_clock(), "autojump_threshold")
+        timer = Timer(0 if real and is_test else seconds, function)
+        timers[seconds, function] = timer
         trio.lowlevel.spawn_system_task(timer.call)
     return timer
