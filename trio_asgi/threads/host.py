@@ -188,7 +188,7 @@ class Host(AbandonableWait, Generic[T]):
         with self._queue.lock:
             if not self._post(wake):
                 raise trio.RunFinishedError("no task waits for this thread any more")
-            self._queue.wakeups.wake()
+        self._queue.wakeups.wake()
 
     def tell(self, message: Any) -> None:
         """Have the task ``await message.run()``. Worker thread; raises as above."""
