@@ -565,20 +565,6 @@ def test_without_a_lifespan_the_run_ends_with_the_loop() -> None:
     assert log == ["ended"]
 
 
-def test_a_loop_that_is_only_stopped_ends_the_run_at_exit() -> None:
-    """As Twisted's reactor leaves it; here the function for the exit is called."""
-    loop = asyncio.new_event_loop()
-
-    async def app(_receive: Receive, _send: Send) -> None:
-        pass
-
-    loop.run_until_complete(call(app))
-    assert trio.lowlevel.in_trio_run()
-    guest_run._runs[loop]._end_at_exit()
-    assert not trio.lowlevel.in_trio_run()
-    loop.close()
-
-
 def test_a_request_that_is_left_at_the_end_is_cancelled() -> None:
     """The server's task sees that, too."""
     life = Lifespan()

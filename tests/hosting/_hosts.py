@@ -32,6 +32,9 @@ class Host:
     #: Its exit statuses after SIGTERM: some die of the signal that they have handled.
     ends_with: tuple[int, ...] = (0,)
 
+    #: What the server cannot do, by the names that tests use, with its reason.
+    cannot: Mapping[str, str] = field(default_factory=dict)
+
     @property
     def on_trio(self) -> bool:
         """Whether the server itself runs on Trio."""
@@ -63,6 +66,14 @@ class Host:
             port: int = sock.getsockname()[1]
             return port
 
+
+_NO_HTTP2 = {"http2": "the server has no HTTP/2"}
+_UVICORNS = {
+    **_NO_HTTP2,
+    "quiet cancellation": "it logs a traceback for each task that it cancels",
+    "closing unread": "it waits for a client that does not read before it closes",
+    "shutdown unread": "it waits for a client that does not read before it ends",
+}
 
 _HYPERCORN = {
     "bind": "--bind",
@@ -108,6 +119,7 @@ def _uvicorn(loop: str, http: str, *needs: str) -> Host:
         listening=r"Uvicorn running on https?://127\.0\.0\.1:(\d+)",
         listens_once=True,
         ends_with=(0, -15),
+        cannot=_UVICORNS,
     )
 
 
@@ -132,12 +144,14 @@ HOSTS = {
         (),
         names={"port": "--port", "host": "--bind"},
         listening=r"Listening on TCP address 127\.0\.0\.1:(\d+)",
+        cannot={**_NO_HTTP2, "lifespan": "it has no lifespan"},
     ),
     "gunicorn": Host(
         "gunicorn",
         ("--worker-class=uvicorn.workers.UvicornWorker",),
         needs=("uvicorn",),
         names=_GUNICORN,
+        cannot=_UVICORNS,
         listening=r"Listening at: https?://127\.0\.0\.1:(\d+)",
         listens_once=True,
     ),

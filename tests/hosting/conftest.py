@@ -77,3 +77,13 @@ def connect(server: Server) -> Iterator[Connect]:
     """A function that opens connections; any left open are closed at the end."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(server.connect())
+
+
+@pytest.fixture(autouse=True)
+def skip_what_the_server_cannot(request: pytest.FixtureRequest) -> None:
+    """Skip a test marked ``demands(what)`` on a server that cannot do that."""
+    for mark in request.node.iter_markers("demands"):
+        kind = request.getfixturevalue("kind")
+        reason = HOSTS[kind].cannot.get(mark.args[0])
+        if reason is not None:
+            pytest.skip(f"{kind}: {reason}")

@@ -283,6 +283,7 @@ def test_more_at_once_than_threads(
         assert events.count("started") == events.count("finished") <= 1
 
 
+@pytest.mark.demands("http2")
 def test_one_stream_of_http2(server: Server) -> None:
     """A reset stream cancels its own view, and no other on the connection."""
     taken_back, kept = server.new_id(), server.new_id()
@@ -301,6 +302,7 @@ def test_one_stream_of_http2(server: Server) -> None:
     assert_healthy(server)
 
 
+@pytest.mark.demands("http2")
 @leaving
 def test_all_streams_of_http2(server: Server, connect: Connect, leave: Leave) -> None:
     """The end of the connection cancels the views of all its streams."""

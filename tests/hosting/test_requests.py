@@ -125,6 +125,7 @@ def http2_client(server: Server, certificates: Certificates) -> httpx.AsyncClien
     )
 
 
+@pytest.mark.demands("http2")
 async def test_50_streams_of_http2_run_at_once(
     tls_server: Server, certificates: Certificates
 ) -> None:
@@ -143,6 +144,7 @@ async def test_50_streams_of_http2_run_at_once(
     assert answers == {number: f"met {number}" for number in range(50)}
 
 
+@pytest.mark.demands("http2")
 async def test_50_streams_of_http2_share_the_threads(
     tls_server: Server, certificates: Certificates
 ) -> None:

@@ -96,6 +96,7 @@ def test_requests_that_end_in_time_are_answered(
         assert_ended_cleanly(server)
 
 
+@pytest.mark.demands("http2")
 def test_a_stream_of_http2_that_ends_in_time_is_answered(
     kind: Kind, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_stream_of_http2_that_ends_in_time_is_answered(
         assert_ended_cleanly(server)
 
 
+@pytest.mark.demands("quiet cancellation")
 def test_requests_that_do_not_end_are_cancelled(kind: Kind, tmp_path: Path) -> None:
     """After the grace period all requests in flight are cancelled, and clean up."""
     options = {"graceful-timeout": 1}
@@ -196,6 +198,7 @@ def test_clients_that_do_not_read(kind: Kind, tmp_path: Path) -> None:
 
 
 @to_whom
+@pytest.mark.demands("quiet cancellation")
 def test_all_workers_cancel_what_does_not_end(
     kind: Kind, tmp_path: Path, terminate: Terminate
 ) -> None:
@@ -234,7 +237,7 @@ def test_a_thread_that_hangs_does_not_keep_the_server(
         server.wait_for_event("entered", "hanging")
         server.wait_for_event("entered", "waiting")
         server.terminate()
-        assert server.wait_for_end() == 0
+        assert server.wait_for_end() in HOSTS[server.kind].ends_with
         assert "Left sync code running that does not end: /sync/hang/" in server.log
         assert "Traceback" not in server.log
         assert server.events("waiting")[-2:] == ["cleaned up", "finished"]

@@ -75,6 +75,7 @@ def strict_server(
 
 
 @pytest.mark.parametrize("path", ["/sync/flood/", "/thread/flood/"])
+@pytest.mark.demands("closing unread")
 def test_slow_readers_leave_the_leases_to_others(
     strict_server: Server, path: str
 ) -> None:
@@ -136,6 +137,7 @@ def test_slow_senders_leave_the_leases_to_others(strict_server: Server) -> None:
     server.wait_for_rest()
 
 
+@pytest.mark.demands("http2")
 def test_a_slow_stream_of_http2_harms_no_other(strict_server: Server) -> None:
     """It is ended, and the connection with its other streams goes on."""
     server = strict_server

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextvars
 import functools
 import logging
-import threading
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ class GuestRun:
         """Start nothing yet."""
         self.host = HostLoop(loop, Ticks())
         self._crossings: set[Crossing] = set()
-        self._thread = threading.get_ident()
         self._nursery: trio.Nursery | None = None
         self._stop = trio.Event()
         #: How many lifespans the run serves; the last one ends it.
@@ -81,7 +79,7 @@ class GuestRun:
             self._ended.set_result(None)
             self._close_holder()
             raise
-        atexit.register(self._end_at_exit)
+        self._end_with_twisted()
         await self.wait_ready()
 
     def _start(self) -> None:
@@ -149,20 +147,24 @@ class GuestRun:
             with suppress(StopIteration):
                 holder.aclose().send(None)
 
-    def _end_at_exit(self) -> None:
-        """End the run if its loop was stopped without closing its generators."""
-        loop = self.host.loop
-        if threading.get_ident() == self._thread and not (
-            loop.is_closed() or loop.is_running()
-        ):
-            loop.run_until_complete(self.end())
+    def _end_with_twisted(self) -> None:
+        """End the run in order under daphne: Twisted closes no async generators."""
+        loop, reactor = self.host.loop, sys.modules.get("twisted.internet.reactor")
+        if getattr(reactor, "_asyncioEventloop", None) is not loop:
+            return
+        from twisted.internet.defer import Deferred  # noqa: PLC0415 - loaded already
+
+        def end() -> Any:
+            return Deferred.fromFuture(loop.create_task(self.end()))
+
+        twisted: Any = reactor
+        twisted.addSystemEventTrigger("during", "shutdown", end)
 
     def _on_done(self, result: outcome.Outcome[None]) -> None:
         """Note the end of the run. Trio's callback."""
         ended = self._stop.is_set()
         self._stop.set()
         self._nursery = None
-        atexit.unregister(self._end_at_exit)
         for future in (self._ready, self._ended):
             if not future.done():
                 future.set_result(None)
