@@ -38,7 +38,7 @@ from .request.request import ASGIRequest, makes_plain_requests
 from .request.signals import RequestSignals, disown_caches
 from .request.state import RequestState, send_answer
 from .response.file_stream import LARGEST_BLOCK
-from .response.send import FIRST_PIECE, send_over_asgi
+from .response.send import send_over_asgi
 from .threads.current import current_pool, reserve_lease, reserved_lease
 from .threads.lease import Lease
 from .threads.loop import current_loop
@@ -227,25 +227,16 @@ class ASGIHandler(ChainHandler):
         Either way the response is closed when the request ends.
         """
         sender = state.sender
+        own = type(self).send_response is _SEND_RESPONSE
         try:
-            small = self._small_content(state.response)
-            await send_answer(state, self.send_response, small)
+            small = self.chunk_size if own else -1
+            await send_answer(state, self.send_response, small=small)
         except BaseException as error:
             left = isinstance(error, ClientDisconnected)
             if sender.begun or left or ends_more_than_request(error):
                 raise
             answer = server_error(error, state.path, state.request)
             await send_over_asgi(answer, sender, self.chunk_bytes)
-
-    def _small_content(self, response: Any) -> bytes | None:
-        """Return a body that `send_response`, if not overridden, sends in one message.
-
-        Otherwise None.
-        """
-        if response.streaming or type(self).send_response is not _SEND_RESPONSE:
-            return None
-        content: bytes = response.content
-        return content if len(content) <= min(self.chunk_size, FIRST_PIECE) else None
 
     async def read_body(self, receive: Receive) -> IO[bytes]:
         """Read the body into a file, in memory up to a size as in Django, or on disk.

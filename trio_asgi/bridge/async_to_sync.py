@@ -18,14 +18,18 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 
 from trio_asgi.islands.context import restore_context, with_context
 from trio_asgi.islands.functions import asyncio_island, is_trio_island
-from trio_asgi.islands.loop import below_asyncio
 from trio_asgi.threads.call import calling
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease, lease_of
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.new_run import run_in_new_run
 from trio_asgi.threads.reentry import run_async, run_async_from_trio_thread
-from trio_asgi.threads.trio_state import in_trio_task, in_trio_thread, no_call
+from trio_asgi.threads.trio_state import (
+    below_asyncio,
+    in_trio_task,
+    in_trio_thread,
+    no_call,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

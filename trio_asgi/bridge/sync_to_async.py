@@ -19,10 +19,14 @@ from asgiref.sync import SyncToAsync, markcoroutinefunction
 
 from trio_asgi.islands.context import error_restorer, restore_context
 from trio_asgi.islands.functions import run_on_trio
-from trio_asgi.islands.loop import below_asyncio
 from trio_asgi.threads.call import calling
 from trio_asgi.threads.current import current_pool, sensitive_loop
-from trio_asgi.threads.trio_state import in_trio_run, in_trio_task, runs_for_a_thread
+from trio_asgi.threads.trio_state import (
+    below_asyncio,
+    in_trio_run,
+    in_trio_task,
+    runs_for_a_thread,
+)
 
 from .executor import ExecutorInbox
 from .originals import Original

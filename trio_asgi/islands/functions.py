@@ -23,10 +23,15 @@ from asgiref.sync import iscoroutinefunction
 
 from trio_asgi.errors import leaves
 from trio_asgi.hosts.guest_run import guest_run
-from trio_asgi.threads.trio_state import in_host_task, in_trio_run, in_trio_task
+from trio_asgi.threads.trio_state import (
+    below_asyncio,
+    in_host_task,
+    in_trio_run,
+    in_trio_task,
+)
 
 from .context import restore_context
-from .loop import below_asyncio, open_loop
+from .loop import open_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine

@@ -25,9 +25,6 @@ from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import call_in_thread_soon, log
-from trio_asgi.threads.trio_state import (
-    below_asyncio as below_asyncio,  # noqa: PLC0414 - for those above
-)
 
 from .executor import make_executor
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import outcome
 
-from .loop import below_asyncio, open_loop
+from trio_asgi.threads.trio_state import below_asyncio
+
+from .loop import open_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

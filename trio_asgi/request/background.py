@@ -20,10 +20,11 @@ from trio_asgi import conf
 from trio_asgi.bridge.connections import tidy_up
 from trio_asgi.errors import note_asyncio, reraise, split_ending
 from trio_asgi.islands.context import restore_context, with_locals, without_locals
-from trio_asgi.islands.loop import below_asyncio, end_tasks
+from trio_asgi.islands.loop import end_tasks
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import HeldLog, log
+from trio_asgi.threads.trio_state import below_asyncio
 
 from .closing import has_caches_to_close
 

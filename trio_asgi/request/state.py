@@ -17,7 +17,7 @@ from trio_asgi.errors import ends_more_than_request
 from trio_asgi.islands.context import with_locals
 from trio_asgi.response.files import sends_file
 from trio_asgi.response.headers import response_start
-from trio_asgi.response.send import close_stream, end_body
+from trio_asgi.response.send import FIRST_PIECE, close_stream, end_body
 from trio_asgi.threads.offload import log, settle_log
 
 from .body_file import close_body
@@ -176,14 +176,14 @@ class RequestState(Exchange):
 
 
 async def send_answer(
-    state: RequestState, send_response: SendResponse, small: bytes | None = None
+    state: RequestState, send_response: SendResponse, *, small: int = -1
 ) -> None:
     """Send the response by ``send_response``, holding no thread for a slow client.
 
     The thread goes back first if nothing of the request is left in it, or else after a
     second. A stream keeps it to the end, unless it sends a file.
 
-    ``small`` is all of a body that one message can hold, if it may be sent without
+    A body of at most ``small`` bytes may be sent in one message, without a call of
     ``send_response``. If possible, the request ends before that message.
     """
     response, lease, sender = state.response, state.lease, state.sender
@@ -204,13 +204,19 @@ async def send_answer(
         return
     sender.in_one_piece = True
     state.stop_watching()
-    if small is not None and threadless and state.receiver.complete:
-        size = len(small) if sender.wants_body else None
+    content: Any = None if response.streaming else response.content  # type: ignore[attr-defined]
+    if (
+        content is not None
+        and len(content) <= min(small, FIRST_PIECE)
+        and threadless
+        and state.receiver.complete
+    ):
+        size = len(content) if sender.wants_body else None
         start = response_start(response, size=size, is_http1=sender.is_http1)
         # The last message is a checkpoint. Objects that wait there cost garbage
         # collections time: keep no reference.
         del response
-        await sender.send_whole(start, small, before_last=state.end_nowait)
+        await sender.send_whole(start, content, before_last=state.end_nowait)
         return
     send = functools.partial(send_response, response, sender)
     if threadless:
