@@ -393,7 +393,7 @@ async def test_a_thread_that_cannot_be_started_for_a_queued_call(
 async def test_no_tick_comes_while_nothing_waits(pool: WorkerPool) -> None:
     """A lone call costs no tick, and ticks stop when calls have ended."""
     await pool.run_sync(nothing)
-    assert pool.queue._ticker is None
+    assert not pool.queue._ticking
     barrier = threading.Barrier(4, timeout=SECONDS)
     async with trio.open_nursery() as nursery:
         for _ in range(4):

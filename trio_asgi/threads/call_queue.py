@@ -79,10 +79,16 @@ class CallQueue:
         #: Whether a call has ended since the generation began, and when that was.
         self._any_ended = False
         self._generation_began = self._adapted = time.perf_counter()
-        #: Whether ticks can come, and whether they do now. Change in the Trio thread.
-        self._can_tick = self.clock.is_real
+        #: Whether ticks come, which collect results. Changes in the Trio thread.
         self._ticking = False
-        self._ticker: trio.lowlevel.ParkingLot | None = None
+        #: Where the task that ticks waits until ticks are of use.
+        self._ticker = trio.lowlevel.ParkingLot()
+        self._can_tick = self.clock.is_real
+        if self._can_tick:
+            try:
+                trio.lowlevel.spawn_system_task(self._tick_forever)
+            except RuntimeError:  # the run is ending
+                self._stop_ticks()
 
     def set_threads(self, threads: int) -> None:
         """Change how many calls may run. Trio thread."""
@@ -182,13 +188,6 @@ class CallQueue:
 
     def _start_ticks(self) -> None:
         self._generation_began, self._any_ended = time.perf_counter(), False
-        if self._ticker is None:
-            self._ticker = trio.lowlevel.ParkingLot()
-            try:
-                trio.lowlevel.spawn_system_task(self._tick_forever)
-            except RuntimeError:  # the run is ending
-                self._stop_ticks()
-                return
         self._ticking = True
         self._ticker.unpark()
 
@@ -201,22 +200,22 @@ class CallQueue:
 
     async def _tick_forever(self) -> None:
         """Tick while it is of use, until the run's main task has ended."""
-        assert self._ticker is not None
         try:
             while True:
+                if not self._ticking:
+                    await self._ticker.park()
                 began, used = time.perf_counter(), time.thread_time()
                 await trio.sleep(TICK)
                 took = time.perf_counter() - began
                 used = time.thread_time() - used
                 self.wakeups.call_all()
                 on_time = took < TICK + LATE and used < BUSY * took
-                if not self._tick(is_idle=on_time):
-                    await self._ticker.park()
+                self._tick(is_idle=on_time)
         finally:
             self._stop_ticks()
 
-    def _tick(self, *, is_idle: bool) -> bool:
-        """Adapt the number of active calls; say whether ticks are still of use.
+    def _tick(self, *, is_idle: bool) -> None:
+        """Adapt the number of active calls; note whether ticks are still of use.
 
         Args:
             is_idle: Whether the interpreter's lock was free, so calls could run.
@@ -231,7 +230,7 @@ class CallQueue:
                 if self._waiting and not any_ended:
                     self._generation += 2
                     self._old, self._blocked = 0, self.running
-                    self._most_active = min(2 * self._most_active, self.threads)
+                    self._most_active = min(2 * self._most_active, max(self.threads, 1))
                     self._adapted = now
                 else:
                     self._generation += 1
@@ -244,4 +243,3 @@ class CallQueue:
                 self.running >= self.threads and not any_ended
             )
             self._ticking = self.wakeups.pending or not useless
-            return self._ticking
