@@ -15,7 +15,7 @@ _making: Final = threading.RLock()
 
 
 def get_asgi_application() -> ASGIHandler:
-    """Set up Django, and return the application for a server's Trio worker.
+    """Set up Django, and return the application for an ASGI server.
 
     Use it instead of Django's `django.core.asgi.get_asgi_application`. If a tool has
     wrapped that function, the wrapper is called, and its result returned.

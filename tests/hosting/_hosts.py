@@ -72,7 +72,7 @@ _UVICORNS = {
     **_NO_HTTP2,
     "quiet cancellation": "it logs a traceback for each task that it cancels",
     "closing unread": "it waits for a client that does not read before it closes",
-    "shutdown unread": "it waits for a client that does not read before it ends",
+    "clean parent": "the parent of its workers does not close its socket",
 }
 
 _HYPERCORN = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import logging
 import sys
@@ -15,17 +14,13 @@ import trio
 
 from trio_asgi.errors import ends_more_than_request
 from trio_asgi.hosts.asyncio_calls import HostLoop, host_loop
-from trio_asgi.threads.abandon import (
-    ABANDONED,
-    INTERVAL,
-    describe_asyncio_task,
-    forget_asyncio_task,
-)
+from trio_asgi.threads.abandon import INTERVAL
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import call_in_thread_soon, log
 
+from .ending import cancel_tasks, end_host_tasks
 from .executor import make_executor
 
 if TYPE_CHECKING:
@@ -107,7 +102,7 @@ class _Loop:
         if tasks:
             # Their calls are left after shutdown_seconds; give them time to end then.
             seconds = current_pool().shutdown_seconds + 5 * INTERVAL
-            await self.loop.run_aio_coroutine(_cancel(tasks, seconds))
+            await self.loop.run_aio_coroutine(cancel_tasks(tasks, seconds))
 
 
 _loop: trio.lowlevel.RunVar[_Loop | None] = trio.lowlevel.RunVar(
@@ -175,44 +170,15 @@ async def open_loop() -> TrioEventLoop | HostLoop:
     return holder.loop
 
 
-async def _cancel(tasks: list[asyncio.Task[Any]], seconds: float) -> None:
-    """Cancel tasks of this loop, and wait for them. Asyncio task."""
-    for task in tasks:
-        task.cancel()
-    _, left = await asyncio.wait(tasks, timeout=seconds)
-    for task in left:
-        logger.error(ABANDONED, describe_asyncio_task(task), "nobody")
-        forget_asyncio_task(task)
-
-
 async def end_tasks(owner: object) -> None:
     """Cancel the asyncio tasks that an application has started, and wait for them."""
     host = host_loop.get()
     if host is not None:
-        await _end_host_tasks(host, owner)
+        await end_host_tasks(host, owner)
         return
     holder = _loop.get(None)
     if holder is not None:
         await holder.end_tasks(owner)
-
-
-async def _end_host_tasks(host: HostLoop, owner: object) -> None:
-    """Do so on a host loop, which also runs tasks of the server.
-
-    Up to Python 3.11 asyncio does not tell a task's context; there these tasks run on,
-    until the server ends its loop.
-    """
-    tasks = []
-    for task in asyncio.all_tasks(host.loop):
-        get_context = getattr(
-            task, "get_context", contextvars.Context
-        )  # new in Python 3.12
-        place = get_context().get(current_loop)
-        if place is not None and lease_of(place).owner is owner:
-            tasks.append(task)
-    if tasks:
-        seconds = current_pool().shutdown_seconds + 5 * INTERVAL
-        await host.run_aio_coroutine(_cancel(tasks, seconds))
 
 
 async def close_loop() -> None:
