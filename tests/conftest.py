@@ -28,7 +28,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def watching_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let requests watch for the disconnect as soon as they wait, not after 10 ms.
+    """Let requests watch for the disconnect as soon as they wait, not after 50 ms.
 
     A test that waits until all tasks are blocked then finds the watcher there.
     """

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: How long a request runs before its watcher starts; on a test's clock, not at all.
 #: Most end before, and save the cost of a task.
-WATCH_SECONDS: Final = 0.01
+WATCH_SECONDS: Final = 0.05
 
 #: Seconds that a last message may wait for the client; then the request ends beside it.
 SEND_SECONDS: Final = 1.0
