@@ -169,6 +169,16 @@ def matrix(session: nox.Session, django: str, companions: str) -> None:
 
 
 @nox.session
+def hosts(session: nox.Session) -> None:
+    """Run the tests over sockets on every server, or on those that are named."""
+    session.install(*group("test"), *group("hosts"))
+    install_wheel(session, "hypercorn", "anycorn")
+    env = {**TEST_ENV, "TRIO_ASGI_WHEEL": "1"}
+    env["HOSTS"] = " ".join(session.posargs) or "all"
+    session.run("pytest", "-q", "tests/hosting", env=env)
+
+
+@nox.session
 @nox.parametrize("python, django", SUITES)
 def django_suite(session: nox.Session, django: str) -> None:
     """Run Django's own async tests on Trio; see tests/django_suite/run.py.
