@@ -342,6 +342,7 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
     # The trio_asgi that the tests have imported, wherever it is installed.
     import_path = [
         str(Path(trio_asgi.__file__).parents[1]),
+        str(HERE),
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]
     # A file rather than a pipe, which would have to be read all the time.
@@ -354,7 +355,8 @@ def serve(  # noqa: PLR0913 - all but two are rarely given
                 "-m",
                 *host.arguments(application, arguments, host.free_port()),
             ],
-            cwd=HERE,
+            # Not in HERE: granian would import the site as a part of its package.
+            cwd=directory,
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(import_path),
