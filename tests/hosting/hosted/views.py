@@ -257,8 +257,10 @@ async def state(request: HttpRequest) -> JsonResponse:
 
 
 def _task_names(task: trio.lowlevel.Task | None) -> Iterator[str]:
+    """Yield the names of tasks, but for the timers: each stays from its first use on."""
     assert task is not None
-    yield task.name
+    if task.name != "trio_asgi.asgi.timers.Timer.call":
+        yield task.name
     for nursery in task.child_nurseries:
         for child in nursery.child_tasks:
             yield from _task_names(child)
