@@ -99,6 +99,8 @@ async def act_async(
                 await sync_to_async(_cross)(label, **_CROSSINGS[effect])
             except OopsError:
                 note(f"{label} failed there")
+                # Up to the next await, asyncio has lost the error of the code above.
+                await checkpoint()
         elif effect == "use another thread":
             await sync_to_async(_cross, thread_sensitive=False)(label, free=True)
         elif effect == "use user" and hasattr(request, "auser"):
