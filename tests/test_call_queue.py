@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_asgi.threads.pool import WorkerPool
+    from trio_asgi.threads.worker import Worker
 
 
 @pytest.fixture
@@ -272,6 +273,36 @@ async def test_a_call_is_withdrawn_or_runs_never_both(pool: WorkerPool) -> None:
     assert not answered & cancelled
     assert cancelled
     assert (pool.queue.running, pool.queue.waiting) == (0, 0)
+
+
+async def test_a_call_that_is_cancelled_while_it_begins(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer that runs there may cancel it: too late, it has begun."""
+    ran: list[int] = []
+    scope, take = trio.CancelScope(), pool.take
+
+    def taking() -> Worker | None:
+        scope.cancel()
+        return take()
+
+    gate = Gate(nothing)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.program_lease().run_sync, gate)
+        await gate.entered.wait()
+        with scope:
+            monkeypatch.setattr(pool, "take", taking)
+            nursery.start_soon(_let_begin, pool)
+            await pool.run_sync(lambda: ran.append(1))
+        assert ran == [1]
+        assert not scope.cancelled_caught
+        gate.open()
+    assert (pool.queue.running, pool.queue.waiting) == (0, 0)
+
+
+async def _let_begin(pool: WorkerPool) -> None:
+    pool.queue._most_active = 10
+    pool.queue.dispatch()
 
 
 async def test_all_are_cancelled_in_the_queue(pool: WorkerPool) -> None:

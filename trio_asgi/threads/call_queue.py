@@ -160,15 +160,18 @@ class CallQueue:
             and self.running < self.threads
             and self.running - self._blocked < self._most_active
         ):
-            entry = next(iter(waiting))
+            # Before it begins: a finalizer may run in there, and cancel it.
+            entry, _ = waiting.popitem(last=False)
             try:
-                if not entry.begin():
-                    return  # the Trio thread is being woken, and will start a thread
+                begun = entry.begin()
             except RuntimeError as error:
-                del waiting[entry]
                 entry.fail(error)
                 continue
-            del waiting[entry]
+            if not begun:
+                # The Trio thread is being woken, and will start a thread.
+                waiting[entry] = None
+                waiting.move_to_end(entry, last=False)
+                return
             call = entry.call
             if not call.left:
                 call.generation = self._generation
