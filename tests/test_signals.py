@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from asgiref.sync import sync_to_async
+from django.core.cache import close_caches
+from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from django.urls import path
 
 from support import application, http_scope, request, signal_log
+from trio_asgi.request.signals import _DjangoReceivers
 from trio_asgi.testing import ApplicationCommunicator
 from trio_asgi.threads.current import current_pool
 
@@ -170,3 +174,27 @@ async def test_the_end_comes_even_if_every_token_is_taken() -> None:
             assert await trio.to_thread.run_sync(finished.wait, 10)
         finally:
             request_finished.disconnect(receiver)
+
+
+def test_a_receiver_that_another_thread_connects_at_that_moment() -> None:
+    """What is remembered is what was looked at, not what is there afterwards."""
+
+    def late(**_: Any) -> None:
+        """Do nothing."""
+
+    class Keys(set[Any]):
+        __hash__ = None
+
+        def __ne__(self, other: object) -> bool:
+            request_finished.connect(late)
+            return set(self) != other
+
+    alone = _DjangoReceivers(
+        request_finished, close_caches, close_old_connections, reset_urlconf
+    )
+    alone._keys = Keys(alone._keys)
+    try:
+        assert alone.are_alone()
+        assert not alone.are_alone()
+    finally:
+        request_finished.disconnect(late)

@@ -226,9 +226,11 @@ class _DjangoReceivers:
         """Whether they are all connected, and neither others nor a tool listen."""
         connected = self._signal.receivers
         if connected != self._alone:
-            if {entry[0] for entry in connected} != self._keys:
+            # A copy: another thread may connect a receiver meanwhile.
+            seen = [*connected]
+            if {entry[0] for entry in seen} != self._keys:
                 return False
-            self._alone = [*connected]
+            self._alone = seen
         return _SEND.is_code_of(Signal.send) and _LIVE_RECEIVERS.is_code_of(
             Signal._live_receivers
         )
