@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,8 @@ async def _runs(handler: Any, request: HttpRequest, run: Any) -> HttpResponseBas
 
 
 @pytest.mark.parametrize(
-    "how", ["run_get_response", "get_response_async", "a tool", "neither"]
+    "how",
+    ["run_get_response", "get_response_async", "a tool", "an attribute", "neither"],
 )
 async def test_code_that_runs_after_the_chain_finds_the_thread(
     monkeypatch: pytest.MonkeyPatch, how: str
@@ -169,6 +171,8 @@ async def test_code_that_runs_after_the_chain_finds_the_thread(
     if how == "a tool":
         monkeypatch.setattr(asgi.ASGIHandler, "run_get_response", tool)
     app = application(path("", view), middleware=[], handler=Handler)
+    if how == "an attribute":
+        app.run_get_response = functools.partial(tool, app)  # type: ignore[method-assign]
     assert (await request(app)).body == b"whole"
     assert len(seen) == (1 if how == "neither" else 2)
     assert len(set(seen)) == 1
@@ -221,3 +225,27 @@ async def test_its_slot_is_free_as_well() -> None:
         await other.run_sync(nothing)
         other.release()
         lease.release()
+
+
+async def test_a_thread_that_gives_itself_back_while_it_is_described(
+    pool: WorkerPool,
+) -> None:
+    """The description is for the log of a shutdown: it must not fail."""
+
+    class Moving(Lease):
+        """Its thread goes back as soon as somebody has looked at it."""
+
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name == "_worker":
+                self._worker = None
+            return found
+
+    with open_lease(pool) as lease:
+        await lease.run_sync(nothing)
+        worker = lease._worker
+        assert worker is not None
+        moving = Moving(pool)
+        moving._worker = worker
+        assert worker.thread.name in moving.describe_thread()
+        assert "not the pool's" in moving.describe_thread()

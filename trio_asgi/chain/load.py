@@ -163,10 +163,11 @@ class ChainHandler(asgi.ASGIHandler):
     @property
     def nothing_follows(self) -> bool:
         """Whether no code of the project runs between the chain and the sending."""
-        cls = type(self)
+        # The methods themselves: attributes of the handler may hide them.
+        get_response = getattr(self.get_response_async, "__func__", None)
         return (
-            _RUN.is_code_of(cls.run_get_response)
-            and cls.get_response_async is ChainHandler.get_response_async
+            _RUN.is_code_of(getattr(self.run_get_response, "__func__", None))
+            and get_response is ChainHandler.get_response_async
         )
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:

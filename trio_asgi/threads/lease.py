@@ -188,7 +188,8 @@ class Lease(CallLoop):
 
     def describe_thread(self) -> str:
         """Return the thread's name, and what runs in it, for the log."""
-        thread = self._worker and describe_thread(self._worker.thread)
+        worker = self._worker  # the thread may give itself back meanwhile
+        thread = worker and describe_thread(worker.thread)
         return thread or "a thread that is not the pool's"
 
     @trio.lowlevel.enable_ki_protection
