@@ -240,6 +240,17 @@ async def test_a_backend_of_the_project_is_asked_as_django_asks_it(
     assert (answer.body, count, steps) == (b"leaf", hops, expected)
 
 
+async def test_a_backend_that_is_replaced_later_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tool may change Django's own backend when requests have been served."""
+    visitor = log_in()
+    assert (await visit(**visitor))[1] == 1
+    monkeypatch.setattr(ModelBackend, "aget_user", AsyncBackend.aget_user)
+    answer, hops = await visit(**visitor)
+    assert (answer.body, hops, steps) == (b"leaf", 2, ["aget_user on the loop"])
+
+
 async def test_a_session_store_of_the_project_is_used_as_django_uses_it() -> None:
     """Its async methods may differ from the sync ones."""
     with override_settings(SESSION_ENGINE=__name__):

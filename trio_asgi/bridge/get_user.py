@@ -59,9 +59,12 @@ def _takes_two_calls(request: HttpRequest) -> bool:
 @functools.wraps(auth.get_user)  # the record of hops shows its name
 def _get_user(request: HttpRequest) -> Any:
     """Load the session; return the user, or None for Django to go on. Worker thread."""
-    path = request.session.get(auth.BACKEND_SESSION_KEY)
-    if path in settings.AUTHENTICATION_BACKENDS and not _reads_alike(path):
-        return None
+    path: Any = request.session.get(auth.BACKEND_SESSION_KEY)
+    if path in settings.AUTHENTICATION_BACKENDS:
+        backend = import_string(path)
+        pair = [getattr(backend, name, None) for name in ("get_user", "aget_user")]
+        if not _reads_alike(*pair, auth.get_user_model()):
+            return None
     return auth.get_user(request)
 
 
@@ -74,18 +77,18 @@ def _is_djangos_store(store: Any) -> bool:
 
 
 @cache
-def _reads_alike(path: str) -> bool:
-    """Whether ``aget_user`` of a backend reads the same as its ``get_user``."""
+def _reads_alike(get_user: Any, aget_user: Any, model: Any) -> bool:
+    """Whether a backend's ``aget_user`` reads the same user as its ``get_user``."""
     from django.contrib.auth import backends  # noqa: PLC0415 - it needs loaded apps
 
-    backend = import_string(path)
-    pair = [getattr(backend, name, None) for name in ("get_user", "aget_user")]
-    if pair[1] is backends.BaseBackend.aget_user:  # it calls get_user in the thread
-        return is_original(pair[1], backends)
-    users: Any = auth.get_user_model()._default_manager
+    if aget_user is backends.BaseBackend.aget_user:  # it calls get_user in the thread
+        return is_original(aget_user, backends)
+    users = model._default_manager
     return (
-        pair == [backends.ModelBackend.get_user, backends.ModelBackend.aget_user]
-        and all(is_original(function, backends) for function in pair)
+        get_user is backends.ModelBackend.get_user
+        and aget_user is backends.ModelBackend.aget_user
+        and is_original(get_user, backends)
+        and is_original(aget_user, backends)
         and is_original(type(users).get, manager)
         and is_original(type(users).aget, manager)
         and is_original(type(users.get_queryset()).aget, query)
