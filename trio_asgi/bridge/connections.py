@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import sniffio
 from django.conf import settings
 from django.db import connections
 
@@ -24,7 +26,7 @@ def tidy_up() -> None:
     leaves to the end of the thread. Never raises: a connection that cannot be closed is
     logged and dropped.
     """
-    for connection in _used():
+    for connection in used_connections():
         alias = connection.alias
         try:
             if not connection.in_atomic_block:
@@ -43,19 +45,25 @@ def tidy_up() -> None:
 
 def close_connections() -> None:
     """Close the connections of this thread before it ends. Worker thread."""
-    for connection in _used():
+    for connection in used_connections():
         connection.close()
 
 
 def in_transaction() -> bool:
     """Whether a connection of this thread is in a transaction. Any thread."""
-    return any(connection.in_atomic_block for connection in _used())
+    return any(connection.in_atomic_block for connection in used_connections())
 
 
-def _used() -> Sequence[BaseDatabaseWrapper]:
-    """Return the connections that were opened in this thread."""
+def used_connections() -> Sequence[BaseDatabaseWrapper]:
+    """Return the connections that were opened in this thread. Any thread."""
+    if sniffio.thread_local.name is None and asyncio._get_running_loop() is None:
+        # What `all` finds where no loop runs. Its `hasattr` takes ten times as long.
+        opened = vars(connections._connections._storage)  # type: ignore[attr-defined]
+        if not opened:
+            return ()
+        return [opened[alias] for alias in connections.settings if alias in opened]
     # Without settings there are no databases, and the call would fail.
-    return connections.all(initialized_only=True) if settings.configured else []
+    return connections.all(initialized_only=True) if settings.configured else ()
 
 
 @contextmanager
@@ -67,7 +75,7 @@ def keep_connections() -> Iterator[None]:
     request is made during another in a test's thread.
     """
     name = "close_if_unusable_or_obsolete"
-    used = map(vars, connections.all(initialized_only=True))
+    used = map(vars, used_connections())
     # Without those that an outer block keeps.
     kept = [attributes for attributes in used if name not in attributes]
     for attributes in kept:

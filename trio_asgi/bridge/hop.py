@@ -38,7 +38,7 @@ async def hop(fn: Callable[[], T]) -> T:
     context = contextvars.copy_context()
 
     def call() -> T:
-        take_locals()
+        take_locals(context)
         return fn()
 
     try:

@@ -250,6 +250,9 @@ class Passage(Driver):
 
 def _is_async(view: Any) -> bool:
     # Most views are plain functions, which need no closer look.
-    if type(view) is FunctionType and view.__code__.co_flags & CO_COROUTINE:
-        return True
+    if type(view) is FunctionType:
+        if view.__code__.co_flags & CO_COROUTINE:
+            return True
+        if not view.__dict__:  # where a mark would be
+            return False
     return iscoroutinefunction(view)

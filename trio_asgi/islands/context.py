@@ -33,22 +33,29 @@ def restore_context(context: contextvars.Context) -> None:
     asgiref's function compares values, or checks their types. Either evaluates lazy
     objects such as ``request.user``, with a query on the loop. This one does not.
     """
+    thread = threading.get_ident()
     for variable, value in context.items():
-        if type(value) is _Storage and value.thread_id != threading.get_ident():
+        current = variable.get(_UNSET)
+        if type(value) is _Storage and value.thread_id != thread:
+            if type(current) is _Storage and (
+                current.thread_id == thread and current.data is value.data
+            ):
+                continue
             value = _rehome(value)  # noqa: PLW2901 - the same data
-        if variable.get(_UNSET) is not value:
+        if current is not value:
             variable.set(value)
 
 
-def take_locals() -> None:
+def take_locals(context: contextvars.Context | None = None) -> None:
     """Move the current context's `Local` data to the running thread. Any thread.
 
-    That is all that `restore_context` of the current context would do.
+    That is all that `restore_context` of the current context would do. A caller that
+    has the current context gives it, which saves a copy.
     """
     if _Storage is None:
         return
     thread = threading.get_ident()
-    for variable, value in contextvars.copy_context().items():
+    for variable, value in (context or contextvars.copy_context()).items():
         if type(value) is _Storage and value.thread_id != thread:
             variable.set(_rehome(value))
 

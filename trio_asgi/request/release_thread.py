@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import trio
-from django.db import close_old_connections, connections
+from django.db import close_old_connections
 
+from trio_asgi.bridge.connections import used_connections
 from trio_asgi.islands.functions import run_on_trio
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import lease_of
@@ -64,7 +65,7 @@ def _end_work() -> None:
     Raises:
         RuntimeError: a transaction is open.
     """
-    used = connections.all(initialized_only=True)
+    used = used_connections()
     busy = [connection.alias for connection in used if _in_transaction(connection)]
     if busy:
         raise RuntimeError(

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 from django.core import signals
 from django.core.cache import caches, close_caches
 from django.core.handlers.base import reset_urlconf
-from django.db import close_old_connections, connections, reset_queries
+from django.db import close_old_connections, reset_queries
 from django.db.backends.base import base as database_base
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal, dispatcher
 from django.urls import set_urlconf
 
-from trio_asgi.bridge.connections import keep_connections, tidy_up
+from trio_asgi.bridge.connections import keep_connections, tidy_up, used_connections
 from trio_asgi.bridge.hop import hop
 from trio_asgi.bridge.originals import Original
-from trio_asgi.islands.context import with_locals
+from trio_asgi.islands.context import take_locals
 from trio_asgi.response.files import sends_file
 from trio_asgi.threads.call import calling
 
@@ -70,7 +70,7 @@ class RequestSignals:
         self._used: Sequence[BaseDatabaseWrapper] | None = None
         #: Whether ``request_started`` comes before all else, since others listen, too.
         self.start_first = not _djangos_of_start.are_alone()
-        lease.on_take = with_locals(self._send_started)
+        lease.on_take = self._send_started
         lease.on_return = self._note_tidiness
 
     @property
@@ -124,6 +124,14 @@ class RequestSignals:
         # A receiver may begin something in the thread that ends only with the request.
         self.lease.unfinished = self.start_first
         try:
+            if not self.lease.borrowed and _djangos_of_start.are_alone():
+                # What sending would do, in a tenth of the time.
+                if used_connections():
+                    take_locals()
+                    reset_queries()
+                    close_old_connections()
+                return
+            take_locals()
             with self._around():
                 signals.request_started.send(sender=self._sender, scope=self._scope)
         except BaseException:
@@ -166,7 +174,7 @@ class RequestSignals:
                 chain and the sending of the response.
         """
         if closes_anywhere(response) and _djangos_of_finish.are_alone():
-            self._used = connections.all(initialized_only=True)
+            self._used = used_connections()
             with self._around():
                 for connection in self._used:
                     connection.close_if_unusable_or_obsolete()
@@ -182,7 +190,7 @@ class RequestSignals:
         """Note whether the connections can stay open. Worker thread."""
         used, self._used = self._used, None
         if used is None:
-            used = connections.all(initialized_only=True)
+            used = used_connections()
         sound = all(map(_is_sound, used))
         self._sound_calls = self.lease.calls if sound else _UNSOUND
         self._has_old = any(map(_is_old, used))
