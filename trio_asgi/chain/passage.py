@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.handlers import base, exception
+from django.http.response import HttpResponseBase
 from django.urls import set_urlconf
 from django.utils.log import log_response
 
@@ -171,7 +172,7 @@ class Passage(Driver):
         handler.check_response(response, view)
         if callable(getattr(response, "render", None)):
             response = yield from self._render(response, request)
-        if asyncio.iscoroutine(response):
+        if not isinstance(response, HttpResponseBase) and asyncio.iscoroutine(response):
             raise RuntimeError("Response is still a coroutine.")
         return response
 
