@@ -33,9 +33,10 @@ from .hosts.guest import run_as_guest
 from .hosts.sigterm import leave_sigterm_to_parent
 from .request.background import end_islands_and_threads, start_in_background
 from .request.body_file import spool_body, take_body
+from .request.closing import disown_caches
 from .request.errors import as_server_errors, refuse_body, server_error
 from .request.request import ASGIRequest, makes_plain_requests
-from .request.signals import RequestSignals, disown_caches
+from .request.signals import RequestSignals
 from .request.state import RequestState, send_answer
 from .response.file_stream import LARGEST_BLOCK
 from .response.send import send_over_asgi

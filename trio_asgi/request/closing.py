@@ -1,10 +1,10 @@
-"""Whether closing a response needs the request's thread."""
+"""Whether closing a response, or the caches, needs the request's thread."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from django.core.cache import caches
+from django.core.cache import caches, close_caches
 from django.core.cache.backends import base as cache_base
 from django.core.cache.backends.base import BaseCache
 from django.core.handlers import asgi
@@ -91,3 +91,15 @@ def close_on_loop(response: HttpResponseBase) -> None:
     """Close a response that `closes_nothing`, without sending the signal."""
     response._resource_closers.clear()  # type: ignore[attr-defined]
     response.closed = True
+
+
+def disown_caches() -> None:
+    """Close the caches that were used in this context, so that no request gets them.
+
+    A server's tasks inherit the context of its start-up. A cache that was used there
+    would be shared by all requests, in many threads at a time.
+    """
+    close_caches()
+    for alias in caches.settings:
+        if hasattr(caches._connections, alias):  # type: ignore[attr-defined]
+            del caches[alias]

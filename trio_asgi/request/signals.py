@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from django.core import signals
-from django.core.cache import caches, close_caches
+from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
 from django.db import close_old_connections, reset_queries
 from django.db.backends.base import base as database_base
@@ -195,8 +195,13 @@ class RequestSignals:
         self._sound_calls = self.lease.calls if sound else _UNSOUND
         self._has_old = any(map(_is_old, used))
         if self._ends_here:
+            # As `_ends_quietly`, without what `tidy_early` has just found.
             self._ends_here = False
-            if self._ends_quietly():
+            if (
+                sound
+                and self.pending
+                and not (self._has_old or self.lease.abandoned or has_caches_to_close())
+            ):
                 self.lease.on_take, self.lease.done = close_old_connections, True
 
     def _ends_quietly(self, *, besides_old: bool = False) -> bool:
@@ -287,15 +292,3 @@ def _is_old(connection: BaseDatabaseWrapper) -> bool:
         and close_at is not None
         and time.monotonic() >= close_at
     )
-
-
-def disown_caches() -> None:
-    """Close the caches that were used in this context, so that no request gets them.
-
-    A server's tasks inherit the context of its start-up. A cache that was used there
-    would be shared by all requests, in many threads at a time.
-    """
-    close_caches()
-    for alias in caches.settings:
-        if hasattr(caches._connections, alias):  # type: ignore[attr-defined]
-            del caches[alias]
