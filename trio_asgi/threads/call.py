@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .call_queue import CallQueue
-    from .protocols import Inbox, Loop, Owner
+    from .protocols import Inbox, Loop
 
 T = TypeVar("T")
 
@@ -29,9 +30,6 @@ def calling() -> Call[Any] | None:
 
 class Call(Host[T]):
     """One sync call, made and hosted by a task that waits for it, run by a worker."""
-
-    #: Takes the call back from an inbox that is not a thread's; tried once.
-    _withdraw: Callable[[], bool] | None = None
 
     def __init__(
         self,
@@ -87,10 +85,6 @@ class Call(Host[T]):
         withdraw, self._withdraw = self._withdraw, None
         return withdraw is not None and withdraw()
 
-    def _end(self, result: outcome.Outcome[T]) -> None:
-        self._withdraw = None  # it refers to the call: leave no cycle behind
-        super()._end(result)
-
     def run(self) -> None:
         """Run the call and tell the task. Worker thread."""
         fn, self._fn = self._fn, None
@@ -104,8 +98,11 @@ class Call(Host[T]):
             },
         )
         try:
-            lease = self.loop.lease
-            result = outcome.capture(self._context.run, _run_sync_code, lease, fn)
+            run = self.loop.lease.run_call
+            if interrupts.note_sync_code is not None:
+                run = functools.partial(_run_noted, run)
+            # It catches all errors, even Ctrl-C.
+            result = outcome.capture(self._context.run, run, fn)
         finally:
             switch_task(outer)
         del fn  # no references may be left when the task goes on
@@ -116,13 +113,12 @@ class Call(Host[T]):
             del result
 
 
-def _run_sync_code(owner: Owner, fn: Callable[[], T]) -> T:
-    """Call ``fn()``, and tell `interrupts`. `run` catches its errors, even Ctrl-C."""
+def _run_noted(run: Callable[[Callable[[], T]], T], fn: Callable[[], T]) -> T:
+    """Call ``run(fn)``, and tell `interrupts`. Its caller catches Ctrl-C."""
     note = interrupts.note_sync_code
-    if note is None:
-        return owner.run_call(fn)
+    assert note is not None
     try:
         note(True)  # noqa: FBT003 - whether sync code begins or ends
-        return owner.run_call(fn)
+        return run(fn)
     finally:
         note(False)  # noqa: FBT003

@@ -107,7 +107,8 @@ class CallQueue:
 
         A test's clock is held until `leave`.
         """
-        self.clock.hold()
+        if not self.clock.is_real:
+            self.clock.hold()
         with self.lock:
             self._waiting[entry] = None
             self._dispatch()
@@ -116,7 +117,8 @@ class CallQueue:
 
     def leave(self, call: QueuedCall) -> None:
         """Note that the thread runs nothing for a call's task; free the place."""
-        self.clock.let_go()
+        if not self.clock.is_real:
+            self.clock.let_go()
         if call.generation is not None:
             with self.lock:
                 self._give_up(call)
@@ -145,7 +147,8 @@ class CallQueue:
             inbox = call.loop.end_call(left=left)
             self._give_up(call)
             self._any_ended = True
-            self._dispatch()
+            if self._waiting:
+                self._dispatch()
             if self._ticking and inbox is not None and not inbox.empty():
                 return  # the thread goes on with the next call, and a tick will come
         with suppress(trio.RunFinishedError):

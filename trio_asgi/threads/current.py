@@ -42,7 +42,7 @@ def current_pool() -> WorkerPool:
 
 def sensitive_loop() -> CallLoop:
     """Return the loop for thread-sensitive code of the running task."""
-    pool = current_pool()
+    pool = _pool.get() or current_pool()
     loop = current_loop.get()
     # Sync code of another Trio run may have started this run, with its context.
     if loop is None or loop.pool is not pool:

@@ -47,6 +47,8 @@ class Host(AbandonableWait, Generic[T]):
     _early: deque[tuple[Any, ...]] | None = None
     #: How many nurseries the task had when it began a coroutine for the thread.
     _outer_nurseries: int | None = None
+    #: Takes the call back from an inbox that is not a thread's; tried once.
+    _withdraw: Callable[[], bool] | None = None
     #: How many messages are on their way to the task. Changes under the lock.
     _posted = 0
     #: The `CallQueue`'s: when the call got its place; None without a place.
@@ -232,4 +234,5 @@ class Host(AbandonableWait, Generic[T]):
 
     def _end(self, result: outcome.Outcome[T]) -> None:
         self._ended = True
+        self._withdraw = None  # it refers to the call: leave no cycle behind
         self._wake(result)

@@ -173,7 +173,7 @@ class Lease(CallLoop):
     def _pass_on(self) -> None:
         super()._pass_on()
         # Without a worker: the call never began, or the thread has given itself back.
-        if self._worker is None or not self.open:
+        if not self.open or (self._worker is None and self._slot is not None):
             self._give_back()
 
     def abandon(self) -> None:

@@ -129,7 +129,8 @@ class CallLoop:
             Exception: whatever ``fn`` raises.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_deadlock()
+        if self.running is not None:
+            self._check_deadlock()
         if context is None:
             context = contextvars.copy_context()
         if self.open:
