@@ -35,6 +35,18 @@ async def test_a_websocket_client_that_leaves_is_not_answered(
         assert await communicator.receive_nothing()
 
 
+async def test_a_frame_before_the_refusal_changes_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Some servers hand over frames that a client sends before it is accepted."""
+    scope = http_scope(type="websocket")
+    async with ApplicationCommunicator(application(), scope) as communicator:
+        await communicator.send_input({"type": "websocket.connect"})
+        await communicator.send_input({"type": "websocket.receive", "text": "hello"})
+        assert await communicator.receive_output() == {"type": "websocket.close"}
+        await communicator.wait()
+
+
 async def test_a_server_that_has_refused_by_itself() -> None:
     """A server's own error about the refusal goes no further."""
     inputs = [{"type": "websocket.connect"}]
