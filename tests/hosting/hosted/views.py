@@ -257,7 +257,7 @@ async def state(request: HttpRequest) -> JsonResponse:
 
 
 def _task_names(task: trio.lowlevel.Task | None) -> Iterator[str]:
-    """Yield the names of tasks, but for the timers: each stays from its first use on."""
+    """Yield the names of tasks, but for timers: each stays from its first use on."""
     assert task is not None
     if task.name != "trio_asgi.asgi.timers.Timer.call":
         yield task.name
