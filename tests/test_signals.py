@@ -11,7 +11,8 @@ from asgiref.sync import sync_to_async
 from django.core.cache import close_caches
 from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from django.urls import path
@@ -107,6 +108,31 @@ async def test_the_next_request_has_the_same_thread() -> None:
     names = {(await request(app)).body for _ in range(5)}
     assert len(names) == 1
     assert names.pop().startswith(b"trio-asgi-worker-")
+
+
+async def test_djangos_receivers_of_the_start_work_without_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request finds no queries of the last one; connections were looked at."""
+    looks: list[str] = []
+    look = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+
+    def note_and_look(self: BaseDatabaseWrapper) -> None:
+        looks.append(self.alias)
+        look(self)
+
+    def query(request: HttpRequest) -> HttpResponse:
+        found = len(connection.queries_log), len(looks)
+        connection.queries_log.append({"sql": "SELECT 1", "time": "0"})
+        looks.clear()
+        return HttpResponse(repr(found))
+
+    name = "close_if_unusable_or_obsolete"
+    monkeypatch.setattr(BaseDatabaseWrapper, name, note_and_look)
+    app = application(path("", query))
+    assert (await request(app)).body == b"(0, 0)"
+    # The end of the first request has looked once, and the start of the second.
+    assert (await request(app)).body == b"(0, 2)"
 
 
 async def test_async_receivers_run_in_the_request() -> None:
