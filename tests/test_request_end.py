@@ -179,6 +179,21 @@ async def test_an_overridden_method_is_called(method: str) -> None:
     assert calls == ["read_body", "send_response"]
 
 
+async def test_a_method_of_the_instance_is_called() -> None:
+    """As a tool or a test may set one."""
+    calls: list[str] = []
+    app: Any = application(path("", note))
+    for name in ("read_body", "send_response"):
+
+        async def method(*args: Any, _name: str = name) -> Any:
+            calls.append(_name)
+            return await getattr(ASGIHandler, _name)(app, *args)
+
+        setattr(app, name, method)
+    assert (await request(app)).body == b"small"
+    assert calls == ["read_body", "send_response"]
+
+
 async def test_a_chunk_size_below_the_body_counts() -> None:
     """The messages are no larger than the handler's ``chunk_size``."""
 

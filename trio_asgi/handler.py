@@ -149,7 +149,7 @@ class ASGIHandler(ChainHandler):
         refusal: HttpResponseBase | None = None
         try:
             if (
-                type(self).read_body is _READ_BODY
+                getattr(self.read_body, "__func__", None) is _READ_BODY
                 and receiver.expects_no_body
                 and await receiver.receive_first()
             ):
@@ -228,10 +228,10 @@ class ASGIHandler(ChainHandler):
         Either way the response is closed when the request ends.
         """
         sender = state.sender
-        own = type(self).send_response is _SEND_RESPONSE
+        send = self.send_response
+        own = getattr(send, "__func__", None) is _SEND_RESPONSE
         try:
-            small = self.chunk_size if own else -1
-            await send_answer(state, self.send_response, small=small)
+            await send_answer(state, send, small=self.chunk_size if own else -1)
         except BaseException as error:
             left = isinstance(error, ClientDisconnected)
             if sender.begun or left or ends_more_than_request(error):

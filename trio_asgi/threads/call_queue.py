@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
     from .protocols import Entry, QueuedCall
 
-#: Seconds between two ticks; how late a tick is if no thread holds the interpreter's
-#: lock; and which share of the time the Trio thread then runs at most.
+#: Seconds between two ticks; how late a tick is, besides the Trio thread's own work, if
+#: no other thread holds the interpreter's lock; and which share of the time all threads
+#: together then run at most.
 TICK: Final = 0.001
 LATE: Final = 0.002
-BUSY: Final = 0.3
+BUSY: Final = 0.8
 
 #: Seconds after which a call counts as blocked even if ticks were late.
 LONG: Final = 0.02
@@ -48,10 +49,9 @@ class CallQueue:
       time. A thread that waits for a coroutine has no place, nor has an idle lease.
     - A call is either withdrawn from the queue, or begins; never both.
     - Of the running calls only a few are *active*: ``threads`` at most, and one at the
-      start. The others are blocked: they ran for two ticks while the interpreter's lock
-      was free. If no call ends between two ticks, all that run are taken for blocked,
-      and twice as many may be active. So calls that wait for others end if ``threads``
-      suffice.
+      start. If calls wait between two ticks though the processor is not busy, twice as
+      many may be active. Calls that ran for two such ticks do not count, nor all that
+      run if none ends. So calls that wait for others end if ``threads`` suffice.
     - The result of a call reaches its task when the thread finds no next call, or at
       the next tick. Under a test's clock there are no ticks: all calls may be active,
       and each result comes at once.
@@ -210,13 +210,14 @@ class CallQueue:
             while True:
                 if not self._ticking:
                     await self._ticker.park()
-                began, used = time.perf_counter(), time.thread_time()
+                began = time.perf_counter()
+                own, used = time.thread_time(), time.process_time()
                 await trio.sleep(TICK)
                 took = time.perf_counter() - began
-                used = time.thread_time() - used
+                own, used = time.thread_time() - own, time.process_time() - used
                 self.wakeups.call_all()
-                on_time = took < TICK + LATE and used < BUSY * took
-                self._tick(is_idle=on_time)
+                on_time = took - own < TICK + LATE
+                self._tick(is_idle=on_time and used < BUSY * took)
         finally:
             self._stop_ticks()
 
@@ -224,7 +225,7 @@ class CallQueue:
         """Adapt the number of active calls; note whether ticks are still of use.
 
         Args:
-            is_idle: Whether the interpreter's lock was free, so calls could run.
+            is_idle: Whether there was time that no thread has used.
         """
         now = time.perf_counter()
         any_ended = self._any_ended
@@ -233,11 +234,12 @@ class CallQueue:
                 self._most_active //= 2
                 self._adapted += MEMORY
             if is_idle or now - self._generation_began > LONG:
+                if self._waiting and (is_idle or not any_ended):
+                    self._most_active = min(2 * self._most_active, max(self.threads, 1))
+                    self._adapted = now
                 if self._waiting and not any_ended:
                     self._generation += 2
                     self._old, self._blocked = 0, self.running
-                    self._most_active = min(2 * self._most_active, max(self.threads, 1))
-                    self._adapted = now
                 else:
                     self._generation += 1
                     young = self.running - self._old - self._blocked
