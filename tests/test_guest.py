@@ -18,6 +18,7 @@ import trio
 
 from trio_asgi.hosts import guest_run, ticks
 from trio_asgi.hosts.guest import run_as_guest
+from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -523,6 +524,80 @@ def test_the_run_ends_before_the_shutdown_is_complete() -> None:
         "lifespan.shutdown",
         "lifespan.shutdown.complete, Trio has ended",
     ]
+
+
+def test_the_shutdown_waits_for_requests_that_were_cancelled() -> None:
+    """uvicorn cancels its tasks, and sends the shutdown before they have ended."""
+
+    async def main() -> None:
+        lifespan = Lifespan()
+        await lifespan.start()
+        entered, may_end = asyncio.Event(), trio.Event()
+
+        async def view(receive: Receive, send: Send) -> None:
+            entered.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                lifespan.log.append("cleaning up")
+                with trio.CancelScope(shield=True):
+                    await may_end.wait()
+                lifespan.log.append("cleaned up")
+
+        request = asyncio.create_task(call(view))
+        await entered.wait()
+        request.cancel()
+        shutdown = asyncio.create_task(lifespan.shut_down())
+        while "cleaning up" not in lifespan.log:
+            await asyncio.sleep(0)
+        # A pass of the loop for each step that the shutdown would take.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        run = guest_run._runs[asyncio.get_running_loop()]
+        run.host.ticks.soon(may_end.set)
+        await shutdown
+        with suppress(asyncio.CancelledError):
+            await request
+        assert lifespan.log[-4:] == [
+            "cleaning up",
+            "cleaned up",
+            "lifespan.shutdown",
+            "lifespan.shutdown.complete, Trio has ended",
+        ]
+
+    asyncio.run(main())
+
+
+def test_a_thread_that_hangs_does_not_keep_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What belongs to no request is left behind, too, at the end of the run."""
+    gate = threading.Event()
+
+    async def main() -> None:
+        run = await guest_run.guest_run()
+        loop, entered = asyncio.get_running_loop(), asyncio.Event()
+
+        def hang() -> None:
+            loop.call_soon_threadsafe(entered.set)
+            gate.wait()
+
+        async def in_trio() -> None:
+            current_pool().shutdown_seconds = 0.1
+            await current_pool().run_sync(hang)
+
+        task = asyncio.create_task(run.call(in_trio, name="test"))
+        await entered.wait()
+        await run.end()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    try:
+        asyncio.run(main())
+    finally:
+        gate.set()
+    [record] = caplog.records
+    assert "Left behind because it does not end: sync code in" in record.message
 
 
 def test_applications_on_one_loop_share_the_run() -> None:

@@ -29,6 +29,8 @@ class Crossing:
         self._outcome: outcome.Outcome[Any] | None = None
         #: What the asyncio task waits for, if it has to.
         self._done: asyncio.Future[None] | None = None
+        #: Done at the end, if the asyncio task was cancelled before.
+        self.cancelled_end: asyncio.Future[None] | None = None
 
     async def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Run the function. The Trio task."""
@@ -46,8 +48,9 @@ class Crossing:
         """Let the asyncio task go on with this result. Host thread."""
         self._outcome = result
         self._all.discard(self)
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
+        for future in (self._done, self.cancelled_end):
+            if future is not None and not future.done():
+                future.set_result(None)
 
     async def wait(self) -> Any:
         """Wait for the Trio task; return its result. Asyncio task.
@@ -63,6 +66,8 @@ class Crossing:
                 await self._done
             except asyncio.CancelledError as error:
                 cancelled = error
+                if self.cancelled_end is None:
+                    self.cancelled_end = self._host.loop.create_future()
                 self._host.ticks.soon(self._scope.cancel)
         result, self._outcome = self._outcome, None
         try:

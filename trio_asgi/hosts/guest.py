@@ -73,8 +73,17 @@ async def _live(
     receive: Receive,
     send: Send,
 ) -> None:
-    """Serve a lifespan. The last one ends the run before it is complete."""
+    """Serve a lifespan. The last one ends the run before it is complete.
+
+    It hears of the shutdown when the requests have ended that the server has cancelled.
+    """
     last: list[Message] = []
+
+    async def receive_late() -> Message:
+        message = await receive()
+        if message["type"] == "lifespan.shutdown":
+            await run.wait_for_cancelled()
+        return message
 
     async def send_or_hold(message: Message) -> None:
         if message["type"] in _LAST:
@@ -84,7 +93,7 @@ async def _live(
 
     run.lifespans += 1
     try:
-        await _serve(run, application, scope, receive, send_or_hold)
+        await _serve(run, application, scope, receive_late, send_or_hold)
     finally:
         run.lifespans -= 1
         if not (run.lifespans or run.crash):

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import trio
 
+from trio_asgi.threads.abandon import Abandoner
+from trio_asgi.threads.current import current_pool
+
 from .asyncio_calls import HostLoop, host_loop
 from .crossing import Crossing
 from .ticks import Ticks, watch
@@ -111,10 +114,16 @@ class GuestRun:
 
     async def _main(self) -> None:
         host_loop.set(self.host)
-        async with trio.open_nursery() as self._nursery:
-            self._ready.set_result(None)
-            await self._stop.wait()
-            self._nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as ending:
+            async with trio.open_nursery() as self._nursery:
+                self._ready.set_result(None)
+                await self._stop.wait()
+                self._nursery.cancel_scope.cancel()
+                # Code of asyncio that belongs to no request may be here, too.
+                seconds = current_pool().shutdown_seconds
+                abandoner = Abandoner(trio.lowlevel.current_task(), seconds)
+                ending.start_soon(abandoner.run)
+            ending.cancel_scope.cancel()
 
     async def end(self) -> None:
         """End the run, and wait for that, also when cancelled. Asyncio task."""
@@ -213,6 +222,12 @@ class GuestRun:
         start = functools.partial(self._nursery.start_soon, name=name)
         self.host.ticks.now(start, crossing.run, async_fn, *args)
         return await crossing.wait()
+
+    async def wait_for_cancelled(self) -> None:
+        """Wait until all calls have ended that are cancelled now. Asyncio task."""
+        for crossing in list(self._crossings):
+            if crossing.cancelled_end is not None:
+                await asyncio.shield(crossing.cancelled_end)
 
 
 #: The run of each host loop; one that has crashed stays.
