@@ -242,7 +242,7 @@ else:
         """A coroutine whose first step is done before its task begins."""
 
         def __init__(self, coro: Any) -> None:
-            self._coro = coro
+            self._coro = self.__wrapped__ = coro
             # All steps in one context, in which the task cannot be made on Python 3.10.
             self._context = contextvars.copy_context()
             #: What the first step has yielded, until the task has taken it.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from trio_asgi.threads.abandon import (
@@ -34,19 +36,27 @@ async def cancel_tasks(tasks: list[asyncio.Task[Any]], seconds: float) -> None:
 
 
 async def end_host_tasks(host: HostLoop, owner: object) -> None:
-    """Do so on a host loop, which also runs tasks of the server.
-
-    Up to Python 3.11 asyncio does not tell a task's context; there these tasks run on,
-    until the server ends its loop.
-    """
+    """Do so on a host loop, which also runs tasks of the server."""
     tasks = []
     for task in asyncio.all_tasks(host.loop):
-        get_context = getattr(
-            task, "get_context", contextvars.Context
-        )  # new in Python 3.12
-        place = get_context().get(current_loop)
+        place = _context_of(task).get(current_loop)
         if place is not None and lease_of(place).owner is owner:
             tasks.append(task)
     if tasks:
         seconds = current_pool().shutdown_seconds + 5 * INTERVAL
         await host.run_aio_coroutine(cancel_tasks(tasks, seconds))
+
+
+if sys.version_info >= (3, 12):
+
+    def _context_of(task: asyncio.Task[Any]) -> contextvars.Context:
+        return task.get_context()
+
+else:
+
+    def _context_of(task: asyncio.Task[Any]) -> contextvars.Context:
+        # No attribute tells it, but the garbage collector does: it comes first.
+        for referent in gc.get_referents(task):
+            if isinstance(referent, contextvars.Context):
+                return referent
+        return contextvars.Context()

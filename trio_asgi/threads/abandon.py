@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -199,7 +200,7 @@ def forget_asyncio_task(task: asyncio.Task[Any]) -> None:
 
 def describe_asyncio_task(task: asyncio.Task[Any]) -> str:
     """Return the name of a task, and of the first function in it that is not ours."""
-    coroutine: Any = task.get_coro()
+    coroutine: Any = inspect.unwrap(task.get_coro())  # type: ignore[arg-type]
     while (inner := getattr(coroutine, "cr_await", None)) is not None:
         if coroutine.cr_frame is None or not _is_own(coroutine.cr_frame):
             break
