@@ -159,7 +159,7 @@ async def test_a_queued_call_ends_a_deadlock(pool: WorkerPool) -> None:
 
 @pytest.mark.usefixtures("no_ticks")
 async def test_how_the_number_of_active_calls_grows_and_shrinks() -> None:
-    """It doubles when no call ends within a tick, and halves after a second."""
+    """It doubles while calls wait at an idle tick, and halves after a second."""
     async with open_pool(threads=20) as pool:
         queue, gates = pool.queue, [Gate(nothing) for _ in range(40)]
         async with trio.open_nursery() as nursery:
@@ -178,8 +178,11 @@ async def test_how_the_number_of_active_calls_grows_and_shrinks() -> None:
             assert queue._most_active == most == 16
             queue._adapted -= 3
             queue._any_ended = True
-            queue._tick(is_idle=True)
+            queue._tick(is_idle=False)
             assert queue._most_active == 2
+            # Calls end, but there is time that no thread uses.
+            queue._tick(is_idle=True)
+            assert queue._most_active == 4
             for gate in gates:
                 gate.open()
         assert (queue.running, queue._old, queue._blocked) == (0, 0, 0)
@@ -195,8 +198,9 @@ async def test_a_call_is_blocked_after_two_ticks(pool: WorkerPool) -> None:
         nursery.start_soon(pool.run_sync, second)
         await wait_all_tasks_blocked()
         for running in (1, 2):
-            pool.queue._any_ended = True
-            pool.queue._tick(is_idle=True)
+            # As if no tick had found an idle processor for long.
+            pool.queue._any_ended, pool.queue._generation_began = True, 0
+            pool.queue._tick(is_idle=False)
             assert pool.queue.running == running
         first.open()
         await second.entered.wait()

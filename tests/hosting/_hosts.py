@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -32,8 +33,11 @@ class Host:
     #: Its exit statuses after SIGTERM: some die of the signal that they have handled.
     ends_with: tuple[int, ...] = (0,)
 
-    #: What the server cannot do, by the names that tests use, with its reason.
+    #: What the server cannot do, by the names that tests use, with its reason. Each was
+    #: seen with a bare ASGI application, too.
     cannot: Mapping[str, str] = field(default_factory=dict)
+    #: Matches what it logs as errors whenever it cancels tasks at a shutdown.
+    logs_cancelled: re.Pattern[str] | None = None
 
     @property
     def on_trio(self) -> bool:
@@ -70,10 +74,19 @@ class Host:
 _NO_HTTP2 = {"http2": "the server has no HTTP/2"}
 _UVICORNS = {
     **_NO_HTTP2,
-    "quiet cancellation": "it logs a traceback for each task that it cancels",
     "closing unread": "it waits for a client that does not read before it closes",
     "clean parent": "the parent of its workers does not close its socket",
 }
+_HTTPTOOLS = {
+    **_UVICORNS,
+    "limited headers": "httptools waits for the end of headers of any length",
+    "answer before error": "with httptools it sends 400 at once, and nothing else",
+}
+_UVICORN_CANCELS = re.compile(
+    r"^.*ERROR.* (?:Cancel \d+ running task.*|Exception in ASGI application\n"
+    r"Traceback(?:.*\n)*?asyncio\.exceptions\.CancelledError.*)\n",
+    re.MULTILINE,
+)
 
 _HYPERCORN = {
     "bind": "--bind",
@@ -110,7 +123,7 @@ _GRANIAN = {
 }
 
 
-def _uvicorn(loop: str, http: str, *needs: str) -> Host:
+def _uvicorn(loop: str, http: str, cannot: Mapping[str, str], *needs: str) -> Host:
     return Host(
         "uvicorn",
         (f"--loop={loop}", f"--http={http}", "--no-access-log"),
@@ -119,15 +132,16 @@ def _uvicorn(loop: str, http: str, *needs: str) -> Host:
         listening=r"Uvicorn running on https?://127\.0\.0\.1:(\d+)",
         listens_once=True,
         ends_with=(0, -15),
-        cannot=_UVICORNS,
+        cannot=cannot,
+        logs_cancelled=_UVICORN_CANCELS,
     )
 
 
 HOSTS = {
     "hypercorn": Host("hypercorn", ("--worker-class=trio",), names=_HYPERCORN),
     "anycorn": Host("anycorn", ("--worker-class=trio",), names=_HYPERCORN),
-    "uvicorn": _uvicorn("uvloop", "httptools", "uvloop", "httptools"),
-    "uvicorn-asyncio-h11": _uvicorn("asyncio", "h11"),
+    "uvicorn": _uvicorn("uvloop", "httptools", _HTTPTOOLS, "uvloop", "httptools"),
+    "uvicorn-asyncio-h11": _uvicorn("asyncio", "h11", _UVICORNS),
     "hypercorn-asyncio": Host(
         "hypercorn", ("--worker-class=asyncio",), names=_HYPERCORN
     ),
@@ -149,9 +163,10 @@ HOSTS = {
     "gunicorn": Host(
         "gunicorn",
         ("--worker-class=uvicorn.workers.UvicornWorker",),
-        needs=("uvicorn",),
+        needs=("uvicorn", "uvloop", "httptools"),
         names=_GUNICORN,
-        cannot=_UVICORNS,
+        cannot=_HTTPTOOLS,
+        logs_cancelled=_UVICORN_CANCELS,
         listening=r"Listening at: https?://127\.0\.0\.1:(\d+)",
         listens_once=True,
     ),

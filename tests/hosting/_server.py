@@ -128,6 +128,12 @@ class Server:
         return self.log_file.read_text()
 
     @property
+    def complaints(self) -> str:
+        """The log without what the server itself logs about tasks that it cancels."""
+        theirs = HOSTS[self.kind].logs_cancelled
+        return self.log if theirs is None else theirs.sub("", self.log)
+
+    @property
     def url(self) -> str:
         """The server's address."""
         scheme = "https" if self.client_ssl else "http"

@@ -193,7 +193,10 @@ def test_bytes_behind_a_stream_of_another_length(server: Server, size: int) -> N
         b"GET\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: many\r\n\r\n",
         b"GET / HTTP/1.1\r\nno header\r\n\r\n",
-        request_bytes("/hello/", "Cookie: " + "a" * 20_000)[:-2],
+        pytest.param(
+            request_bytes("/hello/", "Cookie: " + "a" * 20_000)[:-2],
+            marks=pytest.mark.demands("limited headers"),
+        ),
         request_bytes("/digest/", "Transfer-Encoding: chunked", method="POST")
         + b"4\r\nbody\r\nZZ\r\n",
     ],
@@ -207,6 +210,7 @@ def test_nonsense_is_rejected(server: Server, nonsense: bytes) -> None:
             assert connection.read_to_end().startswith(b"HTTP/1.1 4")
 
 
+@pytest.mark.demands("answer before error")
 def test_nonsense_behind_a_request(server: Server) -> None:
     """An error in the second request does not harm the first."""
     for _ in range(50):

@@ -31,7 +31,6 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.demands("quiet cancellation")
 def test_what_does_not_end_is_left_behind(
     kind: Kind, tmp_path: Path, place: str
 ) -> None:
@@ -55,10 +54,13 @@ def test_what_does_not_end_is_left_behind(
         server.terminate()
         assert server.wait_for_end() in HOSTS[server.kind].ends_with
         assert time.monotonic() < begin + BOUND, server.log
-        assert "Traceback" not in server.log
+        assert "Traceback" not in server.complaints
         assert "never awaited" not in server.log
         assert server.events("lifespan") == ["startup", "shutdown"]
         for what in PLACES[place]:
+            if what == "asyncio-thread" and not HOSTS[server.kind].on_trio:
+                # A thread of the server's loop, for which nobody waits any more.
+                continue
             name = f"{what.replace('-', '_')}_hangs"
             if place in ("view", "stream") and what in ("sync", "other-sync"):
                 name = f"does not end: /stuck/{place}/{what}/"
