@@ -165,12 +165,14 @@ class Server:
         self.port = int(eventually(ready, "the server accepts connections")[0])
 
         def accepts() -> bool:
-            # Some servers' parents write that line before their workers are there.
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
                 return True
             return False
 
-        eventually(accepts, "the server accepts connections")
+        if host.listens_once:
+            # Its parent process writes that line before its workers are there. Others
+            # must not be tried: with TLS, anycorn logs an error for a lost handshake.
+            eventually(accepts, "the server accepts connections")
 
     def terminate(self) -> None:
         """Send SIGTERM, as a service manager does."""
