@@ -19,6 +19,7 @@ import trio
 import trio_asgi
 import trio_asgi.testing
 from suite_support import hand_out
+from trio_asgi.asgi import exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -97,4 +98,6 @@ def counterparts() -> list[tuple[object, object]]:
 
 def install(tests: Path) -> None:
     """Give the counterparts to all modules that are imported from ``tests``."""
+    # As Django's handler, which listens for the disconnect from the start.
+    exchange.WATCH_SECONDS = 0  # type: ignore[misc]
     hand_out(tests, counterparts)
