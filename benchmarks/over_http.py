@@ -4,8 +4,8 @@ All servers stay up. In each round, wrk loads one after the other, in a new rand
 order, with one connection and with many. As without servers, each round yields ratios.
 WSGI's servers get the sync view in place of the async one.
 
-A bare application under hypercorn's Trio worker only answers. It shows the limit of
-that worker: nothing under it can be faster.
+A bare application only answers. It shows the limit of a server: nothing under it can be
+faster.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from typing import TYPE_CHECKING
 from candidates import Broken
 from comparison import Figure, compare
 from databases import Skipped
-from report import SERVED, Line, Note, at_least, middle
-from servers import CANDIDATES, SERVERS, START_PATIENCE, Server, need_servers
+from report import GUEST, SERVED, Line, Note, at_least, at_most, middle
+from servers import (
+    BARE,
+    CANDIDATES,
+    SERVERS,
+    START_PATIENCE,
+    Server,
+    need_servers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +41,11 @@ CONNECTIONS = 32
 VIEWS: dict[str, tuple[str, dict[str, Target]]] = {
     "hello_async": ("async view", {"granian": at_least(1), "bare": at_least(80)}),
     "hello": ("sync view", {"granian": at_least(0.75), "gunicorn": at_least(1.2)}),
+}
+#: Under uvicorn, with seven middleware: as multiples of another server's throughput.
+ON_UVICORN = {
+    "hello_async": {"uvicorn": at_least(8), "gunicorn": at_least(1.3)},
+    "hello": {"uvicorn": at_least(5), "gunicorn": at_least(0.85)},
 }
 #: The settings of `project.settings`, and their names in the report.
 MIDDLEWARE = {"seven": "7 middleware", "none": "no middleware"}
@@ -117,7 +129,7 @@ def measure(
     """
     if shutil.which("wrk") is None:
         raise Skipped("no wrk: apt-get install wrk")
-    names = (*CANDIDATES, "bare")
+    names = (*CANDIDATES, *BARE)
     need_servers(*names)
     found: Found = {}
     with ExitStack() as stack:
@@ -135,7 +147,7 @@ def measure(
         for _ in range(rounds):
             for name, path in random.sample(list(found), len(found)):
                 result = load(servers[name], path, CONNECTIONS, seconds)
-                if name != "bare":
+                if name not in BARE:
                     result["alone"] = load(servers[name], path, 1, seconds)["median"]
                 found[name, path].append(result)
         for name, path in found:
@@ -145,7 +157,7 @@ def measure(
 
 def views_of(name: str) -> list[str]:
     """Return the views that a server is measured with."""
-    one = name == "bare" or SERVERS[name].is_wsgi
+    one = name in BARE or SERVERS[name].is_wsgi
     return ["hello"] if one else list(VIEWS)
 
 
@@ -173,21 +185,55 @@ def _lines(found: Found, middleware: str) -> Iterator[Line | Note]:
         yield from compare(full, own, FIGURES, facts=facts, targets=goals)
         target = goals.get("bare")
         limit = "of the maximum under hypercorn's Trio worker"
+        rates = _ratios(own["trio_asgi"], found["bare", "hello"])
         yield Line(
             f"    {limit}",
-            [
-                100 * us["rate"] / most["rate"]
-                for us, most in zip(
-                    own["trio_asgi"], found["bare", "hello"], strict=True
-                )
-            ],
+            [100 * rate for rate in rates],
             unit="%",
             target=target,
             row=target and (SERVED, f"{full}, {limit}"),
             facts={**facts, "against": "bare"},
         )
-    rates = [result["rate"] for result in found["bare", "hello"]]
-    yield Note(
-        f"a bare application under hypercorn's Trio worker: {middle(rates)} a second",
-        facts={"server": "bare", "rates": rates},
+        if goals:
+            yield from _on_uvicorn(own, title, ON_UVICORN[view])
+    if middleware == "seven":
+        yield Line(
+            "bare application through the guest / without",
+            _ratios(found["bare-guest", "hello"], found["bare-uvicorn", "hello"]),
+            target=at_least(0.5),
+            row=(GUEST, "bare application through the guest / without"),
+        )
+    for name in BARE:
+        rates = [result["rate"] for result in found[name, "hello"]]
+        yield Note(
+            f"a bare application under {SERVERS[name].title}: {middle(rates)} a second",
+            facts={"server": name, "rates": rates},
+        )
+
+
+def _on_uvicorn(
+    own: Mapping[str, list[dict[str, float]]], title: str, targets: Mapping[str, Target]
+) -> Iterator[Line]:
+    """Yield what trio_asgi under uvicorn is over others."""
+    ours = own["trio_asgi-uvicorn"]
+    for other, target in targets.items():
+        over = f"{title} / {SERVERS[other].title}"
+        yield Line(
+            f"    under uvicorn: {over}",
+            _ratios(ours, own[other]),
+            target=target,
+            row=(GUEST, f"{over}: throughput"),
+        )
+    over = f"{title} / {SERVERS['trio_asgi'].title}: latency, one at a time"
+    yield Line(
+        f"    under uvicorn: {over}",
+        _ratios(ours, own["trio_asgi"], "alone"),
+        target=at_most(1),
+        row=(GUEST, over),
     )
+
+
+def _ratios(
+    ours: list[dict[str, float]], theirs: list[dict[str, float]], figure: str = "rate"
+) -> list[float]:
+    return [us[figure] / them[figure] for us, them in zip(ours, theirs, strict=True)]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 FLOOR = "In process, 32 at a time: CPU time over that of WSGI's handler"
 BASELINE = "In process, 32 at a time: throughput over that of Django's ASGI handler"
 SERVED = "One process, startproject's middleware"
+GUEST = "Under uvicorn with uvloop, startproject's middleware"
 
 #: From these values on, figures are shown with one decimal, and with none.
 ONE_DECIMAL, NO_DECIMAL = 10, 100

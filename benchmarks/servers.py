@@ -96,13 +96,16 @@ SERVERS = {
         ),
     ),
     "granian": Configuration("granian's WSGI", "wsgi_django", _granian("wsgi")),
-    "bare": Configuration("bare", "asgi_bare", (*_HYPERCORN, *_ON_TRIO)),
+    "bare": Configuration(
+        "hypercorn's Trio worker", "asgi_bare", (*_HYPERCORN, *_ON_TRIO)
+    ),
+    "bare-uvicorn": Configuration("uvicorn", "asgi_bare", _UVICORN),
+    "bare-guest": Configuration("uvicorn, through the guest", "asgi_guest", _UVICORN),
 }
-if importlib.util.find_spec("trio_asgi.hosts.guest") is None:
-    # There, only Trio can host the application.
-    del SERVERS["trio_asgi-uvicorn"], SERVERS["trio_asgi-granian"]
+#: The servers of the application that does nothing but answer.
+BARE = tuple(name for name in SERVERS if name.startswith("bare"))
 #: The servers that are compared. `bodies` measures hypercorn's asyncio worker.
-CANDIDATES = tuple(name for name in SERVERS if name not in ("bare", "hypercorn"))
+CANDIDATES = tuple(name for name in SERVERS if name not in (*BARE, "hypercorn"))
 
 
 def need_servers(*names: str) -> None:
