@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._wire import Response
 
 KIND = "uvicorn"
+SITE = "hosted.mounted_asgi"
 LONG = {"graceful-timeout": 60}
 
 #: Applications, and where the site is mounted in each.
@@ -46,9 +47,7 @@ def at(name: str) -> str:
 @pytest.fixture
 def server(name: str, tmp_path: Path) -> Iterator[Server]:
     """Serve an application; it must end well."""
-    with serve(
-        KIND, tmp_path, application=f"mounted.asgi:{name}", options=LONG
-    ) as server:
+    with serve(KIND, tmp_path, application=f"{SITE}:{name}", options=LONG) as server:
         yield server
         stop_cleanly(server)
 
@@ -117,7 +116,7 @@ def test_requests_of_all_kinds(server: Server, name: str, at: str) -> None:
 
 def test_an_error_is_answered_and_logged_by_django(tmp_path: Path) -> None:
     """The outer application sees an answer, and no error."""
-    with serve(KIND, tmp_path, application="mounted.asgi:in_middleware") as server:
+    with serve(KIND, tmp_path, application=f"{SITE}:in_middleware") as server:
         assert ask(server, "/one/boom/").status == 500
         assert ask(server, "/one/sync/boom/").status == 500
         assert server.stop() in (0, -15)
@@ -128,7 +127,7 @@ def test_an_error_is_answered_and_logged_by_django(tmp_path: Path) -> None:
 def test_routes_of_the_outer_application(tmp_path: Path) -> None:
     """FastAPI's async routes, with the ORM, are answered while a request waits."""
     with (
-        serve(KIND, tmp_path, application="mounted.asgi:api") as server,
+        serve(KIND, tmp_path, application=f"{SITE}:api") as server,
         server.connect() as waiting,
     ):
         waiting.send_request("/one/wait/?id=wait")
@@ -144,7 +143,7 @@ def test_routes_of_the_outer_application(tmp_path: Path) -> None:
 def test_two_applications_share_the_run(tmp_path: Path) -> None:
     """Their requests are tasks of one Trio run."""
     with (
-        serve(KIND, tmp_path, application="mounted.asgi:plain") as server,
+        serve(KIND, tmp_path, application=f"{SITE}:plain") as server,
         server.connect() as one,
         server.connect() as two,
     ):
@@ -191,9 +190,7 @@ def test_requests_that_end_in_time_are_answered(
     """The server waits for them, with or without a lifespan."""
     flag = tmp_path / "flag"
     with (
-        serve(
-            KIND, tmp_path, application=f"mounted.asgi:{name}", options=LONG
-        ) as server,
+        serve(KIND, tmp_path, application=f"{SITE}:{name}", options=LONG) as server,
         server.connect() as waiting,
         server.connect() as idle,
     ):
@@ -217,7 +214,7 @@ def test_what_does_not_end_is_cancelled(name: str, at: str, tmp_path: Path) -> N
         serve(
             KIND,
             tmp_path,
-            application=f"mounted.asgi:{name}",
+            application=f"{SITE}:{name}",
             options={"graceful-timeout": 1},
             settings={"SHUTDOWN_SECONDS": 0.2},
         ) as server,

@@ -7,7 +7,7 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-os.environ["DJANGO_SETTINGS_MODULE"] = "mounted.settings"
+os.environ["DJANGO_SETTINGS_MODULE"] = "hosted.mounted_settings"
 
 from asgi_lifespan import LifespanManager
 from channels.generic.websocket import (  # type: ignore[import-untyped] # so it is
@@ -21,7 +21,6 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.urls import path
 from fastapi import FastAPI, Request
-from hosted import journal
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -30,7 +29,7 @@ from starlette.routing import Mount, Route
 
 from trio_asgi import ASGIHandler, get_asgi_application
 
-from . import caller
+from . import journal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -48,7 +47,10 @@ class Lasting(ASGIHandler):
 
 
 journal.connect()
-application, other, lasting = get_asgi_application(), ASGIHandler(), Lasting()
+#: Starlette has its own type for applications.
+application: Any = get_asgi_application()
+other: Any = ASGIHandler()
+lasting: Any = Lasting()
 call_command("migrate", verbosity=0)
 
 
@@ -60,9 +62,9 @@ class Naming:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Say who calls."""
-        caller.set("middleware")
+        journal.caller.set("middleware")
         await self.app(scope, receive, send)
-        assert caller.get() == "middleware"
+        assert journal.caller.get() == "middleware"
 
 
 async def through(

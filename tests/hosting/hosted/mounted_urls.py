@@ -9,9 +9,8 @@ import trio
 from django.contrib.auth.models import User
 from django.http import HttpResponse, JsonResponse
 from django.urls import include, path, reverse
-from hosted import journal
 
-from . import caller
+from . import journal
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -28,8 +27,11 @@ async def where(request: HttpRequest) -> JsonResponse:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look, "reverse", reverse("where"))
         nursery.start_soon(look, "path_info", request.path_info)
-    found |= {"caller": caller.get(), "library": sniffio.current_async_library()}
-    caller.set("the view")
+    found |= {
+        "caller": journal.caller.get(),
+        "library": sniffio.current_async_library(),
+    }
+    journal.caller.set("the view")
     return JsonResponse(found)
 
 
@@ -42,7 +44,7 @@ def users(request: HttpRequest) -> JsonResponse:
 
 async def background(request: HttpRequest) -> HttpResponse:
     """Start a task that lasts until it is cancelled."""
-    from . import asgi  # noqa: PLC0415 - it imports this module
+    from . import mounted_asgi  # noqa: PLC0415 - it imports this module
 
     async def wait() -> None:
         try:
@@ -50,7 +52,7 @@ async def background(request: HttpRequest) -> HttpResponse:
         finally:
             journal.note("background ended", request)
 
-    asgi.lasting.start_soon(wait)
+    mounted_asgi.lasting.start_soon(wait)
     return HttpResponse("begun")
 
 

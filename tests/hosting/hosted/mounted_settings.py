@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from hosted.settings import *  # noqa: F403
+from .settings import *  # noqa: F403
 
-ROOT_URLCONF = "mounted.urls"
+ROOT_URLCONF = "hosted.mounted_urls"
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": Path(os.environ["HOSTED_JOURNAL"]).with_name("db.sqlite3"),
-        "CONN_MAX_AGE": 60,
+        "NAME": f"{os.environ['HOSTED_JOURNAL']}.sqlite3",
     }
 }
