@@ -13,6 +13,7 @@ import re
 import sys
 import uuid
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,7 @@ from websockets.sync.client import connect as connect_websocket
 
 import trio_asgi
 from event_stream_parser import Dispatched, EventStreamParser
+from hosting._hosts import HOSTS
 from hosting._server import serve
 from multipart_support import END, field_part, file_part, form_headers, form_request
 from project_support import counts, run_pytest, run_python
@@ -56,6 +58,7 @@ WITH_CODE = {
     "docs/howto/from-asyncio.md",
     "docs/howto/islands.md",
     "docs/howto/mounting.md",
+    "docs/howto/servers.md",
     "docs/howto/server-sent-events.md",
     "docs/howto/streaming.md",
     "docs/howto/testing.md",
@@ -375,14 +378,16 @@ def test_testing_by_django(testing_project: Path) -> None:
 
 @pytest.fixture
 def mounting_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the project from the page on mounting."""
+    """Make the project from the page on mounting, with two views."""
     monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
     files = files_of("docs/howto/mounting.md")
     files["mysite/__init__.py"] = ""
     files["mysite/settings.py"] = SETTINGS + 'ALLOWED_HOSTS = ["127.0.0.1"]'
     files["mysite/urls.py"] = """
+from pathlib import Path
+
 import trio
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path, reverse
 
 
@@ -391,10 +396,43 @@ async def view(request):
     return HttpResponse(reverse("view"))
 
 
-urlpatterns = [path("view/", view, name="view")]
+async def parts():
+    try:
+        yield "part"
+        await trio.sleep_forever()
+    finally:
+        Path("left").touch()
+
+
+async def stream(request):
+    return StreamingHttpResponse(parts())
+
+
+urlpatterns = [path("view/", view, name="view"), path("stream/", stream)]
 """
     write_files(tmp_path, files)
     return tmp_path
+
+
+def test_servers_gunicorn(
+    mounting_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers: with the page's worker class, gunicorn's requests clean up in time."""
+    pytest.importorskip("gunicorn")
+    [code] = files_of("docs/howto/servers.md").values()
+    code = code.replace("10}", "1}")
+    write_files(mounting_project, {"mysite/worker.py": code})
+    own = replace(HOSTS["gunicorn"], choice=("--worker-class=mysite.worker.Worker",))
+    monkeypatch.setitem(HOSTS, "own", own)
+    served, left = "mysite.asgi:application", mounting_project / "left"
+    with (
+        serve("own", mounting_project, application=served) as server,
+        server.connect() as connection,
+    ):
+        connection.send_request("/stream/")
+        connection.read_at_least(1)
+        assert server.stop() == 0
+        assert left.exists()
 
 
 def test_mounting_in_fastapi(mounting_project: Path) -> None:
