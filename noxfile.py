@@ -277,6 +277,14 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Make many requests under uvicorn, and see whether anything grows."""
+    session.install(*group("uvicorn"))
+    install_wheel(session)
+    session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Serve the example site at http://127.0.0.1:8000 (or $PORT)."""
     session.install("-e", ".[example]")

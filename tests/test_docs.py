@@ -13,6 +13,7 @@ import re
 import sys
 import uuid
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -28,9 +29,12 @@ from django.http import HttpResponse
 from django.middleware.csrf import get_token
 from django.test import RequestFactory, override_settings
 from django.urls import path
+from websockets.sync.client import connect as connect_websocket
 
 import trio_asgi
 from event_stream_parser import Dispatched, EventStreamParser
+from hosting._hosts import HOSTS
+from hosting._server import serve
 from multipart_support import END, field_part, file_part, form_headers, form_request
 from project_support import counts, run_pytest, run_python
 from support import application, http_scope, receive_answer, request
@@ -53,6 +57,8 @@ WITH_CODE = {
     "docs/howto/files.md",
     "docs/howto/from-asyncio.md",
     "docs/howto/islands.md",
+    "docs/howto/mounting.md",
+    "docs/howto/servers.md",
     "docs/howto/server-sent-events.md",
     "docs/howto/streaming.md",
     "docs/howto/testing.md",
@@ -308,22 +314,38 @@ async def test_trio_program(execute: Callable[[str], Site]) -> None:
             stop.set()
 
 
-@pytest.fixture
-def testing_project(tmp_path: Path) -> Path:
-    """Make the project from the page on testing, file by file."""
+def files_of(page_name: str) -> dict[str, str]:
+    """Return the files of a page's project, by their captions."""
     captioned = re.compile(
         r"^```\{code-block\} \w+\n:caption: (\S+)\n\n(.*?)^```$",
         re.MULTILINE | re.DOTALL,
     )
-    text = (ROOT / "docs/howto/testing.md").read_text(encoding="utf-8")
-    files = dict(captioned.findall(text))
-    # The output of startproject and startapp, which the page leaves out.
-    files["mysite/settings.py"] += """
+    return dict(captioned.findall((ROOT / page_name).read_text(encoding="utf-8")))
+
+
+def write_files(directory: Path, files: dict[str, str]) -> None:
+    """Write a project."""
+    for name, code in files.items():
+        file = directory / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code, encoding="utf-8")
+
+
+#: The output of startproject, which pages leave out.
+SETTINGS = """
 SECRET_KEY = "for the tests alone"
 ROOT_URLCONF = "mysite.urls"
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 """
+
+
+@pytest.fixture
+def testing_project(tmp_path: Path) -> Path:
+    """Make the project from the page on testing, file by file."""
+    files = files_of("docs/howto/testing.md")
+    # The output of startproject and startapp, which the page leaves out.
+    files["mysite/settings.py"] += SETTINGS
     files["books/models.py"] = """
 from django.db import models
 
@@ -333,10 +355,7 @@ class Book(models.Model):
 """
     for package in ("mysite", "books"):
         files[f"{package}/__init__.py"] = ""
-    for name, code in files.items():
-        file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(code, encoding="utf-8")
+    write_files(tmp_path, files)
     return tmp_path
 
 
@@ -355,6 +374,87 @@ def test_testing_by_django(testing_project: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Ran 2 tests" in done.stderr
+
+
+@pytest.fixture
+def mounting_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the project from the page on mounting, with two views."""
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
+    files = files_of("docs/howto/mounting.md")
+    files["mysite/__init__.py"] = ""
+    files["mysite/settings.py"] = SETTINGS + 'ALLOWED_HOSTS = ["127.0.0.1"]'
+    files["mysite/urls.py"] = """
+from pathlib import Path
+
+import trio
+from django.http import HttpResponse, StreamingHttpResponse
+from django.urls import path, reverse
+
+
+async def view(request):
+    await trio.sleep(0)
+    return HttpResponse(reverse("view"))
+
+
+async def parts():
+    try:
+        yield "part"
+        await trio.sleep_forever()
+    finally:
+        Path("left").touch()
+
+
+async def stream(request):
+    return StreamingHttpResponse(parts())
+
+
+urlpatterns = [path("view/", view, name="view"), path("stream/", stream)]
+"""
+    write_files(tmp_path, files)
+    return tmp_path
+
+
+def test_servers_gunicorn(
+    mounting_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers: with the page's worker class, gunicorn's requests clean up in time."""
+    pytest.importorskip("gunicorn")
+    [code] = files_of("docs/howto/servers.md").values()
+    code = code.replace("10}", "1}")
+    write_files(mounting_project, {"mysite/worker.py": code})
+    own = replace(HOSTS["gunicorn"], choice=("--worker-class=mysite.worker.Worker",))
+    monkeypatch.setitem(HOSTS, "own", own)
+    served, left = "mysite.asgi:application", mounting_project / "left"
+    with (
+        serve("own", mounting_project, application=served) as server,
+        server.connect() as connection,
+    ):
+        connection.send_request("/stream/")
+        connection.read_at_least(1)
+        assert server.stop() == 0
+        assert left.exists()
+
+
+def test_mounting_in_fastapi(mounting_project: Path) -> None:
+    """Mounting: FastAPI serves its own route, and Django below its prefix."""
+    with serve("uvicorn", mounting_project, application="mysite.main:app") as server:
+        assert server.get("/api/tea/green") == b'{"kind":"green"}'
+        assert server.get("/site/view/") == b"/site/view/"
+        server.stop()
+        assert "Traceback" not in server.log
+
+
+def test_mounting_in_channels(mounting_project: Path) -> None:
+    """Mounting: Channels serves WebSockets, and Django the rest."""
+    served = "mysite.routing:application"
+    with serve("uvicorn", mounting_project, application=served) as server:
+        assert server.get("/view/") == b"/view/"
+        address = f"ws://127.0.0.1:{server.port}/echo/"
+        with connect_websocket(address, proxy=None) as websocket:
+            websocket.send("tea")
+            assert websocket.recv() == "tea"
+        server.stop()
+        assert "Traceback" not in server.log
 
 
 async def test_from_asyncio(

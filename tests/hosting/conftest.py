@@ -25,6 +25,7 @@ if sys.platform == "win32":
         "test_event_stream.py",
         "test_files.py",
         "test_hostile_clients.py",
+        "test_mounted.py",
         "test_requests.py",
         "test_shutdown.py",
         "test_startup.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -23,6 +24,9 @@ _file = os.open(
 
 #: The requests between their two signals, by id.
 in_flight: set[str] = set()
+
+#: Who calls, says middleware of an application in which the site is mounted.
+caller: ContextVar[str] = ContextVar("caller", default="nobody")
 
 
 class _Thread(threading.local):
