@@ -36,6 +36,8 @@ class Host:
     #: What the server cannot do, by the names that tests use, with its reason. Each was
     #: seen with a bare ASGI application, too.
     cannot: Mapping[str, str] = field(default_factory=dict)
+    #: Matches the names of its own threads, as Python knows them.
+    own_threads: re.Pattern[str] = re.compile(r"(?!)")
     #: Matches what it logs as errors whenever it cancels tasks at a shutdown.
     logs_cancelled: re.Pattern[str] | None = None
 
@@ -152,6 +154,8 @@ HOSTS = {
         listening=r"Listening at: https?://127\.0\.0\.1:(\d+)",
         listens_once=True,
         knows_port=False,
+        # A thread of Rust gets such a name when it logs something.
+        own_threads=re.compile(r"Dummy-\d+$"),
     ),
     "daphne": Host(
         "daphne",
