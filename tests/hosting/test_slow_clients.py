@@ -138,11 +138,10 @@ def test_slow_senders_leave_the_leases_to_others(strict_server: Server) -> None:
 
 
 @pytest.mark.demands("http2")
+@pytest.mark.demands("http2 back-pressure")
 def test_a_slow_stream_of_http2_harms_no_other(strict_server: Server) -> None:
     """It is ended, and the connection with its other streams goes on."""
     server = strict_server
-    if server.kind == "hypercorn":
-        pytest.skip("hypercorn 0.18 holds no stream of HTTP/2 back, but buffers it all")
     identity = server.new_id()
     with server.connect() as connection:
         client = Http2Client(connection)
