@@ -38,8 +38,6 @@ class Host:
     cannot: Mapping[str, str] = field(default_factory=dict)
     #: How its answer begins where a body is cut short or invalid.
     answers_bad_body: bytes = b"HTTP/1.1 400 "
-    #: Whether it sends files itself (``http.response.pathsend``).
-    sends_files: bool = False
     #: How much it queues for a client that reads.
     queued_megabytes: int = 0
     #: Matches the names of its own threads, as Python knows them.
@@ -182,7 +180,6 @@ HOSTS = {
         listens_once=True,
         knows_port=False,
         answers_bad_body=b"HTTP/1.1 500 ",
-        sends_files=True,
         # Four messages, and those that hyper writes.
         queued_megabytes=12,
         cannot={
@@ -206,7 +203,10 @@ HOSTS = {
             "back-pressure": "it buffers all that a client does not read",
             "streamed uploads": "it takes the whole body first",
             "cutting off": "it keeps the connection when a started response fails",
-            "cancellation": "it ends at once, without a grace period",
+            "grace period": "it cancels all requests at once",
+            "cancellation": "it cancels all requests at once",
+            "limited headers": "Twisted closes the connection without an answer",
+            "leaving a thread": "Python waits for the threads of the executor",
             "closing unread": "it buffers all that a client does not read",
         },
     ),

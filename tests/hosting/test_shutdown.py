@@ -74,6 +74,7 @@ def assert_ended_cleanly(server: Server) -> None:
 
 @to_whom
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.demands("grace period")
 def test_requests_that_end_in_time_are_answered(
     kind: Kind, tmp_path: Path, workers: int, terminate: Terminate
 ) -> None:

@@ -105,6 +105,7 @@ def test_slow_readers_leave_the_leases_to_others(
     server.wait_for_rest()
 
 
+@pytest.mark.demands("streamed uploads")
 def test_slow_senders_leave_the_leases_to_others(strict_server: Server) -> None:
     """While sync views read slow bodies in all leases, another is served."""
     server = strict_server
