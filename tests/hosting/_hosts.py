@@ -168,6 +168,7 @@ HOSTS = {
         names=_HYPERCORN,
         cannot={
             **_HYPERCORNS,
+            "closing unread": "it waits for a client that does not read",
             "leaving a thread": "asyncio.run() waits for the threads of its executor",
         },
         logs_cancelled=_HYPERCORN_CANCELS,
@@ -194,7 +195,7 @@ HOSTS = {
     ),
     "daphne": Host(
         "daphne",
-        (),
+        ("--access-log=/dev/null",),
         names={"port": "--port", "host": "--bind"},
         listening=r"Listening on TCP address 127\.0\.0\.1:(\d+)",
         cannot={

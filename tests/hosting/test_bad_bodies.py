@@ -33,6 +33,7 @@ def assert_it_goes_on(server: Server, identity: str) -> None:
         ("/sync/failing/", "LookupError: the sync kettle is empty"),
     ],
 )
+@pytest.mark.demands("cutting off")
 def test_a_stream_that_fails_midway(server: Server, path: str, message: str) -> None:
     """The client gets the parts before, no clean end, and the log one traceback."""
     identity = server.new_id()
