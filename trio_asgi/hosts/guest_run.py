@@ -167,7 +167,8 @@ class GuestRun:
             return Deferred.fromFuture(loop.create_task(self.end()))
 
         twisted: Any = reactor
-        twisted.addSystemEventTrigger("during", "shutdown", end)
+        # Not "during": that is when the reactor stops the loop, and it waits for nobody.
+        twisted.addSystemEventTrigger("before", "shutdown", end)
 
     def _on_done(self, result: outcome.Outcome[None]) -> None:
         """Note the end of the run. Trio's callback."""
