@@ -568,6 +568,38 @@ def test_the_shutdown_waits_for_requests_that_were_cancelled() -> None:
     asyncio.run(main())
 
 
+def test_the_shutdown_waits_for_requests_that_are_answered() -> None:
+    """granian sends the shutdown when it has the answers, before the requests' end."""
+
+    async def main() -> None:
+        lifespan = Lifespan()
+        await lifespan.start()
+        answered, may_end = asyncio.Event(), trio.Event()
+
+        async def view(receive: Receive, send: Send) -> None:
+            answered.set()
+            await may_end.wait()
+            lifespan.log.append("ended")
+
+        request = asyncio.create_task(call(view))
+        await answered.wait()
+        shutdown = asyncio.create_task(lifespan.shut_down())
+        # A pass of the loop for each step that the shutdown would take.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        run = guest_run._runs[asyncio.get_running_loop()]
+        run.host.ticks.soon(may_end.set)
+        await shutdown
+        await request
+        assert lifespan.log[-3:] == [
+            "ended",
+            "lifespan.shutdown",
+            "lifespan.shutdown.complete, Trio has ended",
+        ]
+
+    asyncio.run(main())
+
+
 def test_a_thread_that_hangs_does_not_keep_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -641,7 +673,7 @@ def test_without_a_lifespan_the_run_ends_with_the_loop() -> None:
 
 
 def test_a_request_that_is_left_at_the_end_is_cancelled() -> None:
-    """The server's task sees that, too."""
+    """After SHUTDOWN_SECONDS; the server's task sees that, too."""
     life = Lifespan()
 
     async def main() -> None:
@@ -649,6 +681,7 @@ def test_a_request_that_is_left_at_the_end_is_cancelled() -> None:
         waiting = asyncio.Event()
 
         async def app(_receive: Receive, _send: Send) -> None:
+            current_pool().shutdown_seconds = 0
             waiting.set()
             await trio.sleep_forever()
 

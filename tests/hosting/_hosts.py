@@ -36,6 +36,12 @@ class Host:
     #: What the server cannot do, by the names that tests use, with its reason. Each was
     #: seen with a bare ASGI application, too.
     cannot: Mapping[str, str] = field(default_factory=dict)
+    #: How its answer begins where a body is cut short or invalid.
+    answers_bad_body: bytes = b"HTTP/1.1 400 "
+    #: How much it queues for a client that reads.
+    queued_megabytes: int = 0
+    #: Matches the names of its own threads, as Python knows them.
+    own_threads: re.Pattern[str] = re.compile(r"(?!)")
     #: Matches what it logs as errors whenever it cancels tasks at a shutdown.
     logs_cancelled: re.Pattern[str] | None = None
 
@@ -85,6 +91,15 @@ _HTTPTOOLS = {
 _UVICORN_CANCELS = re.compile(
     r"^.*ERROR.* (?:Cancel \d+ running task.*|Exception in ASGI application\n"
     r"Traceback(?:.*\n)*?asyncio\.exceptions\.CancelledError.*)\n",
+    re.MULTILINE,
+)
+
+_HYPERCORNS = {
+    "http2 back-pressure": "0.18 holds no stream of HTTP/2 back, but buffers it all",
+}
+_HYPERCORN_CANCELS = re.compile(
+    r"^Exception in callback StreamReaderProtocol\..*\n(?:handle: .*\n)?"
+    r"Traceback(?:.*\n)*?asyncio\.exceptions\.CancelledError.*\n",
     re.MULTILINE,
 )
 
@@ -138,12 +153,25 @@ def _uvicorn(loop: str, http: str, cannot: Mapping[str, str], *needs: str) -> Ho
 
 
 HOSTS = {
-    "hypercorn": Host("hypercorn", ("--worker-class=trio",), names=_HYPERCORN),
+    "hypercorn": Host(
+        "hypercorn",
+        ("--worker-class=trio",),
+        names=_HYPERCORN,
+        cannot=_HYPERCORNS,
+    ),
     "anycorn": Host("anycorn", ("--worker-class=trio",), names=_HYPERCORN),
     "uvicorn": _uvicorn("uvloop", "httptools", _HTTPTOOLS, "uvloop", "httptools"),
     "uvicorn-asyncio-h11": _uvicorn("asyncio", "h11", _UVICORNS),
     "hypercorn-asyncio": Host(
-        "hypercorn", ("--worker-class=asyncio",), names=_HYPERCORN
+        "hypercorn",
+        ("--worker-class=asyncio",),
+        names=_HYPERCORN,
+        cannot={
+            **_HYPERCORNS,
+            "closing unread": "it waits for a client that does not read",
+            "leaving a thread": "asyncio.run() waits for the threads of its executor",
+        },
+        logs_cancelled=_HYPERCORN_CANCELS,
     ),
     "granian": Host(
         "granian",
@@ -152,20 +180,46 @@ HOSTS = {
         listening=r"Listening at: https?://127\.0\.0\.1:(\d+)",
         listens_once=True,
         knows_port=False,
+        answers_bad_body=b"HTTP/1.1 500 ",
+        # Four messages, and those that hyper writes.
+        queued_megabytes=12,
+        cannot={
+            "cancellation": "it kills workers that have not ended in time",
+            "closing unread": "it waits for a client that does not read",
+            "closing refused": "it keeps the connection of a refused handshake",
+            "limited headers": "hyper waits for the end of up to 400 kB of headers",
+            "requests of those who left": "it drops a request whose client has left",
+        },
+        # A thread of Rust gets such a name when it logs something.
+        own_threads=re.compile(r"Dummy-\d+$"),
     ),
     "daphne": Host(
         "daphne",
-        (),
+        ("--access-log=/dev/null",),
         names={"port": "--port", "host": "--bind"},
         listening=r"Listening on TCP address 127\.0\.0\.1:(\d+)",
-        cannot={**_NO_HTTP2, "lifespan": "it has no lifespan"},
+        cannot={
+            **_NO_HTTP2,
+            "lifespan": "it has no lifespan",
+            "back-pressure": "it buffers all that a client does not read",
+            "streamed uploads": "it takes the whole body first",
+            "cutting off": "it keeps the connection when a started response fails",
+            "grace period": "it cancels all requests at once",
+            "cancellation": "it cancels all requests at once",
+            "limited headers": "Twisted closes the connection without an answer",
+            "leaving a thread": "Python waits for the threads of the executor",
+            "closing unread": "it buffers all that a client does not read",
+        },
     ),
     "gunicorn": Host(
         "gunicorn",
         ("--worker-class=uvicorn.workers.UvicornWorker",),
         needs=("uvicorn", "uvloop", "httptools"),
         names=_GUNICORN,
-        cannot=_HTTPTOOLS,
+        cannot={
+            **_HTTPTOOLS,
+            "cancellation": "it kills workers that have not ended in time",
+        },
         logs_cancelled=_UVICORN_CANCELS,
         listening=r"Listening at: https?://127\.0\.0\.1:(\d+)",
         listens_once=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -13,13 +13,20 @@ if TYPE_CHECKING:
     from ._wire import Connection
 
 
+class _Connection(H2Connection):
+    """A connection that goes on after GOAWAY, as RFC 9113 says; h2's does not."""
+
+    def _receive_goaway_frame(self, frame: Any) -> tuple[list[Any], list[Any]]:
+        return [], []
+
+
 class Http2Client:
     """Requests on the streams of one connection, with prior knowledge of HTTP/2."""
 
     def __init__(self, connection: Connection) -> None:
         """Start HTTP/2 on a fresh connection."""
         self._connection = connection
-        self._h2 = H2Connection()
+        self._h2 = _Connection()
         self._h2.initiate_connection()
         self._flush()
         self._bodies: dict[int, bytes] = {}

@@ -187,6 +187,7 @@ def test_with_the_next_request_on_its_way(server: Server, target: str) -> None:
     assert_healthy(server)
 
 
+@pytest.mark.demands("cutting off")
 def test_a_stream_that_fails_is_seen_to_be_cut_off(server: Server) -> None:
     """The body gets no end, because the view did not reach it."""
     with server.connect() as connection:
@@ -208,6 +209,7 @@ def test_a_client_that_has_only_stopped_sending(server: Server) -> None:
     assert_healthy(server)
 
 
+@pytest.mark.demands("requests of those who left")
 def test_right_after_the_request(server: Server) -> None:
     """A request whose client does not wait for the answer is handled like any other."""
     for _ in range(20):

@@ -97,7 +97,9 @@ def seen_by_page(server: Server, identity: str) -> Any:
     return entry["events"]
 
 
-@pytest.mark.parametrize("then", ["end", "fail"])
+@pytest.mark.parametrize(
+    "then", ["end", pytest.param("fail", marks=pytest.mark.demands("cutting off"))]
+)
 def test_a_browser_reads_the_events(server: Server, then: str) -> None:
     """Chromium's EventSource gets all, reconnects by itself, and sends the last id."""
     identity = server.new_id()
@@ -123,6 +125,7 @@ def test_the_parser_of_the_tests_agrees_with_the_browser(
     assert parser.last_event_id == "caf\xe9 \u2615"
 
 
+@pytest.mark.demands("cancellation")
 def test_a_browser_finds_the_next_server(kind: Kind, tmp_path: Path) -> None:
     """At shutdown the stream ends, and the browser continues at the next server."""
     first_directory, next_directory = tmp_path / "first", tmp_path / "next"
@@ -155,6 +158,7 @@ def assert_no_complaints(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/events/", "/sync/events/"])
+@pytest.mark.demands("cancellation")
 def test_a_stream_ends_cleanly_at_shutdown(
     kind: Kind, tmp_path: Path, path: str
 ) -> None:
@@ -232,6 +236,7 @@ def test_a_client_that_does_not_read(
     assert server.events(identity) == ["started", "entered", "cleaned up", "finished"]
 
 
+@pytest.mark.demands("cutting off")
 def test_events_that_fail(server: Server, connect: Connect) -> None:
     """The body has no clean end, which tells the client; the log shows why, once."""
     identity = server.new_id()

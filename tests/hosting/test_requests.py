@@ -25,6 +25,7 @@ both_hellos = pytest.mark.parametrize("path", ["/hello/", "/sync/hello/"])
 
 
 @both_digests
+@pytest.mark.demands("streamed uploads")
 def test_a_chunked_upload_is_read_whole_in_constant_memory(
     server: Server, path: str
 ) -> None:

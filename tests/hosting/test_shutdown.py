@@ -74,6 +74,7 @@ def assert_ended_cleanly(server: Server) -> None:
 
 @to_whom
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.demands("grace period")
 def test_requests_that_end_in_time_are_answered(
     kind: Kind, tmp_path: Path, workers: int, terminate: Terminate
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_stream_of_http2_that_ends_in_time_is_answered(
         assert_ended_cleanly(server)
 
 
+@pytest.mark.demands("cancellation")
 def test_requests_that_do_not_end_are_cancelled(kind: Kind, tmp_path: Path) -> None:
     """After the grace period all requests in flight are cancelled, and clean up."""
     options = {"graceful-timeout": 1}
@@ -168,6 +170,7 @@ def test_requests_that_do_not_end_are_cancelled(kind: Kind, tmp_path: Path) -> N
         assert server.events("upload") == []
 
 
+@pytest.mark.demands("cancellation")
 def test_clients_that_do_not_read(kind: Kind, tmp_path: Path) -> None:
     """Requests that wait for a client to read, and cannot be cancelled, end with it."""
     options = {"graceful-timeout": 1}
@@ -198,6 +201,7 @@ def test_clients_that_do_not_read(kind: Kind, tmp_path: Path) -> None:
 
 
 @to_whom
+@pytest.mark.demands("cancellation")
 def test_all_workers_cancel_what_does_not_end(
     kind: Kind, tmp_path: Path, terminate: Terminate
 ) -> None:
@@ -216,6 +220,7 @@ def test_all_workers_cancel_what_does_not_end(
             assert server.events(identity)[-2:] == ["cleaned up", "finished"]
 
 
+@pytest.mark.demands("cancellation")
 def test_a_thread_that_hangs_does_not_keep_the_server(
     kind: Kind, tmp_path: Path
 ) -> None:

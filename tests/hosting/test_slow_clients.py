@@ -105,6 +105,7 @@ def test_slow_readers_leave_the_leases_to_others(
     server.wait_for_rest()
 
 
+@pytest.mark.demands("streamed uploads")
 def test_slow_senders_leave_the_leases_to_others(strict_server: Server) -> None:
     """While sync views read slow bodies in all leases, another is served."""
     server = strict_server
@@ -138,11 +139,10 @@ def test_slow_senders_leave_the_leases_to_others(strict_server: Server) -> None:
 
 
 @pytest.mark.demands("http2")
+@pytest.mark.demands("http2 back-pressure")
 def test_a_slow_stream_of_http2_harms_no_other(strict_server: Server) -> None:
     """It is ended, and the connection with its other streams goes on."""
     server = strict_server
-    if server.kind == "hypercorn":
-        pytest.skip("hypercorn 0.18 holds no stream of HTTP/2 back, but buffers it all")
     identity = server.new_id()
     with server.connect() as connection:
         client = Http2Client(connection)

@@ -136,6 +136,7 @@ def begin_large_file(connection: Connection, target: str, *headers: str) -> None
 
 @leaving
 @streaming_views
+@pytest.mark.demands("streamed uploads")
 def test_a_client_that_leaves_midway(
     server: Server, connect: Connect, path: str, leave: Leave
 ) -> None:

@@ -20,8 +20,11 @@ class Crossing:
     Made by the asyncio task. Its cancellation cancels the Trio task, and still waits.
     """
 
-    def __init__(self, host: HostLoop, crossings: set[Crossing]) -> None:
+    def __init__(
+        self, host: HostLoop, crossings: set[Crossing], *, is_request: bool
+    ) -> None:
         """Start nothing yet; be one of ``crossings`` until the end."""
+        self.is_request = is_request
         self._host = host
         self._all = crossings
         crossings.add(self)
@@ -29,8 +32,9 @@ class Crossing:
         self._outcome: outcome.Outcome[Any] | None = None
         #: What the asyncio task waits for, if it has to.
         self._done: asyncio.Future[None] | None = None
-        #: Done at the end, if the asyncio task was cancelled before.
-        self.cancelled_end: asyncio.Future[None] | None = None
+        self.is_cancelled = False
+        #: Set at the end, if somebody waits for that in Trio.
+        self._ended: trio.Event | None = None
 
     async def run(self, async_fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Run the function. The Trio task."""
@@ -48,9 +52,16 @@ class Crossing:
         """Let the asyncio task go on with this result. Host thread."""
         self._outcome = result
         self._all.discard(self)
-        for future in (self._done, self.cancelled_end):
-            if future is not None and not future.done():
-                future.set_result(None)
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+        if self._ended is not None:
+            self._ended.set()
+
+    async def wait_ended(self) -> None:
+        """Wait for the end. Another Trio task."""
+        if self in self._all:
+            self._ended = self._ended or trio.Event()
+            await self._ended.wait()
 
     async def wait(self) -> Any:
         """Wait for the Trio task; return its result. Asyncio task.
@@ -66,8 +77,7 @@ class Crossing:
                 await self._done
             except asyncio.CancelledError as error:
                 cancelled = error
-                if self.cancelled_end is None:
-                    self.cancelled_end = self._host.loop.create_future()
+                self.is_cancelled = True
                 self._host.ticks.soon(self._scope.cancel)
         result, self._outcome = self._outcome, None
         try:

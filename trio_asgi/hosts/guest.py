@@ -61,6 +61,7 @@ async def _serve(
         await run.call(
             *(application, scope, own_receive, HostSend(send, run.host)),
             name=f"trio_asgi.{scope['type']}",
+            is_request=scope["type"] != "lifespan",
         )
     finally:
         own_receive.close()
@@ -75,15 +76,19 @@ async def _live(
 ) -> None:
     """Serve a lifespan. The last one ends the run before it is complete.
 
-    It hears of the shutdown when the requests have ended that the server has cancelled.
+    It hears of the shutdown when the requests have ended: uvicorn does not wait for
+    those that it cancels, and granian not for the end of those that are answered.
     """
     last: list[Message] = []
 
-    async def receive_late() -> Message:
-        message = await receive()
-        if message["type"] == "lifespan.shutdown":
-            await run.wait_for_cancelled()
-        return message
+    async def live(scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_late() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await run.wait_for_requests()
+            return message
+
+        await application(scope, receive_late, send)
 
     async def send_or_hold(message: Message) -> None:
         if message["type"] in _LAST:
@@ -93,7 +98,7 @@ async def _live(
 
     run.lifespans += 1
     try:
-        await _serve(run, application, scope, receive_late, send_or_hold)
+        await _serve(run, live, scope, receive, send_or_hold)
     finally:
         run.lifespans -= 1
         if not (run.lifespans or run.crash):

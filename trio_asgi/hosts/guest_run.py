@@ -167,7 +167,8 @@ class GuestRun:
             return Deferred.fromFuture(loop.create_task(self.end()))
 
         twisted: Any = reactor
-        twisted.addSystemEventTrigger("during", "shutdown", end)
+        # Not "during": that is when the reactor stops the loop, and it waits for nobody.
+        twisted.addSystemEventTrigger("before", "shutdown", end)
 
     def _on_done(self, result: outcome.Outcome[None]) -> None:
         """Note the end of the run. Trio's callback."""
@@ -208,7 +209,11 @@ class GuestRun:
     # Its tasks
 
     async def call(
-        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: str
+        self,
+        async_fn: Callable[..., Awaitable[Any]],
+        *args: Any,
+        name: str,
+        is_request: bool = False,
     ) -> Any:
         """Run a function in a Trio task, in a copy of this context. Asyncio task.
 
@@ -218,16 +223,23 @@ class GuestRun:
         """
         if self._nursery is None:
             raise self.crash_error() if self.crash else RuntimeError("Trio has ended")
-        crossing = Crossing(self.host, self._crossings)
+        crossing = Crossing(self.host, self._crossings, is_request=is_request)
         start = functools.partial(self._nursery.start_soon, name=name)
         self.host.ticks.now(start, crossing.run, async_fn, *args)
         return await crossing.wait()
 
-    async def wait_for_cancelled(self) -> None:
-        """Wait until all calls have ended that are cancelled now. Asyncio task."""
-        for crossing in list(self._crossings):
-            if crossing.cancelled_end is not None:
-                await asyncio.shield(crossing.cancelled_end)
+    async def wait_for_requests(self) -> None:
+        """Wait until the present requests have ended. Trio task.
+
+        Those that the server has not cancelled get ``shutdown_seconds`` at most.
+        """
+        requests = [crossing for crossing in self._crossings if crossing.is_request]
+        with trio.move_on_after(current_pool().shutdown_seconds):
+            for request in requests:
+                await request.wait_ended()
+        for request in requests:
+            if request.is_cancelled:
+                await request.wait_ended()
 
 
 #: The run of each host loop; one that has crashed stays.
