@@ -5,7 +5,7 @@ In a project's ``asgi.py``::
     from trio_asgi import get_asgi_application  # was: django.core.asgi
     application = get_asgi_application()
 
-and then ``hypercorn -k trio mysite.asgi:application``.
+and then ``uvicorn mysite.asgi:application``, or any other ASGI server.
 """
 
 from __future__ import annotations
