@@ -167,7 +167,7 @@ class GuestRun:
             return Deferred.fromFuture(loop.create_task(self.end()))
 
         twisted: Any = reactor
-        # Not "during": that is when the reactor stops the loop, and it waits for nobody.
+        # Not "during": then the reactor stops the loop, and waits for nobody.
         twisted.addSystemEventTrigger("before", "shutdown", end)
 
     def _on_done(self, result: outcome.Outcome[None]) -> None:
