@@ -535,6 +535,8 @@ def test_the_shutdown_waits_for_requests_that_were_cancelled() -> None:
         entered, may_end = asyncio.Event(), trio.Event()
 
         async def view(receive: Receive, send: Send) -> None:
+            # Also after that: each has its own limit, CLEANUP_SECONDS.
+            current_pool().shutdown_seconds = 0
             entered.set()
             try:
                 await trio.sleep_forever()

@@ -60,7 +60,8 @@ class Crossing:
     async def wait_ended(self) -> None:
         """Wait for the end. Another Trio task."""
         if self in self._all:
-            self._ended = self._ended or trio.Event()
+            if self._ended is None:
+                self._ended = trio.Event()
             await self._ended.wait()
 
     async def wait(self) -> Any:
