@@ -38,6 +38,9 @@ class Host:
     cannot: Mapping[str, str] = field(default_factory=dict)
     #: How its answer begins where a body is cut short or invalid.
     answers_bad_body: bytes = b"HTTP/1.1 400 "
+    #: Whether it answers 400 to bytes after the last request, before the application's
+    #: answer, for which its `send` then may raise an error.
+    answers_junk: bool = False
     #: How much it queues for a client that reads.
     queued_megabytes: int = 0
     #: Matches the names of its own threads, as Python knows them.
@@ -149,6 +152,7 @@ def _uvicorn(loop: str, http: str, cannot: Mapping[str, str], *needs: str) -> Ho
         ends_with=(0, -15),
         cannot=cannot,
         logs_cancelled=_UVICORN_CANCELS,
+        answers_junk=http == "h11",
     )
 
 
