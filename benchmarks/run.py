@@ -347,17 +347,18 @@ def measure(databases: Mapping[str, str], options: argparse.Namespace) -> None:
     only = ["in-process"] if options.work else options.only
     for part in only or PARTS:
         PARTS[part](results, databases, scale, options.work or list(WORKS))
+        # After each part, since a run may be cut short.
+        written = {
+            "versions": header,
+            "cores": os.cpu_count(),
+            "scale": dataclasses.asdict(scale),
+            "parts": results.as_json(),
+        }
+        if options.output:
+            options.output.write_text(json.dumps(written, indent=1) + "\n")
+        if options.plot:
+            options.plot.write_text(plot.draw(written))
     print(results.summary())
-    written = {
-        "versions": header,
-        "cores": os.cpu_count(),
-        "scale": dataclasses.asdict(scale),
-        "parts": results.as_json(),
-    }
-    if options.output:
-        options.output.write_text(json.dumps(written, indent=1) + "\n")
-    if options.plot:
-        options.plot.write_text(plot.draw(written))
 
 
 def main() -> None:
