@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: Seconds in which the server can read what came with the handshake. A hypercorn 0.18
 #: worker ends with an error if it reads more after the refusal.
-_SETTLE_SECONDS: Final = 0.05
+_SETTLE_SECONDS: Final = 0.25
 
 
 async def refuse(receive: Receive, send: Send) -> None:
