@@ -153,10 +153,11 @@ class Obedient:
 
     async def usage(self) -> dict[str, int]:
         """Return how many bytes of memory and how many threads the process has."""
-        return _usage()
+        return usage()
 
 
-def _usage() -> dict[str, int]:
+def usage() -> dict[str, int]:
+    """Return how many bytes of memory and how many threads this process has."""
     gc.collect()
     status = Path("/proc/self/status").read_text(encoding="ascii")
     fields = dict(line.split(":", 1) for line in status.splitlines())

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ import trio
 from django.conf import settings
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
+from obedient import usage
 
 from trio_asgi import EventStream, asyncio_island, get_asgi_application
 
@@ -119,14 +118,11 @@ async def _asyncio_tasks() -> int:
     return len(asyncio.all_tasks())
 
 
-def _process() -> dict[str, float]:
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def _process() -> dict[str, int]:
     return {
-        "MiB": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
+        **usage(),
         "objects": len(gc.get_objects()),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "threads": threading.active_count(),
     }
 
 

@@ -41,6 +41,8 @@ class Host:
     #: Whether it answers 400 to bytes after the last request, before the application's
     #: answer, for which its `send` then may raise an error.
     answers_junk: bool = False
+    #: Whether it sends the head with the first part of the body, not before.
+    holds_head: bool = False
     #: How much it queues for a client that reads.
     queued_megabytes: int = 0
     #: Matches the names of its own threads, as Python knows them.
@@ -185,6 +187,7 @@ HOSTS = {
         listens_once=True,
         knows_port=False,
         answers_bad_body=b"HTTP/1.1 500 ",
+        holds_head=True,
         # Four messages, and those that hyper writes.
         queued_megabytes=12,
         cannot={

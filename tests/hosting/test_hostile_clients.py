@@ -195,8 +195,9 @@ def test_bytes_behind_a_stream_of_another_length(server: Server, size: int) -> N
     target = f"/wrong/length/?bytes={size}"
     for number in range(TRIES):
         received = answer_to_bytes_around(server, target, number / TRIES * 0.002)
-        # granian sends the head with the first part, so it may still answer 500.
-        assert_is_answer(received.replace(b"HTTP/1.1 500", b"HTTP/1.1 200", 1))
+        if HOSTS[server.kind].holds_head and received.startswith(b"HTTP/1.1 500"):
+            continue
+        assert_is_answer(received)
     server.wait_for_rest()
     server.tracebacks += server.log[logged:].count("Traceback")
 

@@ -1,4 +1,4 @@
-"""The application for the server: uvicorn teahouse.asgi:application."""
+"""The application for the server: hypercorn -k trio teahouse.asgi:application."""
 
 import os
 
