@@ -33,6 +33,7 @@ from trio_asgi.threads.call import calling
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -779,3 +780,34 @@ async def test_many_leases_nest_at_random(seed: int) -> None:
     assert len(set(threads)) == len(threads)
     ended = {visitor.ended for visitor in visitors}
     assert ended == {"well", "failed", "cancelled"}
+
+
+def test_threads_may_end_while_the_run_looks_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They leave the pool's set in their own time, also while the run goes over it."""
+    threads: list[threading.Thread] = []
+    may_end = threading.Event()
+
+    def left(_worker: Worker) -> bool:
+        may_end.set()
+        for thread in threads:
+            thread.join()
+        return False
+
+    ignore = lambda _worker, _value: None  # noqa: E731
+    monkeypatch.setattr(Worker, "left", property(left, ignore), raising=False)
+
+    async def main() -> None:
+        pool = current_pool()
+        pool.shutdown_seconds = 0
+        pool.on_thread_exit = may_end.wait
+        both = threading.Barrier(2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run_sync, both.wait)
+            nursery.start_soon(pool.run_sync, both.wait)
+        threads.extend(worker.thread for worker in list(pool.workers))
+        assert len(threads) == 2
+
+    trio.run(main)
+    assert not any(thread.is_alive() for thread in threads)

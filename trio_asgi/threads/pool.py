@@ -250,7 +250,9 @@ class WorkerPool:
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
                 await self._leave_system_tasks()
-                await self._join([worker for worker in self.workers if not worker.left])
+                # A copy: a thread that ends leaves the set.
+                workers = list(self.workers)
+                await self._join([worker for worker in workers if not worker.left])
 
     async def _leave_system_tasks(self) -> None:
         """Wait for other system tasks that call sync code; abandon their waits."""
