@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
+import gc
 import math
 import random
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +37,7 @@ from trio_asgi.threads.call import calling
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.wakeups import Wakeups
 from trio_asgi.threads.worker import Worker
 
 if TYPE_CHECKING:
@@ -460,6 +465,57 @@ async def test_a_sibling_waits_while_from_thread_runs(lease: Lease) -> None:
         nursery.start_soon(lease.run_sync, nothing)
         await wait_all_tasks_blocked()
         go_on.set()
+
+
+# Memory
+
+
+class Thing:
+    """An object whose end can be observed."""
+
+
+kept_in_context: contextvars.ContextVar[Thing] = contextvars.ContextVar("kept")
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_the_thread_lets_go_before_the_task_goes_on(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    """However slow the thread is, only the task has what the call gave and got."""
+    checked = threading.Event()
+    wake = Wakeups.wake
+
+    def wake_and_stop(wakeups: Wakeups) -> None:
+        wake(wakeups)
+        if threading.current_thread() is thread:
+            assert checked.wait(SECONDS)
+
+    def code(given: Thing) -> Thing:
+        got = Thing()
+        kept = Thing()
+        refs.extend(map(weakref.ref, (given, got, kept)))
+        kept_in_context.set(kept)
+        if raises:
+            raise LookupError(got)
+        return got
+
+    async def call() -> None:
+        context = contextvars.copy_context()
+        with contextlib.suppress(LookupError):
+            await lease.run_sync(functools.partial(code, Thing()), context=context)
+
+    refs: list[weakref.ref[Thing]] = []
+    thread = await lease.run_sync(threading.current_thread)
+    monkeypatch.setattr(Wakeups, "wake", wake_and_stop)
+    gc.collect()
+    gc.disable()
+    try:
+        await call()
+        await trio.lowlevel.checkpoint()  # Trio refers to what it has sent last
+        assert [ref() for ref in refs] == [None, None, None]
+    finally:
+        checked.set()
+        gc.enable()
 
 
 # The end of threads

@@ -102,15 +102,13 @@ class Call(Host[T]):
             if interrupts.note_sync_code is not None:
                 run = functools.partial(_run_noted, run)
             # It catches all errors, even Ctrl-C.
-            result = outcome.capture(self._context.run, run, fn)
+            self._result = outcome.capture(self._context.run, run, fn)
         finally:
             switch_task(outer)
-        del fn  # no references may be left when the task goes on
-        try:
-            self._queue.end(self, result)
-        finally:
-            # An error's traceback holds this frame: leave no cycle behind.
-            del result
+        # The task may go on before this thread does, and then be the only one that
+        # refers to what it gave and got.
+        del fn, self._context
+        self._queue.end(self)
 
 
 def _run_noted(run: Callable[[Callable[[], T]], T], fn: Callable[[], T]) -> T:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,8 +22,6 @@ from .clock import HeldClock
 from .wakeups import Wakeups
 
 if TYPE_CHECKING:
-    import outcome
-
     from .protocols import Entry, QueuedCall
 
 #: Seconds between two ticks; how late a tick is, besides the Trio thread's own work, if
@@ -140,10 +138,10 @@ class CallQueue:
 
     # A call's thread
 
-    def end(self, call: QueuedCall, result: outcome.Outcome[Any]) -> None:
+    def end(self, call: QueuedCall) -> None:
         """Post a call's result to its task; let the next calls begin."""
         with self.lock:
-            left = not call.post_result(result)
+            left = not call.post_result()
             inbox = call.loop.end_call(left=left)
             self._give_up(call)
             self._any_ended = True

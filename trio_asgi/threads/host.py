@@ -49,6 +49,8 @@ class Host(AbandonableWait, Generic[T]):
     _outer_nurseries: int | None = None
     #: Takes the call back from an inbox that is not a thread's; tried once.
     _withdraw: Callable[[], bool] | None = None
+    #: What the call returned or raised, until it is posted to the task.
+    _result: outcome.Outcome[T] | None = None
     #: How many messages are on their way to the task. Changes under the lock.
     _posted = 0
     #: The `CallQueue`'s: when the call got its place; None without a place.
@@ -200,8 +202,9 @@ class Host(AbandonableWait, Generic[T]):
         """Wake the task with a result. Any thread; raises as above."""
         self.run_sync_soon(functools.partial(self._end, result))
 
-    def post_result(self, result: outcome.Outcome[T]) -> bool:
-        """Post the result to the task; False if that has left. With the lock."""
+    def post_result(self) -> bool:
+        """Give the result to the task; False if that has left. With the lock."""
+        result, self._result = self._result, None
         return self._post(self._end, result)
 
     def fail(self, error: BaseException) -> None:

@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from queue import SimpleQueue
 
-    import outcome
-
 T = TypeVar("T")
 
 
@@ -84,8 +82,8 @@ class QueuedCall(Protocol):
     def left(self) -> bool:
         """Whether the task has left the call. Any thread."""
 
-    def post_result(self, result: outcome.Outcome[Any], /) -> bool:
-        """Post the result to the task; False if that has left. With the lock."""
+    def post_result(self) -> bool:
+        """Give the result to the task; False if that has left. With the lock."""
 
 
 class Entry(Protocol):
