@@ -1,10 +1,11 @@
 """Large bodies over HTTP: how much memory and time they take.
 
 Whole servers, one process each: trio_asgi under hypercorn's Trio worker, and Django's
-own handler under its asyncio worker. Each round of a work starts new servers, since
-memory left over from one request would hide how much the next one takes, and the
-baseline's memory would keep growing. The clients run in another process,
-`body_clients.py`. Each round measures all candidates, in a new random order.
+own handler under its asyncio worker; for event streams, both under uvicorn. Each round
+of a work starts new servers, since memory left over from one request would hide how
+much the next one takes, and the baseline's memory would keep growing. The clients run
+in another process, `body_clients.py`. Each round measures all candidates, in a new
+random order.
 
 Memory is the peak that the kernel saw of a server's process, less the memory that it
 held after small requests of the same kind. One client's throughput depends on its CPU
@@ -30,11 +31,13 @@ from report import Line, Note, Target, at_least, at_most, middle
 from servers import Server, need_servers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 KIB, MIB = 2**10, 2**20
 #: The servers of `servers.SERVERS`, and their names in the report.
 CANDIDATES = {"trio_asgi": "trio_asgi", "hypercorn": "asyncio"}
+#: The same for event streams.
+UNDER_UVICORN = {"trio_asgi-uvicorn": "trio_asgi", "uvicorn": "asyncio"}
 #: The memory that a body may take, whatever its size, in MiB.
 MEMORY = at_most(16)
 #: The size of a warm-up, in bytes, rows and streams; and how often it is done.
@@ -74,8 +77,8 @@ FULL = Sizes(
     fast=50,
     crowd_file=100 * MIB,
     baseline_crowd_file=10 * MIB,
-    streams=2000,
-    period=1,
+    streams=5000,
+    period=2,
     stream_seconds=10,
 )
 #: All works, but too little to judge by.
@@ -170,7 +173,7 @@ class Works:
         """
         if not Path("/proc/self/clear_refs").exists():
             raise Skipped("peaks of memory are measured on Linux only")
-        need_servers("hypercorn")
+        need_servers("hypercorn", "uvicorn")
         self._databases = databases
         self._sizes = sizes
 
@@ -310,15 +313,15 @@ class Works:
                 "events", streams=streams, period=period, seconds=sizes.stream_seconds
             )
 
-        trials = self._rounds(warm_up, trial)
-        for name, title in CANDIDATES.items():
+        trials = self._rounds(warm_up, trial, candidates=UNDER_UVICORN)
+        for name, title in UNDER_UVICORN.items():
             yield Line(
                 f"{title}: memory of a stream",
                 [trial.memory * KIB / streams for trial in trials[name]],
                 unit=" KiB",
                 facts={"kind": name, "streams": streams},
             )
-        for name, title in CANDIDATES.items():
+        for name, title in UNDER_UVICORN.items():
             results = [trial.result for trial in trials[name]]
             yield Line(
                 f"{title}: an event's delay, 99th percentile",
@@ -341,18 +344,19 @@ class Works:
         warm_up: Callable[[Watched], object],
         trial: Callable[[Watched], Trial],
         *files: int,
+        candidates: Iterable[str] = CANDIDATES,
     ) -> Trials:
         """Measure all candidates in each round, on servers that were warmed up.
 
         They serve files of the given sizes; the size is the file's name.
         """
-        trials: Trials = {name: [] for name in CANDIDATES}
+        trials: Trials = {name: [] for name in candidates}
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
             for size in files:
                 write_file(directory / str(size), size)
             for _ in range(self._sizes.rounds):
-                with self._servers(directory) as servers:
+                with self._servers(directory, trials) as servers:
                     for server in servers:
                         server.warm_up(warm_up)
                     for server in random.sample(servers, len(servers)):
@@ -360,11 +364,11 @@ class Works:
         return trials
 
     @contextmanager
-    def _servers(self, files: Path) -> Iterator[list[Watched]]:
+    def _servers(self, files: Path, names: Iterable[str]) -> Iterator[list[Watched]]:
         with ExitStack() as stack:
             servers = [
                 stack.enter_context(Watched(name, self._databases, files))
-                for name in CANDIDATES
+                for name in names
             ]
             for server in servers:
                 server.wait_ready("hello_async")
