@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import trio
 
-from trio_asgi.hosts.guest_run import guest_run
+from trio_asgi.hosts.runs import guest_run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -6,7 +6,9 @@ import asyncio
 import contextvars
 import gc
 import logging
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from contextlib import suppress
@@ -16,12 +18,13 @@ import pytest
 import sniffio
 import trio
 
-from trio_asgi.hosts import guest_run, ticks
+from trio_asgi.hosts import guest_run, runs, ticks
 from trio_asgi.hosts.guest import run_as_guest
+from trio_asgi.islands.functions import asyncio_island, trio_island
 from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from trio_asgi.asgi.types import Message, Receive, Scope, Send
 
@@ -46,7 +49,7 @@ def nothing_left() -> Iterator[None]:
     """No run outlives the test's loop."""
     yield
     assert not trio.lowlevel.in_trio_run()
-    assert not guest_run._runs or all(loop.is_closed() for loop in guest_run._runs)
+    assert not runs._runs or all(loop.is_closed() for loop in runs._runs)
 
 
 async def receive_nothing() -> Message:
@@ -57,6 +60,11 @@ async def receive_nothing() -> Message:
 
 async def send_nothing(message: Message) -> None:
     """Drop a message."""
+
+
+async def nothing(_receive: Receive, _send: Send) -> None:
+    """Answer nothing."""
+    await trio.lowlevel.checkpoint()
 
 
 async def call(
@@ -226,6 +234,91 @@ def test_no_reference_cycles_are_left() -> None:
             gc.enable()
 
     asyncio.run(main())
+
+
+def test_the_server_sees_nothing_that_the_application_sets() -> None:
+    """Else a server may begin the connection's next request in such a context."""
+    seen = []
+
+    async def app(receive: Receive, send: Send) -> None:
+        variable.set("of the application")
+        for _ in range(2):
+            await receive()
+            await send({"type": "answer"})
+
+    async def receive() -> Message:
+        seen.append(variable.get())
+        await asyncio.sleep(0)
+        seen.append(variable.get())
+        return {"type": "question"}
+
+    async def send(_message: Message) -> None:
+        seen.append(variable.get())
+
+    async def main() -> None:
+        variable.set("of the server")
+        await call(app, receive, send)
+
+    asyncio.run(main())
+    assert seen == ["of the server"] * 6
+
+
+def test_an_error_that_the_caller_handles_is_no_other_tasks() -> None:
+    """Other Trio tasks run below the caller, but not in its `except` block."""
+    seen: list[object] = []
+
+    async def main() -> None:
+        waiting = asyncio.Event()
+        event = trio.Event()
+
+        async def other(_receive: Receive, _send: Send) -> None:
+            waiting.set()
+            await event.wait()
+            seen.append(sys.exc_info()[1])
+
+        async def app(_receive: Receive, _send: Send) -> None:
+            event.set()
+
+        task = asyncio.create_task(call(other))
+        await waiting.wait()
+        try:
+            raise ValueError
+        except ValueError:
+            await call(app)
+        await task
+
+    asyncio.run(main())
+    assert seen == [None]
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+def test_a_loop_that_is_run_again() -> None:
+    """As by granian: async generators of Trio code still belong to Trio."""
+    seen = []
+
+    async def generate() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            seen.append(trio.lowlevel.in_trio_task())
+            closed.set()
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        generator = generate()
+        await generator.__anext__()
+        del generator
+        gc.collect()
+        await closed.wait()
+
+    closed = trio.Event()
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(call(nothing))
+        loop.run_until_complete(call(app))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+    assert seen == [True]
 
 
 # The server's receive and send
@@ -459,6 +552,51 @@ def test_a_file_of_the_host_loop_wakes_trio() -> None:
     asyncio.run(main())
 
 
+def test_an_island_is_cancelled_before_the_loop_knows_it() -> None:
+    """What its first step waits for is cancelled, too."""
+    futures: list[asyncio.Future[None]] = []
+
+    async def inner() -> None:
+        futures.append(asyncio.get_running_loop().create_future())
+        await futures[0]
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asyncio_island(inner))
+            while not futures:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    asyncio.run(call(app))
+    assert futures[0].cancelled()
+
+
+def test_many_deadlines_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timers may be early; then the next is not at once."""
+    uvloop = pytest.importorskip("uvloop")
+    timers: list[object] = []
+    on_timer = ticks.WatchedTicks._on_timer
+
+    def count(self: ticks.WatchedTicks) -> None:
+        timers.append(self)
+        on_timer(self)
+
+    monkeypatch.setattr(ticks.WatchedTicks, "_on_timer", count)
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(trio.sleep, 0.0013 * number)
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(call(app))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+    assert len(timers) < 1000
+
+
 def test_many_threads_wake_the_run_in_order() -> None:
     """Each thread's functions are called in the order of their posting."""
     got: list[list[int]] = [[] for _ in range(4)]
@@ -555,7 +693,7 @@ def test_the_shutdown_waits_for_requests_that_were_cancelled() -> None:
         # A pass of the loop for each step that the shutdown would take.
         for _ in range(20):
             await asyncio.sleep(0)
-        run = guest_run._runs[asyncio.get_running_loop()]
+        run = runs._runs[asyncio.get_running_loop()]
         run.host.ticks.soon(may_end.set)
         await shutdown
         with suppress(asyncio.CancelledError):
@@ -589,7 +727,7 @@ def test_the_shutdown_waits_for_requests_that_are_answered() -> None:
         # A pass of the loop for each step that the shutdown would take.
         for _ in range(20):
             await asyncio.sleep(0)
-        run = guest_run._runs[asyncio.get_running_loop()]
+        run = runs._runs[asyncio.get_running_loop()]
         run.host.ticks.soon(may_end.set)
         await shutdown
         await request
@@ -609,7 +747,7 @@ def test_a_thread_that_hangs_does_not_keep_the_run(
     gate = threading.Event()
 
     async def main() -> None:
-        run = await guest_run.guest_run()
+        run = await runs.guest_run()
         loop, entered = asyncio.get_running_loop(), asyncio.Event()
 
         def hang() -> None:
@@ -694,6 +832,143 @@ def test_a_request_that_is_left_at_the_end_is_cancelled() -> None:
             await task
 
     asyncio.run(main())
+
+
+def test_an_island_may_call_trio_while_the_run_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To wait, and to clean up when it is cancelled: the run waits for that."""
+    log = []
+
+    async def main() -> None:
+        run = await runs.guest_run()
+        waiting = [asyncio.Event(), asyncio.Event()]
+
+        async def wait_on_trio() -> None:
+            try:
+                waiting[0].set()
+                await trio_island(trio.sleep_forever)()
+            finally:
+                log.append("waited")
+
+        async def clean_up_on_trio() -> None:
+            try:
+                waiting[1].set()
+                await asyncio.Event().wait()
+            finally:
+                await trio_island(trio.sleep)(0.001)
+                assert await runs.island_run() is run
+                log.append("cleaned up")
+
+        tasks = [
+            asyncio.create_task(run.call(asyncio_island(fn), name="test"))
+            for fn in (wait_on_trio, clean_up_on_trio)
+        ]
+        for event in waiting:
+            await event.wait()
+        await run.end()
+        for task in tasks:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    assert sorted(log) == ["cleaned up", "waited"]
+    assert caplog.records == []  # nothing was left behind
+
+
+def test_a_nursery_that_is_cancelled_at_the_end() -> None:
+    """The asyncio task gets the cancellation, not a group of Trio's."""
+
+    async def app(_receive: Receive, _send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(trio.sleep_forever)
+            waiting.append(True)
+
+    async def main() -> None:
+        task = asyncio.create_task(call(app))
+        while not waiting:
+            await asyncio.sleep(0)
+        await (await runs.guest_run()).end()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    waiting: list[bool] = []
+    asyncio.run(main())
+
+
+def test_ctrl_c_is_the_hosts_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the server has no handler for it: the run ends, and the loop raises it."""
+    log = []
+
+    async def wait(_receive: Receive, _send: Send) -> None:
+        try:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            await trio.sleep_forever()
+        finally:
+            log.append("cancelled")
+
+    async def main() -> None:
+        with suppress(asyncio.CancelledError):
+            await call(wait)
+        await asyncio.Event().wait()  # as a server does
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(main())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        assert log == ["cancelled"]
+        assert not trio.lowlevel.in_trio_run()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.run_until_complete(call(nothing))  # in another run
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+    assert caplog.records == []
+
+
+def test_the_task_that_begins_the_run_is_cancelled() -> None:
+    """The run goes on, for others."""
+
+    async def main() -> None:
+        first = asyncio.create_task(call(nothing))
+        await asyncio.sleep(0)
+        first.cancel()
+        with suppress(asyncio.CancelledError):
+            await first
+        await call(nothing)
+
+    asyncio.run(main())
+
+
+CLOSED_EARLY = """
+import asyncio
+
+from trio_asgi.hosts.runs import guest_run
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(guest_run())
+loop.close()
+asyncio.run(guest_run())
+"""
+
+
+@pytest.mark.parametrize("way", ["watched"], indirect=True)
+def test_a_loop_that_was_closed_without_its_end() -> None:
+    """Its run stays in the thread; the error of other loops says so."""
+    run = subprocess.run(
+        [sys.executable, "-c", CLOSED_EARLY],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert (
+        "RuntimeError: Trio still runs in this thread, for an event loop" in run.stderr
+    )
 
 
 def test_a_run_can_begin_after_another_has_ended() -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sys
-from collections.abc import Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +21,11 @@ from trio_asgi.threads.abandon import (
     forget_asyncio_task,
 )
 
+from .eager import begin_task
 from .ticks import Ticks, outside_trio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from trio_asgi.asgi.types import Message, Receive, Send
 
@@ -38,18 +37,23 @@ class HostLoop:
         self.loop = loop
         self.ticks = ticks
 
-    def begin(self, awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
+    def begin(
+        self, awaitable: Awaitable[Any], context: contextvars.Context | None = None
+    ) -> asyncio.Future[Any]:
         """Run asyncio code up to where it waits; return its task, perhaps done.
 
-        Its context is a copy of the caller's.
+        It runs in a copy of the given context, or of the caller's.
         """
         coro: Any = awaitable
         if type(coro) is not CoroutineType:
             coro = _await(awaitable)
-        return outside_trio(_begin, coro, self.loop)
+        copy = contextvars.copy_context() if context is None else context.copy()
+        return outside_trio(begin_task, coro, self.loop, copy)
 
-    async def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Await asyncio code.
+    async def run(
+        self, awaitable: Awaitable[Any], context: contextvars.Context | None = None
+    ) -> Any:
+        """Await asyncio code; see `begin`.
 
         A cancellation cancels its task, and waits for it. Not a checkpoint if it ends
         without waiting.
@@ -59,7 +63,7 @@ class HostLoop:
             asyncio.CancelledError: asyncio code has cancelled the task.
             Exception: from the code.
         """
-        return await self.run_aio_future(self.begin(awaitable))
+        return await self.run_aio_future(self.begin(awaitable, context))
 
     # What a loop of trio-asyncio has, too
 
@@ -158,16 +162,19 @@ class HostReceive:
     message: nothing is lost, and the cancellation is immediate.
     """
 
-    def __init__(self, receive: Receive, host: HostLoop) -> None:
+    def __init__(
+        self, receive: Receive, host: HostLoop, context: contextvars.Context
+    ) -> None:
         self._receive = receive
         self._host = host
+        self._context = context
         self._future: asyncio.Future[Message] | None = None
         self._task: trio.lowlevel.Task | None = None
 
     async def __call__(self) -> Message:
         """Return the next message; a checkpoint only if it has to wait."""
         if self._future is None:
-            self._future = self._host.begin(self._receive())
+            self._future = self._host.begin(self._receive(), self._context)
             if not self._future.done():
                 self._future.add_done_callback(self._on_done)
         if not self._future.done():
@@ -198,9 +205,12 @@ class HostReceive:
 class HostSend:
     """A server's ``send``, for one request."""
 
-    def __init__(self, send: Send, host: HostLoop) -> None:
+    def __init__(
+        self, send: Send, host: HostLoop, context: contextvars.Context
+    ) -> None:
         self._send = send
         self._host = host
+        self._context = context
 
     async def __call__(self, message: Message) -> None:
         """Send a message; a checkpoint if the server has to wait, or in a stream.
@@ -208,77 +218,6 @@ class HostSend:
         A server whose client has left drops what it gets without waiting: without a
         checkpoint, an endless stream would never let anybody notice.
         """
-        await self._host.run(self._send(message))
+        await self._host.run(self._send(message), self._context)
         if message.get("more_body"):
             await trio.lowlevel.checkpoint()
-
-
-if sys.version_info >= (3, 12):
-
-    def _begin(coro: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-        return asyncio.Task(coro, loop=loop, eager_start=True)
-
-else:
-
-    def _begin(coro: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-        begun = _Begun(coro)
-        task = asyncio.Task(begun, loop=loop)
-        asyncio.tasks._enter_task(loop, task)
-        try:
-            result = begun.begin()
-        finally:
-            asyncio.tasks._leave_task(loop, task)
-        if result is None:
-            return task
-        # The task, which the loop will still begin, has nothing left to do.
-        future = loop.create_future()
-        if isinstance(result, outcome.Error):
-            future.set_exception(result.error)
-        else:
-            future.set_result(result.unwrap())
-        return future
-
-    class _Begun(Coroutine[Any, Any, Any]):
-        """A coroutine whose first step is done before its task begins."""
-
-        def __init__(self, coro: Any) -> None:
-            self._coro = self.__wrapped__ = coro
-            # All steps in one context, in which the task cannot be made on Python 3.10.
-            self._context = contextvars.copy_context()
-            #: What the first step has yielded, until the task has taken it.
-            self._yielded: list[Any] = []
-            self._is_done = False
-
-        def begin(self) -> outcome.Outcome[Any] | None:
-            """Do the first step; return the outcome if it is the last."""
-            self._is_done = True
-            try:
-                yielded = self._context.run(self._coro.send, None)
-            except StopIteration as stop:
-                return outcome.Value(stop.value)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as error:  # noqa: BLE001 - the outcome
-                return outcome.Error(error)
-            self._is_done = False
-            self._yielded.append(yielded)
-            return None
-
-        def send(self, value: Any) -> Any:
-            if self._is_done:
-                raise StopIteration
-            if self._yielded:
-                return self._yielded.pop()
-            return self._context.run(self._coro.send, value)
-
-        def throw(self, *error: Any) -> Any:
-            if self._is_done:
-                raise StopIteration
-            self._yielded.clear()
-            return self._context.run(self._coro.throw, *error)
-
-        def close(self) -> None:
-            self._coro.close()
-
-        def __await__(self) -> Any:
-            raise AssertionError("awaited by its task only")

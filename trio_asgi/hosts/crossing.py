@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import trio
 
+from trio_asgi.errors import split_ending
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -17,13 +19,23 @@ if TYPE_CHECKING:
 class Crossing:
     """A Trio task of the run, and the asyncio task that waits for it.
 
-    Made by the asyncio task. Its cancellation cancels the Trio task, and still waits.
+    Made by the asyncio task. If that is cancelled, it cancels the Trio task, and still
+    waits for it.
     """
 
     def __init__(
-        self, host: HostLoop, crossings: set[Crossing], *, is_request: bool
+        self,
+        host: HostLoop,
+        crossings: set[Crossing],
+        *,
+        end_error: Callable[[], BaseException],
+        is_request: bool,
     ) -> None:
-        """Start nothing yet; be one of ``crossings`` until the end."""
+        """Start nothing yet; be one of ``crossings`` until the end.
+
+        ``end_error()`` is what the asyncio task gets if the run ends.
+        """
+        self._end_error = end_error
         self.is_request = is_request
         self._host = host
         self._all = crossings
@@ -43,10 +55,16 @@ class Crossing:
                 self.end(outcome.Value(await async_fn(*args)))
             if self._scope.cancelled_caught:
                 self.end(outcome.Value(None))
-        except trio.Cancelled:
-            raise  # the run is ending, and will then end this
         except BaseException as error:  # noqa: BLE001 - the asyncio task's
-            self.end(outcome.Error(error))
+            self.end(outcome.Error(self._for_asyncio(error)))
+
+    def _for_asyncio(self, error: BaseException) -> BaseException:
+        """Return what the asyncio task gets for an error of the Trio task."""
+        ending, rest = split_ending(error)
+        if not isinstance(ending, trio.Cancelled):
+            return error
+        # The run is ending. Other Trio tasks may wait for the asyncio task.
+        return rest or self._end_error()
 
     def end(self, result: outcome.Outcome[Any]) -> None:
         """Let the asyncio task go on with this result. Host thread."""

@@ -10,10 +10,11 @@ when the loop closes its async generators. docs/design/guest-run.md has the orde
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Final
 
 from .asyncio_calls import HostReceive, HostSend
-from .guest_run import guest_run
+from .runs import guest_run
 
 if TYPE_CHECKING:
     from trio_asgi.asgi.types import ASGIApplication, Message, Receive, Scope, Send
@@ -56,10 +57,14 @@ async def _serve(
     receive: Receive,
     send: Send,
 ) -> None:
-    own_receive = HostReceive(receive, run.host)
+    # What the application sets is not seen by later requests of the connection, whose
+    # context the server may take from here.
+    context = contextvars.copy_context()
+    own_receive = HostReceive(receive, run.host, context)
+    own_send = HostSend(send, run.host, context)
     try:
         await run.call(
-            *(application, scope, own_receive, HostSend(send, run.host)),
+            *(application, scope, own_receive, own_send),
             name=f"trio_asgi.{scope['type']}",
             is_request=scope["type"] != "lifespan",
         )
@@ -76,8 +81,8 @@ async def _live(
 ) -> None:
     """Serve a lifespan. The last one ends the run before it is complete.
 
-    It hears of the shutdown when the requests have ended: uvicorn does not wait for
-    those that it cancels, and granian not for the end of those that are answered.
+    It is told of the shutdown only when the requests have ended: uvicorn does not wait
+    for those that it cancels, and granian not for the end of those that are answered.
     """
     last: list[Message] = []
 

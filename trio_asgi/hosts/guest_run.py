@@ -1,4 +1,4 @@
-"""One Trio run for each asyncio loop that calls for it, as a guest of the loop."""
+"""A Trio run that is the guest of an asyncio loop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import trio
 
+from trio_asgi.errors import leaves
 from trio_asgi.threads.abandon import Abandoner
 from trio_asgi.threads.current import current_pool
 
@@ -34,11 +35,18 @@ class GuestRun:
     tasks of islands and threads), and a crash reaches everybody that waits for it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start nothing yet."""
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], object]
+    ) -> None:
+        """Start nothing yet. ``on_end()`` is called after the end, but not a crash."""
+        self._on_end = on_end
         self.host = HostLoop(loop, Ticks())
         self._crossings: set[Crossing] = set()
+        #: Where its tasks begin; None before and after its life.
         self._nursery: trio.Nursery | None = None
+        #: Trio's hooks for async generators. A plain tuple: garbage collection passes
+        #: over what `sys.get_asyncgen_hooks` returns.
+        self._hooks: tuple[Any, ...] = ()
         self._stop = trio.Event()
         #: How many lifespans the run serves; the last one ends it.
         self.lifespans = 0
@@ -61,11 +69,16 @@ class GuestRun:
         """Whether it takes tasks, or did."""
         return self._ready.done()
 
+    @property
+    def takes_calls(self) -> bool:
+        """Whether `call` works: also while the run ends, for code that cleans up."""
+        return self._nursery is not None
+
     async def wait_ready(self) -> None:
         """Wait until it takes tasks. Asyncio task."""
         await asyncio.shield(self._ready)
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Begin the run.
 
         Raises:
@@ -83,7 +96,6 @@ class GuestRun:
             self._close_holder()
             raise
         self._end_with_twisted()
-        await self.wait_ready()
 
     def _start(self) -> None:
         loop = self.host.loop
@@ -104,6 +116,7 @@ class GuestRun:
             host_uses_signal_set_wakeup_fd=True,
         )
         begun = True
+        self._hooks = tuple(sys.get_asyncgen_hooks())
         [guest_tick] = first
         watched = watch(guest_tick, loop)
         if watched is None:
@@ -114,16 +127,27 @@ class GuestRun:
 
     async def _main(self) -> None:
         host_loop.set(self.host)
-        async with trio.open_nursery() as ending:
-            async with trio.open_nursery() as self._nursery:
-                self._ready.set_result(None)
-                await self._stop.wait()
-                self._nursery.cancel_scope.cancel()
-                # Code of asyncio that belongs to no request may be here, too.
-                seconds = current_pool().shutdown_seconds
-                abandoner = Abandoner(trio.lowlevel.current_task(), seconds)
-                ending.start_soon(abandoner.run)
-            ending.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as ending:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self._ready.set_result(None)
+                    try:
+                        await self._stop.wait()
+                    except KeyboardInterrupt:  # from Trio's handler
+                        self._stop.set()
+                        raise
+                    finally:
+                        # Islands that are cancelled now may call Trio to clean up.
+                        self._nursery = ending
+                        nursery.cancel_scope.cancel()
+                        # Asyncio code that belongs to no request may be here, too.
+                        seconds = current_pool().shutdown_seconds
+                        abandoner = Abandoner(trio.lowlevel.current_task(), seconds)
+                        ending.start_soon(abandoner.run)
+                ending.cancel_scope.cancel()
+        finally:
+            self._nursery = None
 
     async def end(self) -> None:
         """End the run, and wait for that, also when cancelled. Asyncio task."""
@@ -175,15 +199,19 @@ class GuestRun:
         ended = self._stop.is_set()
         self._stop.set()
         self._nursery = None
+        interrupts: list[KeyboardInterrupt] = []
         for future in (self._ready, self._ended):
             if not future.done():
                 future.set_result(None)
         if isinstance(result, outcome.Error):
-            self.crash = result.error
+            errors = leaves(result.error)
+            interrupts = [err for err in errors if isinstance(err, KeyboardInterrupt)]
+            if len(interrupts) < len(errors):
+                self.crash = result.error
         elif not ended:
             self.crash = RuntimeError("Trio's main task has ended")
         if self.crash is None:
-            _runs.pop(self.host.loop, None)
+            self._on_end()
         else:
             logger.critical(
                 "Trio's run in this process has crashed: every request fails until the "
@@ -191,11 +219,19 @@ class GuestRun:
                 exc_info=self.crash,
             )
         for crossing in list(self._crossings):
-            error = self.crash_error() if self.crash else asyncio.CancelledError()
-            crossing.end(outcome.Error(error))
+            crossing.end(outcome.Error(self._end_error()))
         self._close_holder()
-        if isinstance(self.crash, KeyboardInterrupt):
-            raise self.crash  # Ctrl-C is the host's
+        if interrupts:
+            try:
+                raise interrupts[0]  # Ctrl-C is the host's
+            finally:
+                del interrupts, errors  # its traceback holds this frame
+
+    def _end_error(self) -> BaseException:
+        """Return what the asyncio tasks get that wait when the run ends."""
+        if self.is_ending and self.crash is None:
+            return asyncio.CancelledError()
+        return self.crash_error()
 
     def crash_error(self) -> RuntimeError:
         """Return an error that says that the run has crashed."""
@@ -222,8 +258,15 @@ class GuestRun:
             Exception: as `Crossing.wait`.
         """
         if self._nursery is None:
-            raise self.crash_error() if self.crash else RuntimeError("Trio has ended")
-        crossing = Crossing(self.host, self._crossings, is_request=is_request)
+            raise self._end_error()
+        # The loop sets its own whenever it is run again, as granian does for requests.
+        if sys.get_asyncgen_hooks() != self._hooks:
+            sys.set_asyncgen_hooks(*self._hooks)
+        crossing = Crossing(
+            *(self.host, self._crossings),
+            end_error=self._end_error,
+            is_request=is_request,
+        )
         start = functools.partial(self._nursery.start_soon, name=name)
         self.host.ticks.now(start, crossing.run, async_fn, *args)
         return await crossing.wait()
@@ -240,30 +283,3 @@ class GuestRun:
         for request in requests:
             if request.is_cancelled:
                 await request.wait_ended()
-
-
-#: The run of each host loop; one that has crashed stays.
-_runs: dict[asyncio.AbstractEventLoop, GuestRun] = {}
-
-
-async def guest_run() -> GuestRun:
-    """Return the guest run of the running loop; begin one if there is none.
-
-    Raises:
-        RuntimeError: another Trio run is going on in this thread.
-    """
-    loop = asyncio.get_running_loop()
-    run = _runs.get(loop)
-    while run is not None and run.is_ending and run.crash is None:
-        await run.wait_ended()
-        run = _runs.get(loop)
-    if run is None:
-        run = _runs[loop] = GuestRun(loop)
-        try:
-            await run.start()
-        except BaseException:
-            _runs.pop(loop, None)
-            raise
-    elif not run.is_ready:
-        await run.wait_ready()
-    return run

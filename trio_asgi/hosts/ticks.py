@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import outcome
@@ -65,7 +67,7 @@ class Ticks:
     Host thread.
     """
 
-    #: Whether a tick is running, or none will any more.
+    #: Whether a tick is running, or the run is over.
     running = False
 
     def soon(self, wake: Callable[..., object], *args: Any) -> None:
@@ -123,7 +125,13 @@ class WatchedTicks(Ticks):
                 self._schedule()
 
     def now(self, wake: Callable[..., object], *args: Any) -> None:
-        """Call ``wake(*args)``, and let the run go on at once."""
+        """Call ``wake(*args)``, and let the run go on at once.
+
+        While the caller handles an error, soon: that is no other task's current error.
+        """
+        if sys.exc_info()[1] is not None:
+            self.soon(wake, *args)
+            return
         self._runner.guest_tick_scheduled = True
         try:
             wake(*args)
@@ -202,8 +210,11 @@ class WatchedTicks(Ticks):
         if self._timer is not None:
             self._timer.cancel()
         self._timer_time = self._deadline
-        self._timer = self._loop.call_at(
-            self._deadline, self._on_timer, context=self._context
+        # uvloop rounds to milliseconds. If its timer came too early, or if it got zero,
+        # it would be set again and again until the deadline.
+        delay = max(1, math.ceil((self._deadline - self._loop.time()) * 1000)) / 1000
+        self._timer = self._loop.call_later(
+            delay, self._on_timer, context=self._context
         )
 
     def _end(self, result: outcome.Outcome[Any]) -> None:

@@ -22,7 +22,7 @@ import trio
 from asgiref.sync import iscoroutinefunction
 
 from trio_asgi.errors import leaves
-from trio_asgi.hosts.guest_run import guest_run
+from trio_asgi.hosts.runs import island_run
 from trio_asgi.threads.trio_state import (
     below_asyncio,
     in_host_task,
@@ -113,7 +113,8 @@ def trio_island(afn: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         An async function with the same arguments. It raises what ``afn`` raises, and:
 
-        - `RuntimeError`: called neither in an island nor in a Trio task.
+        - `RuntimeError`: called neither in an island nor in a Trio task. Under an
+          asyncio server, all tasks of the loop count once Trio runs there.
         - `asyncio.CancelledError`: the asyncio task was cancelled.
     """
 
@@ -199,7 +200,7 @@ async def run_on_trio(afn: Callable[[], Awaitable[T]]) -> T:
     call = _CrossCall(afn, trio.Cancelled)
     try:
         if in_host_task():
-            run = await guest_run()
+            run = await island_run()
             await run.call(call.run, name="trio_asgi.trio_island")
         else:
             await loop.trio_as_future(call.run)
