@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import gc
+import sys
 import threading
 import traceback
 import weakref
@@ -27,7 +28,7 @@ from thread_support import (
     wait_all_tasks_blocked_and,
 )
 from trio_asgi.threads.lease import Lease
-from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.loop import CallLoop, current_loop
 from trio_asgi.threads.reentry import run_async
 
 if TYPE_CHECKING:
@@ -613,6 +614,33 @@ async def test_any_exception_crosses(lease: Lease, error: BaseException) -> None
         await lease.run_sync(raiser)
     assert caught.value is error
     assert await lease.run_sync(threading.current_thread) is thread
+
+
+async def test_a_stack_that_is_too_deep_for_a_call(
+    pool: WorkerPool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error before the sync code begins is the call's; the place is free again."""
+
+    def too_deep(lease: Lease) -> None:
+        raise RecursionError
+
+    lease.impatient = True
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "run_call", property(too_deep))
+        with pytest.raises(RecursionError):
+            await lease.run_sync(pytest.fail)
+    assert pool.queue.running == 0
+    assert await lease.run_sync(lambda: "ran") == "ran"
+
+
+async def test_the_lease_of_a_deeply_nested_call(
+    pool: WorkerPool, lease: Lease
+) -> None:
+    """Asking for it takes no more stack than at the top."""
+    loop: CallLoop = lease
+    for _ in range(2 * sys.getrecursionlimit()):
+        loop = CallLoop(pool, loop, None)
+    assert loop.lease is lease
 
 
 async def test_a_thread_that_cannot_be_started(

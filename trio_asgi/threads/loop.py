@@ -101,6 +101,8 @@ class CallLoop:
         self.pool = pool
         #: Where calls go once this loop is closed; None if it is a lease.
         self.parent = parent
+        # Not looked up when asked for: that would recurse once for each loop above.
+        self._lease = None if parent is None else parent.lease
         #: Where the thread takes its calls from, and at last the outcome for `serve`.
         #: None if it is a worker of the pool.
         self._inbox = inbox
@@ -108,8 +110,8 @@ class CallLoop:
     @property
     def lease(self) -> Owner:
         """The lease whose thread this is."""
-        assert self.parent is not None, "a lease overrides this"
-        return self.parent.lease
+        assert self._lease is not None, "a lease overrides this"
+        return self._lease
 
     # Ctrl-C between the steps of a call would leave its turn and place taken.
     @trio.lowlevel.enable_ki_protection
