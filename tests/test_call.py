@@ -19,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from thread_support import (
     SECONDS,
     Gate,
+    cannot_start,
     in_task,
     in_thread,
     nothing,
@@ -349,6 +350,35 @@ async def test_a_call_that_waits_for_a_token_when_its_lease_is_released() -> Non
         lease.release()
 
 
+async def test_a_last_call_for_which_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is made where the lease is released, and the rest of the release happens."""
+    async with open_pool(threads=1) as pool:
+        lease = Lease(pool)
+        gate = Gate(nothing)
+        threads: list[threading.Thread] = []
+
+        def note() -> None:
+            threads.append(threading.current_thread())
+
+        def last() -> None:
+            note()
+            raise LookupError("this is logged")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run_sync, gate)
+            await gate.entered.wait()
+            nursery.start_soon(lease.run_sync, note)
+            await wait_all_tasks_blocked()
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", cannot_start)
+                lease.release(last)
+            gate.open()
+        program = await pool.program_lease().run_sync(threading.current_thread)
+        assert threads == [threading.current_thread(), program]
+
+
 async def test_a_busy_thread_is_not_given_to_another_lease(pool: WorkerPool) -> None:
     """If a busy thread's lease is released, the thread is free after its call."""
     lease = Lease(pool)
@@ -647,14 +677,10 @@ async def test_a_thread_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the system can start no more threads, the call raises and takes nothing."""
-
-    def start(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     async with open_pool(threads=1) as pool:
         with open_lease(pool) as lease:
             with monkeypatch.context() as patch:
-                patch.setattr(threading.Thread, "start", start)
+                patch.setattr(threading.Thread, "start", cannot_start)
                 with pytest.raises(RuntimeError, match="can't start"):
                     await lease.run_sync(nothing)
             assert pool.queue.running == 0

@@ -18,6 +18,7 @@ from thread_support import (
     SECONDS,
     Gate,
     assert_ending,
+    cannot_start,
     in_task,
     in_thread,
     nothing,
@@ -400,10 +401,6 @@ async def test_a_thread_that_cannot_be_started_for_a_queued_call(
     pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task that waits for the call gets the error, and nobody else."""
-
-    def start(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     gate, errors = Gate(nothing), []
 
     async def call() -> None:
@@ -415,7 +412,7 @@ async def test_a_thread_that_cannot_be_started_for_a_queued_call(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease.run_sync, gate)
             await gate.entered.wait()
-            monkeypatch.setattr(threading.Thread, "start", start)
+            monkeypatch.setattr(threading.Thread, "start", cannot_start)
             nursery.start_soon(call)
             while not errors:
                 await trio.sleep(0.001)

@@ -193,6 +193,14 @@ class CallLoop:
                 "started below that must keep the context that they inherit."
             )
 
+    def abandon_innermost(self) -> None:
+        """Let the task of the innermost call go on if it was cancelled and waits."""
+        loop = self
+        while loop.running is not None and loop.inner is not None:
+            loop = loop.inner
+        if loop.running is not None:
+            loop.running.abandon_if_cancelled()
+
     def _outer_loop(self) -> CallLoop:
         """Return where calls go once this loop is closed."""
         assert self.parent is not None, "a lease overrides this"
