@@ -28,6 +28,7 @@ from thread_support import (
     worker_threads,
 )
 from trio_asgi.threads import call_queue
+from trio_asgi.threads.call import Call
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 
@@ -420,6 +421,62 @@ async def test_a_thread_that_cannot_be_started_for_a_queued_call(
             gate.open()
     assert (pool.queue.running, pool.queue.waiting) == (0, 0)
     assert await pool.run_sync(lambda: "ran") == "ran"
+
+
+@pytest.mark.usefixtures("no_ticks")
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_an_error_while_a_call_begins(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, whose: str, handed_over: bool
+) -> None:
+    """Of a signal handler, say. No call is lost, and none is made twice."""
+    begin, ran = Call.begin, []
+
+    def failing(call: Call[None]) -> bool:
+        monkeypatch.undo()
+        if handed_over:
+            assert begin(call)
+        raise MemoryError
+
+    async def fail() -> None:
+        with pytest.raises(MemoryError):
+            await pool.run_sync(lambda: ran.append("its own"))
+
+    gate, another = Gate(nothing), Gate(lambda: ran.append("another's"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run_sync, gate)
+        await gate.entered.wait()
+        if whose == "another's":
+            nursery.start_soon(pool.run_sync, another)
+            await wait_all_tasks_blocked()
+        monkeypatch.setattr(Call, "begin", failing)
+        pool.queue._most_active = 2
+        await fail()
+        another.open()
+        gate.open()
+    assert ran == ["another's"] * (whose == "another's") + ["its own"] * (
+        whose == "its own" and handed_over
+    )
+    assert (pool.queue.running, pool.queue.waiting) == (0, 0)
+
+
+def test_an_error_while_a_call_begins_lets_go_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A `MockClock` jumps again afterwards."""
+
+    def begin(call: Call[None]) -> bool:
+        raise MemoryError
+
+    async def main() -> None:
+        async with open_pool() as pool:
+            with monkeypatch.context() as patch:
+                patch.setattr(Call, "begin", begin)
+                with pytest.raises(MemoryError):
+                    await pool.run_sync(nothing)
+            assert trio.lowlevel.current_clock().autojump_threshold == 0  # type: ignore[attr-defined]
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 async def test_no_tick_comes_while_nothing_waits(pool: WorkerPool) -> None:

@@ -56,6 +56,8 @@ class Call(Host[T]):
         inbox = self.loop.thread_inbox()
         if inbox is None:
             return False
+        # Just before: afterwards a signal handler may raise an error.
+        self.handed_over = True
         if isinstance(inbox, SimpleQueue):
             inbox.put(self)
         else:

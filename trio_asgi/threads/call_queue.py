@@ -161,22 +161,32 @@ class CallQueue:
             and self.running < self.threads
             and self.running - self._blocked < self._most_active
         ):
+            entry = next(iter(waiting))
             # Before it begins: a finalizer may run in there, and cancel it.
-            entry, _ = waiting.popitem(last=False)
+            del waiting[entry]
             try:
                 begun = entry.begin()
             except RuntimeError as error:
                 entry.fail(error)
                 continue
+            except BaseException:  # of a signal handler, or there is no memory
+                if not entry.handed_over:  # otherwise it runs, without a place
+                    self._put_back(entry)
+                with suppress(trio.RunFinishedError):
+                    self.wakeups.wake()
+                raise
             if not begun:
                 # The Trio thread is being woken, and will start a thread.
-                waiting[entry] = None
-                waiting.move_to_end(entry, last=False)
+                self._put_back(entry)
                 return
             call = entry.call
             if not call.left:
                 call.generation = self._generation
                 self.running += 1
+
+    def _put_back(self, entry: Entry) -> None:
+        self._waiting[entry] = None
+        self._waiting.move_to_end(entry, last=False)
 
     def _give_up(self, call: QueuedCall) -> None:
         if call.generation is None:
