@@ -210,6 +210,33 @@ async def test_a_call_is_blocked_after_two_ticks(pool: WorkerPool) -> None:
     assert pool.queue._most_active == 1
 
 
+@pytest.mark.usefixtures("no_ticks")
+async def test_a_call_that_ends_while_a_tick_begins(pool: WorkerPool) -> None:
+    """It counts as ended, for the tick waits for the lock that its thread holds."""
+    queue, gates = pool.queue, [Gate(nothing), Gate(nothing)]
+
+    class Lock:
+        def __enter__(self) -> None:
+            lock.acquire()
+            queue._any_ended = True
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run_sync, gates[0])
+        await gates[0].entered.wait()
+        nursery.start_soon(pool.run_sync, gates[1])
+        await wait_all_tasks_blocked()
+        lock, queue._any_ended = queue.lock, False
+        queue.lock = Lock()  # type: ignore[assignment]
+        queue._tick(is_idle=True)
+        queue.lock = lock
+        assert queue._blocked == 0
+        for gate in gates:
+            gate.open()
+
+
 def test_under_a_tests_clock_all_begin_at_once() -> None:
     """With a `MockClock` there are no ticks: only the limit counts."""
     barrier = threading.Barrier(8, timeout=SECONDS)

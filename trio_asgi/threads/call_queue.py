@@ -236,8 +236,8 @@ class CallQueue:
             is_idle: Whether there was time that no thread has used.
         """
         now = time.perf_counter()
-        any_ended = self._any_ended
         with self.lock:
+            any_ended = self._any_ended
             while self._most_active > 1 and now - self._adapted > MEMORY:
                 self._most_active //= 2
                 self._adapted += MEMORY
