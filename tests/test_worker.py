@@ -601,6 +601,28 @@ async def test_retire_idle_ends_idle_threads_only() -> None:
             await lease.run_sync(nothing)
 
 
+async def test_threads_that_are_retired_cannot_be_taken(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `retire_idle` would wait for a thread that another call has."""
+    leases = [Lease(pool) for _ in range(3)]
+    for lease in leases:
+        await lease.run_sync(nothing)
+    for lease in leases:
+        lease.release()
+    left: list[int] = []
+    stop = Worker.stop
+
+    def note_and_stop(worker: Worker) -> None:
+        left.append(len(pool._idle))
+        stop(worker)
+
+    monkeypatch.setattr(Worker, "stop", note_and_stop)
+    await pool.retire_idle()
+    assert left == [0, 0, 0]
+    assert pool.workers == set()
+
+
 async def test_retire_idle_does_not_wait_for_ever() -> None:
     """A thread that is stuck in `on_thread_exit` is waited for a limited time."""
     go_on = threading.Event()

@@ -217,10 +217,10 @@ class WorkerPool:
 
     async def retire_idle(self) -> None:
         """End the idle threads, and wait for that up to ``shutdown_seconds``."""
-        retired = list(self._idle)
-        for worker in retired:
-            # If it has removed itself meanwhile, it is already ending.
-            if self.forget_idle(worker):
+        with self.queue.lock:  # no call takes one of them meanwhile
+            retired = list(self._idle)
+            self._idle.clear()
+            for worker in retired:
                 worker.stop()
         await self._join(retired)
 
