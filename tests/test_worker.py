@@ -551,6 +551,20 @@ async def test_idle_threads_retire() -> None:
             assert await lease.run_sync(threading.current_thread) is not thread
 
 
+async def test_a_thread_retires_after_a_lease_without_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long the lease has held it, it is idle no longer than others."""
+    monkeypatch.setattr("trio_asgi.threads.worker.SHORTEST_WAIT", 3600)
+    async with open_pool(idle_seconds=0.001) as pool:
+        with open_lease(pool) as lease:
+            await lease.run_sync(nothing)
+            (worker,) = pool.workers
+            while not worker.waits_long:
+                await trio.sleep(0.001)
+        await join(worker.thread)
+
+
 async def test_threads_that_retire_are_not_taken() -> None:
     """No call is lost to a thread that is about to end."""
     async with open_pool(idle_seconds=0) as pool:
