@@ -41,7 +41,7 @@ from trio_asgi.threads.wakeups import Wakeups
 from trio_asgi.threads.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from trio_asgi.threads.pool import WorkerPool
 
@@ -516,6 +516,30 @@ async def test_the_thread_lets_go_before_the_task_goes_on(
     finally:
         checked.set()
         gc.enable()
+
+
+# Waking the Trio thread
+
+
+async def test_an_interrupt_of_a_thread_that_wakes_trio_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the other has posted, relying on the first, is called all the same."""
+    wakeups = Wakeups(nothing)
+    called = trio.Event()
+    token = wakeups._token
+
+    class Token:
+        def run_sync_soon(self, fn: Callable[[], object]) -> None:
+            wakeups._token = token
+            wakeups.run_sync_soon(called.set)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(wakeups, "_token", Token())
+    with pytest.raises(KeyboardInterrupt):
+        wakeups.wake()
+    with trio.fail_after(SECONDS):
+        await called.wait()
 
 
 # The end of threads
