@@ -132,7 +132,7 @@ class Lease(CallLoop):
         worker = self._worker
         if worker is None:
             return None
-        if self.done and not (left or self.retire or self.pool.closed):
+        if self.done and not (left or worker.left or self.retire or self.pool.closed):
             self._worker, self._fresh, self.done = None, True, False
             self.pool.give_back(worker)
         return worker.inbox
