@@ -106,7 +106,7 @@ class Lease(CallLoop):
 
     @property
     def lease(self) -> Lease:
-        """Itself: inner loops ask for it."""
+        """Itself: inner loops ask for it. Any thread."""
         return self
 
     @property
@@ -120,7 +120,7 @@ class Lease(CallLoop):
         return self.pool.program_lease()
 
     def thread_inbox(self) -> Inbox | None:
-        """Return the inbox of the thread; take one if there is none yet."""
+        """Return its inbox; take a thread if needed. Any thread, with the lock."""
         if self._inbox is not None:
             return self._inbox
         if self._worker is None:
@@ -128,7 +128,7 @@ class Lease(CallLoop):
         return None if self._worker is None else self._worker.inbox
 
     def end_call(self, *, left: bool) -> SimpleQueue[Any] | None:
-        """Give the thread back if it is `done`; return the worker's inbox."""
+        """Give it back if `done`; return its inbox. Worker thread, with the lock."""
         worker = self._worker
         if worker is None:
             return None

@@ -109,7 +109,7 @@ class CallLoop:
 
     @property
     def lease(self) -> Owner:
-        """The lease whose thread this is."""
+        """The lease whose thread this is. Any thread."""
         assert self._lease is not None, "a lease overrides this"
         return self._lease
 
@@ -207,11 +207,11 @@ class CallLoop:
         return self.parent
 
     def thread_inbox(self) -> Inbox | None:
-        """Return where the thread takes its calls from."""
+        """Return where the thread takes its calls from. Any thread, with the lock."""
         return self._inbox
 
     def end_call(self, *, left: bool) -> SimpleQueue[Any] | None:  # noqa: ARG002
-        """Do nothing: the thread waits here for the next call. Worker thread."""
+        """Do nothing: the thread waits here. Worker thread, with the lock."""
         return None
 
     async def close(self) -> None:
