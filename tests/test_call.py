@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import gc
+import sys
 import threading
 import traceback
 import weakref
@@ -18,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from thread_support import (
     SECONDS,
     Gate,
+    cannot_start,
     in_task,
     in_thread,
     nothing,
@@ -27,7 +29,7 @@ from thread_support import (
     wait_all_tasks_blocked_and,
 )
 from trio_asgi.threads.lease import Lease
-from trio_asgi.threads.loop import current_loop
+from trio_asgi.threads.loop import CallLoop, current_loop
 from trio_asgi.threads.reentry import run_async
 
 if TYPE_CHECKING:
@@ -348,6 +350,35 @@ async def test_a_call_that_waits_for_a_token_when_its_lease_is_released() -> Non
         lease.release()
 
 
+async def test_a_last_call_for_which_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is made where the lease is released, and the rest of the release happens."""
+    async with open_pool(threads=1) as pool:
+        lease = Lease(pool)
+        gate = Gate(nothing)
+        threads: list[threading.Thread] = []
+
+        def note() -> None:
+            threads.append(threading.current_thread())
+
+        def last() -> None:
+            note()
+            raise LookupError("this is logged")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run_sync, gate)
+            await gate.entered.wait()
+            nursery.start_soon(lease.run_sync, note)
+            await wait_all_tasks_blocked()
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", cannot_start)
+                lease.release(last)
+            gate.open()
+        program = await pool.program_lease().run_sync(threading.current_thread)
+        assert threads == [threading.current_thread(), program]
+
+
 async def test_a_busy_thread_is_not_given_to_another_lease(pool: WorkerPool) -> None:
     """If a busy thread's lease is released, the thread is free after its call."""
     lease = Lease(pool)
@@ -615,18 +646,41 @@ async def test_any_exception_crosses(lease: Lease, error: BaseException) -> None
     assert await lease.run_sync(threading.current_thread) is thread
 
 
+async def test_a_stack_that_is_too_deep_for_a_call(
+    pool: WorkerPool, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error before the sync code begins is the call's; the place is free again."""
+
+    def too_deep(lease: Lease) -> None:
+        raise RecursionError
+
+    lease.impatient = True
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "run_call", property(too_deep))
+        with pytest.raises(RecursionError):
+            await lease.run_sync(pytest.fail)
+    assert pool.queue.running == 0
+    assert await lease.run_sync(lambda: "ran") == "ran"
+
+
+async def test_the_lease_of_a_deeply_nested_call(
+    pool: WorkerPool, lease: Lease
+) -> None:
+    """Asking for it takes no more stack than at the top."""
+    loop: CallLoop = lease
+    for _ in range(2 * sys.getrecursionlimit()):
+        loop = CallLoop(pool, loop, None)
+    assert loop.lease is lease
+
+
 async def test_a_thread_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the system can start no more threads, the call raises and takes nothing."""
-
-    def start(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     async with open_pool(threads=1) as pool:
         with open_lease(pool) as lease:
             with monkeypatch.context() as patch:
-                patch.setattr(threading.Thread, "start", start)
+                patch.setattr(threading.Thread, "start", cannot_start)
                 with pytest.raises(RuntimeError, match="can't start"):
                     await lease.run_sync(nothing)
             assert pool.queue.running == 0

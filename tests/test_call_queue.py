@@ -18,6 +18,7 @@ from thread_support import (
     SECONDS,
     Gate,
     assert_ending,
+    cannot_start,
     in_task,
     in_thread,
     nothing,
@@ -27,6 +28,7 @@ from thread_support import (
     worker_threads,
 )
 from trio_asgi.threads import call_queue
+from trio_asgi.threads.call import Call
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 
@@ -206,6 +208,33 @@ async def test_a_call_is_blocked_after_two_ticks(pool: WorkerPool) -> None:
         await second.entered.wait()
         second.open()
     assert pool.queue._most_active == 1
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_a_call_that_ends_while_a_tick_begins(pool: WorkerPool) -> None:
+    """It counts as ended, for the tick waits for the lock that its thread holds."""
+    queue, gates = pool.queue, [Gate(nothing), Gate(nothing)]
+
+    class Lock:
+        def __enter__(self) -> None:
+            lock.acquire()
+            queue._any_ended = True
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run_sync, gates[0])
+        await gates[0].entered.wait()
+        nursery.start_soon(pool.run_sync, gates[1])
+        await wait_all_tasks_blocked()
+        lock, queue._any_ended = queue.lock, False
+        queue.lock = Lock()  # type: ignore[assignment]
+        queue._tick(is_idle=True)
+        queue.lock = lock
+        assert queue._blocked == 0
+        for gate in gates:
+            gate.open()
 
 
 def test_under_a_tests_clock_all_begin_at_once() -> None:
@@ -400,10 +429,6 @@ async def test_a_thread_that_cannot_be_started_for_a_queued_call(
     pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task that waits for the call gets the error, and nobody else."""
-
-    def start(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     gate, errors = Gate(nothing), []
 
     async def call() -> None:
@@ -415,7 +440,7 @@ async def test_a_thread_that_cannot_be_started_for_a_queued_call(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease.run_sync, gate)
             await gate.entered.wait()
-            monkeypatch.setattr(threading.Thread, "start", start)
+            monkeypatch.setattr(threading.Thread, "start", cannot_start)
             nursery.start_soon(call)
             while not errors:
                 await trio.sleep(0.001)
@@ -423,6 +448,62 @@ async def test_a_thread_that_cannot_be_started_for_a_queued_call(
             gate.open()
     assert (pool.queue.running, pool.queue.waiting) == (0, 0)
     assert await pool.run_sync(lambda: "ran") == "ran"
+
+
+@pytest.mark.usefixtures("no_ticks")
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_an_error_while_a_call_begins(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, whose: str, handed_over: bool
+) -> None:
+    """Of a signal handler, say. No call is lost, and none is made twice."""
+    begin, ran = Call.begin, []
+
+    def failing(call: Call[None]) -> bool:
+        monkeypatch.undo()
+        if handed_over:
+            assert begin(call)
+        raise MemoryError
+
+    async def fail() -> None:
+        with pytest.raises(MemoryError):
+            await pool.run_sync(lambda: ran.append("its own"))
+
+    gate, another = Gate(nothing), Gate(lambda: ran.append("another's"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run_sync, gate)
+        await gate.entered.wait()
+        if whose == "another's":
+            nursery.start_soon(pool.run_sync, another)
+            await wait_all_tasks_blocked()
+        monkeypatch.setattr(Call, "begin", failing)
+        pool.queue._most_active = 2
+        await fail()
+        another.open()
+        gate.open()
+    assert ran == ["another's"] * (whose == "another's") + ["its own"] * (
+        whose == "its own" and handed_over
+    )
+    assert (pool.queue.running, pool.queue.waiting) == (0, 0)
+
+
+def test_an_error_while_a_call_begins_lets_go_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A `MockClock` jumps again afterwards."""
+
+    def begin(call: Call[None]) -> bool:
+        raise MemoryError
+
+    async def main() -> None:
+        async with open_pool() as pool:
+            with monkeypatch.context() as patch:
+                patch.setattr(Call, "begin", begin)
+                with pytest.raises(MemoryError):
+                    await pool.run_sync(nothing)
+            assert trio.lowlevel.current_clock().autojump_threshold == 0  # type: ignore[attr-defined]
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 async def test_no_tick_comes_while_nothing_waits(pool: WorkerPool) -> None:

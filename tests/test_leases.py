@@ -22,6 +22,7 @@ from thread_support import (
     SECONDS,
     Gate,
     cancel_later,
+    cannot_start,
     in_task,
     in_thread,
     interrupt_each_line,
@@ -339,7 +340,8 @@ async def test_a_lease_that_is_released_in_the_queue() -> None:
             nursery.start_soon(survivor)
             await wait_all_tasks_blocked()
             second.release()
-            first.release()
+        # While the slot is still taken: who holds it may wait for that task.
+        first.release()
         program = await pool.program_lease().run_sync(threading.current_thread)
         assert threads == [program]
         assert pool.slots.borrowed_tokens == 0
@@ -349,14 +351,10 @@ async def test_a_slot_whose_thread_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the system can start no more threads, the slot is free again."""
-
-    def start(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     async with open_pool(leases=1) as pool:
         with open_lease_of(pool) as lease, open_lease_of(pool) as other:
             with monkeypatch.context() as patch:
-                patch.setattr(threading.Thread, "start", start)
+                patch.setattr(threading.Thread, "start", cannot_start)
                 with pytest.raises(RuntimeError, match="can't start"):
                     await lease.run_sync(nothing)
             await other.run_sync(nothing)

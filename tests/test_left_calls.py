@@ -203,6 +203,30 @@ async def test_a_nested_call_can_be_left(pool: WorkerPool) -> None:
     assert order == ["coroutine cancelled", "gate opened", "code cancelled", "last"]
 
 
+async def test_the_thread_of_a_left_call_does_not_go_back(pool: WorkerPool) -> None:
+    """Not even if the call above, which nobody has left, is the lease's last."""
+    gate = Gate(nothing)
+
+    async def coroutine() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, gate)
+            await gate.entered.wait()
+            nursery.cancel_scope.cancel()
+        gate.open()
+
+    def code() -> None:
+        in_task(coroutine)
+        lease.done = True
+
+    lease = Lease(pool)
+    lease.impatient = True
+    await lease.run_sync(code)
+    assert lease.abandoned
+    assert lease.has_thread
+    lease.release()
+    await join(gate.thread)
+
+
 async def test_code_that_was_left_cannot_come_back(pool: WorkerPool) -> None:
     """In code that no task waits for, every call that needs its task raises."""
     errors: list[type[BaseException] | None] = []

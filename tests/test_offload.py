@@ -22,6 +22,7 @@ from django.test import override_settings
 from django.urls import path
 
 from support import application, http_scope, receive_answer, request
+from thread_support import cannot_start
 from trio_asgi import ASGIHandler, ASGIRequest, asyncio_island, stream_body
 from trio_asgi.islands.loop import close_loop
 from trio_asgi.testing import ApplicationCommunicator
@@ -373,6 +374,22 @@ def test_the_end_of_the_run_loses_no_record() -> None:
     assert sorted(messages) == ["one", "two"]
 
 
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_records_without_a_thread(
+    is_held: bool, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the system can start no more threads, the loop handles them, in order."""
+    monkeypatch.setattr(threading.Thread, "start", cannot_start)
+    async with HeldLog(lambda: SECONDS) as held:
+        if not is_held:
+            held.is_open = False
+        log(logger, logging.ERROR, "one")
+        log(logger, logging.ERROR, "two")
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(handler.messages) == ["one", "two"]
+    assert not is_held or handler.messages == ["one", "two"]
+
+
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 async def test_a_handler_that_fails_harms_nobody(
     error: type[BaseException],
@@ -394,14 +411,24 @@ async def test_a_handler_that_fails_harms_nobody(
     assert "in a filter" in capfd.readouterr().err
 
 
-async def test_the_error_of_a_call_is_raised() -> None:
-    """If the call is waited for."""
+@pytest.mark.parametrize("has_thread", [True, False])
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+async def test_the_error_of_a_call_is_raised(
+    error: type[Exception], has_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the call is waited for; and it is called only once."""
+    calls = 0
 
     def fail() -> NoReturn:
-        raise OSError("cannot be closed")
+        nonlocal calls
+        calls += 1
+        raise error("cannot be closed")
 
-    with pytest.raises(OSError, match="cannot be closed"):
+    if not has_thread:
+        monkeypatch.setattr(threading.Thread, "start", cannot_start)
+    with pytest.raises(error, match="cannot be closed"):
         await finish_in_thread(fail, SECONDS)
+    assert calls == 1
 
 
 # Files

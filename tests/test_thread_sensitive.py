@@ -214,6 +214,18 @@ async def test_the_thread_ends_with_its_context() -> None:
     assert current_pool().queue.running == 0
 
 
+async def test_a_context_needs_no_slot() -> None:
+    """A request that holds the last slot may wait for a context outside requests."""
+    pool = current_pool()
+    pool.slots = trio.CapacityLimiter(1)
+    request = pool.lease()
+    await request.run_sync(threading.current_thread)
+    with trio.fail_after(SECONDS):
+        async with ThreadSensitiveContext():
+            await where()
+    request.release()
+
+
 async def test_a_context_without_calls_takes_no_thread() -> None:
     """The thread is taken at the first call."""
     before = worker_threads()

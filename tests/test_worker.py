@@ -41,7 +41,7 @@ from trio_asgi.threads.wakeups import Wakeups
 from trio_asgi.threads.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from trio_asgi.threads.pool import WorkerPool
 
@@ -518,6 +518,30 @@ async def test_the_thread_lets_go_before_the_task_goes_on(
         gc.enable()
 
 
+# Waking the Trio thread
+
+
+async def test_an_interrupt_of_a_thread_that_wakes_trio_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the other has posted, relying on the first, is called all the same."""
+    wakeups = Wakeups(nothing)
+    called = trio.Event()
+    token = wakeups._token
+
+    class Token:
+        def run_sync_soon(self, fn: Callable[[], object]) -> None:
+            wakeups._token = token
+            wakeups.run_sync_soon(called.set)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(wakeups, "_token", Token())
+    with pytest.raises(KeyboardInterrupt):
+        wakeups.wake()
+    with trio.fail_after(SECONDS):
+        await called.wait()
+
+
 # The end of threads
 
 
@@ -549,6 +573,20 @@ async def test_idle_threads_retire() -> None:
         # The next lease starts a new one.
         with open_lease(pool) as lease:
             assert await lease.run_sync(threading.current_thread) is not thread
+
+
+async def test_a_thread_retires_after_a_lease_without_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long the lease has held it, it is idle no longer than others."""
+    monkeypatch.setattr("trio_asgi.threads.worker.SHORTEST_WAIT", 3600)
+    async with open_pool(idle_seconds=0.001) as pool:
+        with open_lease(pool) as lease:
+            await lease.run_sync(nothing)
+            (worker,) = pool.workers
+            while not worker.waits_long:
+                await trio.sleep(0.001)
+        await join(worker.thread)
 
 
 async def test_threads_that_retire_are_not_taken() -> None:
@@ -599,6 +637,28 @@ async def test_retire_idle_ends_idle_threads_only() -> None:
             assert not any(thread.is_alive() for thread in idle)
             assert len(pool.workers) == 1
             await lease.run_sync(nothing)
+
+
+async def test_threads_that_are_retired_cannot_be_taken(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `retire_idle` would wait for a thread that another call has."""
+    leases = [Lease(pool) for _ in range(3)]
+    for lease in leases:
+        await lease.run_sync(nothing)
+    for lease in leases:
+        lease.release()
+    left: list[int] = []
+    stop = Worker.stop
+
+    def note_and_stop(worker: Worker) -> None:
+        left.append(len(pool._idle))
+        stop(worker)
+
+    monkeypatch.setattr(Worker, "stop", note_and_stop)
+    await pool.retire_idle()
+    assert left == [0, 0, 0]
+    assert pool.workers == set()
 
 
 async def test_retire_idle_does_not_wait_for_ever() -> None:

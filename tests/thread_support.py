@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import pytest
 import trio
@@ -105,6 +105,11 @@ class Gate(Generic[T]):
 
 def nothing() -> None:
     """The work of a gate that has none."""
+
+
+def cannot_start(self: threading.Thread) -> NoReturn:
+    """Fail, in the place of `threading.Thread.start`, as it does beyond a limit."""
+    raise RuntimeError("can't start new thread")
 
 
 def in_task(afn: Callable[[], Awaitable[T]]) -> T:

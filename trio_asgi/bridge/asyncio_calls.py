@@ -158,13 +158,18 @@ def _enter(context: Any) -> None:
             "executor must finish before it exits."
         )
     elif not has_own_thread():
-        lease = current_pool().lease()
+        lease = current_pool().lease(_lease_without_slot)
     elif SyncToAsync.thread_sensitive_context.get(None) is not None:
         return
     context.token = SyncToAsync.thread_sensitive_context.set(context)
     if lease is not None:
         marker = current_loop.set(lease)
     context._trio_asgi_entered = lease, marker
+
+
+def _lease_without_slot(pool: Any, inbox: Any = None, **_: object) -> Lease:
+    """Return a lease that need not wait for a slot: who holds one may wait for it."""
+    return Lease(pool, inbox)
 
 
 def _exit(

@@ -56,6 +56,8 @@ class Call(Host[T]):
         inbox = self.loop.thread_inbox()
         if inbox is None:
             return False
+        # Just before: afterwards a signal handler may raise an error.
+        self.handed_over = True
         if isinstance(inbox, SimpleQueue):
             inbox.put(self)
         else:
@@ -89,22 +91,26 @@ class Call(Host[T]):
         """Run the call and tell the task. Worker thread."""
         fn, self._fn = self._fn, None
         assert fn is not None
-        outer = switch_task(
-            {
-                "token": self,
-                "abandon_on_cancel": False,
-                "cancel_register": self._raise_cancel,
-                "task_register": self._task,
-            },
-        )
+        outer = None
         try:
+            outer = switch_task(
+                {
+                    "token": self,
+                    "abandon_on_cancel": False,
+                    "cancel_register": self._raise_cancel,
+                    "task_register": self._task,
+                },
+            )
             run = self.loop.lease.run_call
             if interrupts.note_sync_code is not None:
                 run = functools.partial(_run_noted, run)
-            # It catches all errors, even Ctrl-C.
             self._result = outcome.capture(self._context.run, run, fn)
-        finally:
             switch_task(outer)
+        except BaseException as error:  # noqa: BLE001 - of a signal handler, say
+            # Not the sync code's: that is captured. Whatever it is, the task gets it.
+            self._result = outcome.Error(error)
+            if outer is not None:
+                switch_task(outer)
         # The task may go on before this thread does, and then be the only one that
         # refers to what it gave and got.
         del fn, self._context

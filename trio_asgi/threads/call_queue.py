@@ -44,18 +44,21 @@ class CallQueue:
     Guarantees:
 
     - Calls begin first come, first served. No more than ``threads`` run at the same
-      time. A thread that waits for a coroutine has no place, nor has an idle lease.
+      time. A thread in `async_to_sync` has no place, nor has an idle lease. One in
+      `trio.from_thread.run` keeps its own.
     - A call is either withdrawn from the queue, or begins; never both.
     - Of the running calls only a few are *active*: ``threads`` at most, and one at the
       start. If calls wait between two ticks though the processor is not busy, twice as
       many may be active. Calls that ran for two such ticks do not count, nor all that
-      run if none ends. So calls that wait for others end if ``threads`` suffice.
+      run if none ends. So calls that wait for others end if ``threads`` suffice. If
+      threads in `trio.from_thread.run` hold all places, they must not wait for others.
     - The result of a call reaches its task when the thread finds no next call, or at
       the next tick. Under a test's clock there are no ticks: all calls may be active,
       and each result comes at once.
 
-    The lock guards everything here, and which lease has which worker. It is held for
-    moments only. It is reentrant, since a finalizer may run at any place.
+    The lock guards which calls wait and run, and which lease has which worker. It is
+    only held briefly. It is reentrant, since a finalizer may run at any place. What
+    ticks need changes in the Trio thread, in part without it.
     """
 
     def __init__(self) -> None:
@@ -70,8 +73,8 @@ class CallQueue:
         self._waiting: OrderedDict[Entry, None] = OrderedDict()
         #: How many calls may be active.
         self._most_active: float = 1 if self.clock.is_real else math.inf
-        #: A call has seen as many generations end as on-time ticks: it is *old* after
-        #: one, and blocked after two.
+        #: Counts generations: one ends with an idle tick, or after `LONG`. A call that
+        #: has run for one is *old*, and after two it is blocked.
         self._generation = 0
         self._old = self._blocked = 0
         #: Whether a call has ended since the generation began, and when that was.
@@ -161,22 +164,32 @@ class CallQueue:
             and self.running < self.threads
             and self.running - self._blocked < self._most_active
         ):
+            entry = next(iter(waiting))
             # Before it begins: a finalizer may run in there, and cancel it.
-            entry, _ = waiting.popitem(last=False)
+            del waiting[entry]
             try:
                 begun = entry.begin()
             except RuntimeError as error:
                 entry.fail(error)
                 continue
+            except BaseException:  # of a signal handler, or there is no memory
+                if not entry.handed_over:  # otherwise it runs, without a place
+                    self._put_back(entry)
+                with suppress(trio.RunFinishedError):
+                    self.wakeups.wake()
+                raise
             if not begun:
                 # The Trio thread is being woken, and will start a thread.
-                waiting[entry] = None
-                waiting.move_to_end(entry, last=False)
+                self._put_back(entry)
                 return
             call = entry.call
             if not call.left:
                 call.generation = self._generation
                 self.running += 1
+
+    def _put_back(self, entry: Entry) -> None:
+        self._waiting[entry] = None
+        self._waiting.move_to_end(entry, last=False)
 
     def _give_up(self, call: QueuedCall) -> None:
         if call.generation is None:
@@ -226,8 +239,8 @@ class CallQueue:
             is_idle: Whether there was time that no thread has used.
         """
         now = time.perf_counter()
-        any_ended = self._any_ended
         with self.lock:
+            any_ended = self._any_ended
             while self._most_active > 1 and now - self._adapted > MEMORY:
                 self._most_active //= 2
                 self._adapted += MEMORY

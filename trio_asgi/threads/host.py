@@ -36,6 +36,8 @@ class Host(AbandonableWait, Generic[T]):
     """
 
     # What few calls need is not set for each.
+    #: Whether `begin` has handed the call to its thread. Changes under the lock.
+    handed_over = False
     #: Whether the task waits in `host`, and is not working for the thread.
     _waiting = False
     #: Whether the task has been woken with the result, and not with a message.
@@ -91,8 +93,14 @@ class Host(AbandonableWait, Generic[T]):
         """
         if not self.loop.open:
             return MOVED  # type: ignore[no-any-return] # stands for no result
-        self._queue.submit(self)
+        failure = None
         try:
+            try:
+                self._queue.submit(self)
+            except BaseException as error:  # of a signal handler, or there is no memory
+                if self._queue.withdraw(self) or not self.handed_over:
+                    raise
+                failure = error
             while True:
                 self._waiting = True
                 if self._early:
@@ -100,11 +108,14 @@ class Host(AbandonableWait, Generic[T]):
                     self._queue.wakeups.run_sync_soon(self._deliver, *early)
                 message = await trio.lowlevel.wait_task_rescheduled(self._abort)
                 if self._ended:
+                    if failure is not None:
+                        raise failure
                     return message  # type: ignore[no-any-return]
                 await self._work_for(message)
                 # An error's traceback holds this frame: leave no cycle behind.
                 del message
         finally:
+            del failure  # its traceback holds this frame
             self._queue.leave(self)
 
     async def _work_for(self, message: Any) -> None:

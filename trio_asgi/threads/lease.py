@@ -75,8 +75,7 @@ class Lease(CallLoop):
     on_return: Callable[[], object] | None = None
     #: How many calls have begun to run, inner ones included. Worker thread.
     calls = 0
-    #: Whether the thread goes back when the running call has ended, unless `retire` is
-    #: set: nothing is left to do there. Set in the worker thread.
+    #: Whether the thread goes back at its call's end, unless `retire`. Set there.
     done = False
     # Whether nothing has run in the thread since it was taken.
     _fresh = True
@@ -93,7 +92,7 @@ class Lease(CallLoop):
         """Take nothing yet.
 
         Args:
-            pool: Where the thread is taken from, and what limits the running calls.
+            pool: Where the thread is taken from, and the queue of calls.
             inbox: Leads to a thread that is not the pool's: nothing is taken then.
             slots: Limits how many leases hold a thread at the same time.
         """
@@ -107,7 +106,7 @@ class Lease(CallLoop):
 
     @property
     def lease(self) -> Lease:
-        """Itself: inner loops ask for it."""
+        """Itself: inner loops ask for it. Any thread."""
         return self
 
     @property
@@ -121,7 +120,7 @@ class Lease(CallLoop):
         return self.pool.program_lease()
 
     def thread_inbox(self) -> Inbox | None:
-        """Return the inbox of the thread; take one if there is none yet."""
+        """Return its inbox; take a thread if needed. Any thread, with the lock."""
         if self._inbox is not None:
             return self._inbox
         if self._worker is None:
@@ -129,11 +128,11 @@ class Lease(CallLoop):
         return None if self._worker is None else self._worker.inbox
 
     def end_call(self, *, left: bool) -> SimpleQueue[Any] | None:
-        """Give the thread back if it is `done`; return the worker's inbox."""
+        """Give it back if `done`; return its inbox. Worker thread, with the lock."""
         worker = self._worker
         if worker is None:
             return None
-        if self.done and not (left or self.retire or self.pool.closed):
+        if self.done and not (left or worker.left or self.retire or self.pool.closed):
             self._worker, self._fresh, self.done = None, True, False
             self.pool.give_back(worker)
         return worker.inbox
@@ -141,8 +140,7 @@ class Lease(CallLoop):
     def run_call(self, fn: Callable[[], T]) -> T:
         """Call ``fn()`` between `on_take` and `on_return`. Worker thread, in a context.
 
-        Raises:
-            Exception: what `on_take` raises, and then ``fn`` is not called; or ``fn``.
+        If `on_take` raises, ``fn`` is not called.
         """
         try:
             self.begin_call()
@@ -172,7 +170,7 @@ class Lease(CallLoop):
 
     def _pass_on(self) -> None:
         super()._pass_on()
-        # Without a worker: the call never began, or the thread has given itself back.
+        # No worker: the call never began, or the thread has given itself back.
         if not self.open or (self._worker is None and self._slot is not None):
             self._give_back()
 
@@ -188,9 +186,11 @@ class Lease(CallLoop):
 
     def describe_thread(self) -> str:
         """Return the thread's name, and what runs in it, for the log."""
-        worker = self._worker  # the thread may give itself back meanwhile
-        thread = worker and describe_thread(worker.thread)
-        return thread or "a thread that is not the pool's"
+        if (
+            worker := self._worker
+        ) is None:  # the thread may give itself back meanwhile
+            return "a thread that is not the pool's"
+        return describe_thread(worker.thread)
 
     @trio.lowlevel.enable_ki_protection
     def stop_waiting(self) -> None:
@@ -199,11 +199,7 @@ class Lease(CallLoop):
         The thread of such a call runs on alone, and ends when the call has returned.
         """
         self.impatient = True
-        loop: CallLoop = self
-        while loop.running is not None and loop.inner is not None:
-            loop = loop.inner
-        if loop.running is not None:
-            loop.running.abandon_if_cancelled()
+        self.abandon_innermost()
         for other in self.others:
             other.stop_waiting()
 
@@ -213,7 +209,8 @@ class Lease(CallLoop):
 
         Args:
             last: Called in the thread before, without being waited for. Errors are
-                logged. Without a thread one is taken, even beyond the limit of slots.
+                logged. Without a thread one is taken, even beyond the limit of slots;
+                if the system can start none, it is called here.
         """
         self.open = False
         if last is None:
@@ -221,10 +218,14 @@ class Lease(CallLoop):
             self.on_take = self.on_return = None
         else:
             last = functools.partial(self.run_call, self.wrap_call(last))
-            with self.pool.queue.lock:
-                inbox = self.thread_inbox()
-                assert inbox is not None, "in the Trio thread a thread can be started"
-                inbox.put(Detached(contextvars.copy_context(), last))
+            job = Detached(contextvars.copy_context(), last)
+            try:
+                with self.pool.queue.lock:
+                    inbox = self.thread_inbox()
+                    assert inbox is not None, "the Trio thread starts one, or fails"
+                    inbox.put(job)
+            except RuntimeError:  # the system can start no more threads
+                job.run()
         call = self.running
         if call is None or self.abandoned:
             self._give_back()
@@ -246,9 +247,8 @@ class Lease(CallLoop):
             on_take: The lease's `on_take` from then on.
 
         Raises:
-            trio.Cancelled: as `run_sync`.
             RuntimeError: sync code in the thread waits for the running task.
-            Exception: whatever ``last`` raises.
+            Exception: whatever ``last`` raises, or as `run_sync`.
         """
         self._check_not_waited_for()
         if not self.open or self._worker is None:

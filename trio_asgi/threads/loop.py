@@ -101,15 +101,17 @@ class CallLoop:
         self.pool = pool
         #: Where calls go once this loop is closed; None if it is a lease.
         self.parent = parent
+        # Not looked up when asked for: that would recurse once for each loop above.
+        self._lease = None if parent is None else parent.lease
         #: Where the thread takes its calls from, and at last the outcome for `serve`.
         #: None if it is a worker of the pool.
         self._inbox = inbox
 
     @property
     def lease(self) -> Owner:
-        """The lease whose thread this is."""
-        assert self.parent is not None, "a lease overrides this"
-        return self.parent.lease
+        """The lease whose thread this is. Any thread."""
+        assert self._lease is not None, "a lease overrides this"
+        return self._lease
 
     # Ctrl-C between the steps of a call would leave its turn and place taken.
     @trio.lowlevel.enable_ki_protection
@@ -191,17 +193,25 @@ class CallLoop:
                 "started below that must keep the context that they inherit."
             )
 
+    def abandon_innermost(self) -> None:
+        """Let the task of the innermost call go on if it was cancelled and waits."""
+        loop = self
+        while loop.running is not None and loop.inner is not None:
+            loop = loop.inner
+        if loop.running is not None:
+            loop.running.abandon_if_cancelled()
+
     def _outer_loop(self) -> CallLoop:
         """Return where calls go once this loop is closed."""
         assert self.parent is not None, "a lease overrides this"
         return self.parent
 
     def thread_inbox(self) -> Inbox | None:
-        """Return where the thread takes its calls from."""
+        """Return where the thread takes its calls from. Any thread, with the lock."""
         return self._inbox
 
     def end_call(self, *, left: bool) -> SimpleQueue[Any] | None:  # noqa: ARG002
-        """Do nothing: the thread waits here for the next call. Worker thread."""
+        """Do nothing: the thread waits here. Worker thread, with the lock."""
         return None
 
     async def close(self) -> None:

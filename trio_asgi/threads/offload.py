@@ -28,7 +28,8 @@ async def finish_in_thread(fn: Callable[[], object], seconds: float) -> None:
     """Call ``fn()`` in a worker thread, once, whatever is cancelled.
 
     Waits for it up to ``seconds``; then the thread goes on alone. It is not the thread
-    of the request, which may be busy or gone.
+    of the request, which may be busy or gone. If the system can start no more threads,
+    ``fn`` is called here: to block the loop is better than not to call it.
 
     Raises:
         Exception: what ``fn`` raises, if it has ended in time.
@@ -38,12 +39,19 @@ async def finish_in_thread(fn: Callable[[], object], seconds: float) -> None:
     lease.impatient = True
     # Logging handlers may use the database, too.
     call = functools.partial(pool.run_tidily, fn)
+    ran_here = False
     try:
         with trio.move_on_after(seconds, shield=True):
             await lease.run_sync(call)
+    except RuntimeError:
+        if lease.calls:
+            raise  # by ``fn``
+        ran_here = True
+        fn()
     finally:
         # If there was no token in time, it runs without one.
-        lease.release(None if lease.calls or lease.abandoned else call)
+        began = lease.calls or lease.abandoned or ran_here
+        lease.release(None if began else call)
 
 
 #: Where the running task's records wait; None: nothing settles them.

@@ -37,8 +37,7 @@ class WorkerPool:
 
     - The `CallQueue` limits the calls that run to ``threads``.
     - A thread that stays idle for ``idle_seconds`` ends, as do all threads at the end
-      of the run; its last act is to call ``on_thread_exit``. After a lease that made no
-      call for long, it may take about twice as long.
+      of the run; its last act is to call ``on_thread_exit``.
     - If ``leases`` is given, no more leases of `lease` than that hold a thread at the
       same time, first come, first served. A thread that is to end counts until it has.
     - The thread that came back last is taken first, so that few threads do the work.
@@ -125,6 +124,8 @@ class WorkerPool:
     def give_back(self, worker: Worker) -> None:
         """Let the next lease have this worker. Any thread, with the lock."""
         self._idle[worker] = None
+        if worker.waits_long:
+            worker.note_idle()
 
     def forget_idle(self, worker: Worker) -> bool:
         """Remove a worker that is to end; False if it was taken. Any thread."""
@@ -217,10 +218,10 @@ class WorkerPool:
 
     async def retire_idle(self) -> None:
         """End the idle threads, and wait for that up to ``shutdown_seconds``."""
-        retired = list(self._idle)
-        for worker in retired:
-            # If it has removed itself meanwhile, it is already ending.
-            if self.forget_idle(worker):
+        with self.queue.lock:  # no call takes one of them meanwhile
+            retired = list(self._idle)
+            self._idle.clear()
+            for worker in retired:
                 worker.stop()
         await self._join(retired)
 

@@ -90,6 +90,10 @@ class Entry(Protocol):
     """Something in the queue that can begin: a call, or its way back to its thread."""
 
     @property
+    def handed_over(self) -> bool:
+        """Whether `begin` has handed it to the thread. With the lock."""
+
+    @property
     def call(self) -> QueuedCall:
         """The call that gets a place."""
 

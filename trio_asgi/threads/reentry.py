@@ -83,6 +83,11 @@ class Reentry:
         self._outer_loop.inner = None
         queue.submit(self)
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether the thread has got the outcome."""
+        return self._result is None
+
     def begin(self) -> bool:
         """Let the thread go on with the outcome. Any thread, with the lock."""
         result, self._result = self._result, None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import trio
 
 
 class Slot:
@@ -22,17 +22,26 @@ class Slot:
         #: Not the lease: it can take another thread, and so hold a second token, while
         #: its last thread is ending.
         self._borrower: object | None = None
+        #: The scope of a task that waits in `acquire`.
+        self._wait: trio.CancelScope | None = None
 
     async def acquire(self) -> None:
-        """Wait until the lease may hold a thread. With its turn."""
+        """Wait until the lease may hold a thread, or is released. With its turn."""
         if self._borrower is None:
             borrower = object()
-            await self._limiter.acquire_on_behalf_of(borrower)
-            self._borrower = borrower
+            try:
+                with trio.CancelScope() as self._wait:
+                    await self._limiter.acquire_on_behalf_of(borrower)
+                    self._borrower = borrower
+            finally:
+                self._wait = None
 
     def hand_over(self) -> Callable[[], None]:
         """Hold nothing from now on; return the function that frees what was held."""
         borrower, self._borrower = self._borrower, None
+        if self._wait is not None:
+            # The lease is released: the call goes to another thread, without a slot.
+            self._wait.cancel()
 
         def free() -> None:
             if borrower is not None:

@@ -51,8 +51,11 @@ class Wakeups:
                 self._token.run_sync_soon(self.call_all)
             except BaseException:
                 # Perhaps Ctrl-C, in a main thread that runs sync code. The next
-                # function must wake the Trio thread again.
+                # function must wake the Trio thread again; another thread's may have
+                # relied on this one.
                 self._coming = False
+                if self._posted:
+                    self._token.run_sync_soon(self.call_all)
                 raise
 
     @property

@@ -17,6 +17,9 @@ logger = logging.getLogger("trio_asgi")
 
 _thread_numbers = count(1)
 
+#: How many seconds a thread at least waits again that a lease holds.
+SHORTEST_WAIT = 0.1
+
 
 @dataclass(frozen=True)
 class Detached:
@@ -39,6 +42,13 @@ class Stop:
 
     #: Called in the Trio thread after that.
     then: Callable[[], object] | None = None
+
+
+class Nothing:
+    """Only wakes the worker's thread."""
+
+    def run(self) -> None:
+        """Do nothing. Worker thread."""
 
 
 class Worker:
@@ -67,8 +77,15 @@ class Worker:
             # A sync view that never returns must not keep the process from exiting.
             daemon=True,
         )
+        #: Whether the thread has waited for long, because a lease holds it without
+        #: calls: then it does not notice soon that it is idle.
+        self.waits_long = False
         #: Whether a task has left a call here: then nothing waits for the thread's end.
         self.left = False
+
+    def note_idle(self) -> None:
+        """Wait anew, for the usual time, if it `waits_long`."""
+        self.inbox.put(Nothing())
 
     def stop(self, then: Callable[[], object] | None = None) -> None:
         """End the thread after its jobs; then call ``then()`` in the Trio thread."""
@@ -82,16 +99,18 @@ class Worker:
                 try:
                     job = self.inbox.get(timeout=idle_seconds)
                 except Empty:
+                    self.waits_long = True  # first: it may become idle meanwhile
                     if self._on_idle(self):
                         return
                     # A lease holds it, perhaps for hours: look less and less often.
-                    idle_seconds = min(max(2 * idle_seconds, 0.1), 3600)
+                    idle_seconds = min(max(2 * idle_seconds, SHORTEST_WAIT), 3600)
                     continue
                 if isinstance(job, Stop):
                     then = job.then
                     return
                 job.run()
                 del job
+                self.waits_long = False
                 idle_seconds = self._idle_seconds()
         finally:
             self._on_end(self, then)
