@@ -168,7 +168,7 @@ def _enter(context: Any) -> None:
 
 
 def _lease_without_slot(pool: Any, inbox: Any = None, **_: object) -> Lease:
-    """Return a lease that need not wait for a slot: who holds one may wait for it."""
+    """Return a lease without a slot: a request that has one may wait for its calls."""
     return Lease(pool, inbox)
 
 

@@ -186,9 +186,8 @@ class Lease(CallLoop):
 
     def describe_thread(self) -> str:
         """Return the thread's name, and what runs in it, for the log."""
-        if (
-            worker := self._worker
-        ) is None:  # the thread may give itself back meanwhile
+        worker = self._worker  # the thread may give itself back meanwhile
+        if worker is None:
             return "a thread that is not the pool's"
         return describe_thread(worker.thread)
 

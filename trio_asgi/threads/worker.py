@@ -17,7 +17,7 @@ logger = logging.getLogger("trio_asgi")
 
 _thread_numbers = count(1)
 
-#: How many seconds a thread at least waits again that a lease holds.
+#: The least time, in seconds, after which a thread that a lease holds looks again.
 SHORTEST_WAIT = 0.1
 
 
