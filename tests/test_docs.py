@@ -7,6 +7,7 @@ page itself. The examples meet the package as a project's own code does.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
@@ -221,7 +222,11 @@ async def test_tutorial_background(
 
 async def test_deployment(execute: Callable[[str], Site]) -> None:
     """Deployment: the page's settings are valid."""
-    site = execute("docs/howto/deployment.md")
+    try:
+        site = execute("docs/howto/deployment.md")
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
     with override_settings(TRIO_ASGI=site["TRIO_ASGI"]):
         assert [*conf.problems()] == []
     assert site["DATABASES"]["default"]["CONN_MAX_AGE"] == 60
