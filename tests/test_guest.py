@@ -899,11 +899,11 @@ def test_a_nursery_that_is_cancelled_at_the_end() -> None:
 
 def test_ctrl_c_is_the_hosts_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
     """Where the server has no handler for it: the run ends, and the loop raises it."""
-    log = []
+    log: list[str] = []
 
     async def wait(_receive: Receive, _send: Send) -> None:
         try:
-            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            loop.call_soon(signal.raise_signal, signal.SIGINT)
             await trio.sleep_forever()
         finally:
             log.append("cancelled")
@@ -913,6 +913,8 @@ def test_ctrl_c_is_the_hosts_after_the_end(caplog: pytest.LogCaptureFixture) -> 
             await call(wait)
         await asyncio.Event().wait()  # as a server does
 
+    # A shell starts programs in the background with SIGINT ignored.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     loop = asyncio.new_event_loop()
     task = loop.create_task(main())
     try:
@@ -927,6 +929,7 @@ def test_ctrl_c_is_the_hosts_after_the_end(caplog: pytest.LogCaptureFixture) -> 
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
+        signal.signal(signal.SIGINT, outer)
     assert caplog.records == []
 
 
