@@ -974,6 +974,18 @@ def test_a_loop_that_was_closed_without_its_end() -> None:
     )
 
 
+def test_a_run_that_has_ended_takes_no_call() -> None:
+    """The caller is not cancelled, but told."""
+
+    async def main() -> None:
+        run = await runs.guest_run()
+        await run.end()
+        with pytest.raises(RuntimeError, match="Trio has ended"):
+            await run.call(trio.lowlevel.checkpoint, name="test")
+
+    asyncio.run(main())
+
+
 def test_a_run_can_begin_after_another_has_ended() -> None:
     """On the same loop."""
 

@@ -227,11 +227,14 @@ class GuestRun:
             finally:
                 del interrupts, errors  # its traceback holds this frame
 
+    @property
+    def _ends_in_order(self) -> bool:
+        """Whether it is ending, or has ended, without a crash."""
+        return self.is_ending and self.crash is None
+
     def _end_error(self) -> BaseException:
         """Return what the asyncio tasks get that wait when the run ends."""
-        if self.is_ending and self.crash is None:
-            return asyncio.CancelledError()
-        return self.crash_error()
+        return asyncio.CancelledError() if self._ends_in_order else self.crash_error()
 
     def crash_error(self) -> RuntimeError:
         """Return an error that says that the run has crashed."""
@@ -258,7 +261,9 @@ class GuestRun:
             Exception: as `Crossing.wait`.
         """
         if self._nursery is None:
-            raise self._end_error()
+            if self._ends_in_order:
+                raise RuntimeError("Trio has ended")
+            raise self.crash_error()
         # The loop sets its own whenever it is run again, as granian does for requests.
         if sys.get_asyncgen_hooks() != self._hooks:
             sys.set_asyncgen_hooks(*self._hooks)
