@@ -158,18 +158,14 @@ def _enter(context: Any) -> None:
             "executor must finish before it exits."
         )
     elif not has_own_thread():
-        lease = current_pool().lease(_lease_without_slot)
+        # A request that holds a slot may wait for the calls made here.
+        lease = current_pool().lease(needs_slot=False)
     elif SyncToAsync.thread_sensitive_context.get(None) is not None:
         return
     context.token = SyncToAsync.thread_sensitive_context.set(context)
     if lease is not None:
         marker = current_loop.set(lease)
     context._trio_asgi_entered = lease, marker
-
-
-def _lease_without_slot(pool: Any, inbox: Any = None, **_: object) -> Lease:
-    """Return a lease without a slot: a request that has one may wait for its calls."""
-    return Lease(pool, inbox)
 
 
 def _exit(

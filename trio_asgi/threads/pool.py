@@ -164,8 +164,10 @@ class WorkerPool:
         """
         self._requests_inbox = self._caller_inbox
 
-    def lease(self, kind: Callable[..., Lease] = Lease) -> Lease:
-        """Return a lease for a request or a background task."""
+    def lease(
+        self, kind: Callable[..., Lease] = Lease, *, needs_slot: bool = True
+    ) -> Lease:
+        """Return a lease for a request, a background task, or what needs no slot."""
         if self._shall_lend:
             assert self._caller_lease is not None
             if self._caller_lease.running is None:
@@ -173,7 +175,7 @@ class WorkerPool:
                 self.lend_to_requests()
         if self._requests_inbox is not None:
             return kind(self, self._requests_inbox)
-        return kind(self, slots=self.slots)
+        return kind(self, slots=self.slots if needs_slot else None)
 
     def program_lease(self) -> CallLoop:
         """Return the loop for sensitive code that belongs to no request."""
