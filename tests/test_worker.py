@@ -542,6 +542,23 @@ async def test_an_interrupt_of_a_thread_that_wakes_trio_for_another(
         await called.wait()
 
 
+async def test_an_interrupt_of_a_thread_that_wakes_an_ended_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C is not replaced by the error that the run has ended."""
+    wakeups = Wakeups(nothing)
+    errors: list[BaseException] = [trio.RunFinishedError(), KeyboardInterrupt()]
+
+    class Token:
+        def run_sync_soon(self, fn: Callable[[], object]) -> None:
+            raise errors.pop()
+
+    monkeypatch.setattr(wakeups, "_token", Token())
+    with pytest.raises(KeyboardInterrupt):
+        wakeups.run_sync_soon(nothing)
+    assert errors == []
+
+
 # The end of threads
 
 

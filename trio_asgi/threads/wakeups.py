@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -55,7 +56,8 @@ class Wakeups:
                 # relied on this one.
                 self._coming = False
                 if self._posted:
-                    self._token.run_sync_soon(self.call_all)
+                    with suppress(trio.RunFinishedError):
+                        self._token.run_sync_soon(self.call_all)
                 raise
 
     @property
