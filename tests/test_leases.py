@@ -340,7 +340,7 @@ async def test_a_lease_that_is_released_in_the_queue() -> None:
             nursery.start_soon(survivor)
             await wait_all_tasks_blocked()
             second.release()
-        # While the slot is still taken: who holds it may wait for that task.
+        # While the slot is still taken: its holder may wait for that task.
         first.release()
         program = await pool.program_lease().run_sync(threading.current_thread)
         assert threads == [program]

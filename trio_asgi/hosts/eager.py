@@ -25,7 +25,7 @@ else:
     def begin_task(
         coro: Any, loop: asyncio.AbstractEventLoop, context: contextvars.Context
     ) -> asyncio.Future[Any]:
-        """Run a coroutine up to where it waits; return its task, or what is done."""
+        """Run a coroutine up to where it waits; return its task, or a done future."""
         begun = _Begun(coro, context)
         task = asyncio.Task(begun, loop=loop)
         asyncio.tasks._enter_task(loop, task)

@@ -164,6 +164,7 @@ class CallQueue:
             and self.running < self.threads
             and self.running - self._blocked < self._most_active
         ):
+            # Not popitem(): a signal handler's error could come before the assignment.
             entry = next(iter(waiting))
             # Before it begins: a finalizer may run in there, and cancel it.
             del waiting[entry]

@@ -75,7 +75,7 @@ class Lease(CallLoop):
     on_return: Callable[[], object] | None = None
     #: How many calls have begun to run, inner ones included. Worker thread.
     calls = 0
-    #: Whether the thread goes back at its call's end, unless `retire`. Set there.
+    #: Whether the thread goes back at its call's end, unless `retire`. Set in it.
     done = False
     # Whether nothing has run in the thread since it was taken.
     _fresh = True
@@ -120,7 +120,7 @@ class Lease(CallLoop):
         return self.pool.program_lease()
 
     def thread_inbox(self) -> Inbox | None:
-        """Return its inbox; take a thread if needed. Any thread, with the lock."""
+        """Return the thread's inbox; take one if needed. Any thread, with the lock."""
         if self._inbox is not None:
             return self._inbox
         if self._worker is None:
@@ -128,7 +128,7 @@ class Lease(CallLoop):
         return None if self._worker is None else self._worker.inbox
 
     def end_call(self, *, left: bool) -> SimpleQueue[Any] | None:
-        """Give it back if `done`; return its inbox. Worker thread, with the lock."""
+        """Give the thread back if `done`; return its inbox. Worker thread, locked."""
         worker = self._worker
         if worker is None:
             return None
@@ -140,7 +140,8 @@ class Lease(CallLoop):
     def run_call(self, fn: Callable[[], T]) -> T:
         """Call ``fn()`` between `on_take` and `on_return`. Worker thread, in a context.
 
-        If `on_take` raises, ``fn`` is not called.
+        Raises:
+            Exception: what `on_take` raises, and then ``fn`` is not called; or ``fn``.
         """
         try:
             self.begin_call()
@@ -187,9 +188,8 @@ class Lease(CallLoop):
     def describe_thread(self) -> str:
         """Return the thread's name, and what runs in it, for the log."""
         worker = self._worker  # the thread may give itself back meanwhile
-        if worker is None:
-            return "a thread that is not the pool's"
-        return describe_thread(worker.thread)
+        thread = worker and describe_thread(worker.thread)
+        return thread or "a thread that is not the pool's"
 
     @trio.lowlevel.enable_ki_protection
     def stop_waiting(self) -> None:
@@ -246,8 +246,9 @@ class Lease(CallLoop):
             on_take: The lease's `on_take` from then on.
 
         Raises:
+            trio.Cancelled: as `run_sync`.
             RuntimeError: sync code in the thread waits for the running task.
-            Exception: whatever ``last`` raises, or as `run_sync`.
+            Exception: whatever ``last`` raises.
         """
         self._check_not_waited_for()
         if not self.open or self._worker is None:

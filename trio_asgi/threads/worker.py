@@ -84,7 +84,7 @@ class Worker:
         self.left = False
 
     def note_idle(self) -> None:
-        """Wait anew, for the usual time, if it `waits_long`."""
+        """Have the thread, which `waits_long`, wait anew for the usual time."""
         self.inbox.put(Nothing())
 
     def stop(self, then: Callable[[], object] | None = None) -> None:
