@@ -15,6 +15,7 @@ import sys
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +31,7 @@ from django.http import HttpResponse
 from django.middleware.csrf import get_token
 from django.test import RequestFactory, override_settings
 from django.urls import path
+from hypercorn.config import Config
 from websockets.sync.client import connect as connect_websocket
 
 import trio_asgi
@@ -53,6 +55,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = {
     "README.md",
+    "docs/design/servers.md",
     "docs/tutorial.md",
     "docs/howto/deployment.md",
     "docs/howto/files.md",
@@ -379,6 +382,31 @@ def test_testing_by_django(testing_project: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Ran 2 tests" in done.stderr
+
+
+async def test_servers_that_log_twice(
+    execute: Callable[[str], Site], tmp_path: Path
+) -> None:
+    """Design, servers: hypercorn logs the bare application's requests twice."""
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.accesslog = str(tmp_path / "access.log")
+    config.access_log_format = "%(s)s"
+    app = execute("docs/design/servers.md")["application"]
+    async with trio.open_nursery() as nursery:
+        (url,) = await nursery.start(partial(trio_asgi.serve, app, config=config))
+        for _ in range(20):
+            stream = await trio.open_tcp_stream("127.0.0.1", int(url.split(":")[-1]))
+            async with stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                received = b""
+                while not received.endswith(b"hello"):
+                    received += await stream.receive_some()
+        nursery.cancel_scope.cancel()
+    lines = Path(config.accesslog).read_text(encoding="utf-8").splitlines()
+    statuses = [line.split()[-1] for line in lines]
+    assert statuses.count("200") == 20
+    assert "-" in statuses
 
 
 @pytest.fixture

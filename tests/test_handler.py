@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import sys
 import threading
 import warnings
@@ -25,10 +27,15 @@ from django.http import (
     StreamingHttpResponse,
 )
 from django.test import override_settings
-from django.urls import path
+from django.urls import path, re_path
 
 from support import application, http_scope, receive_answer, request, signal_log
-from trio_asgi import ASGIHandler, ASGIRequest, get_asgi_application
+from trio_asgi import (
+    ASGIHandler,
+    ASGIRequest,
+    ASGIStaticFilesHandler,
+    get_asgi_application,
+)
 from trio_asgi.request.body_file import spool_body
 from trio_asgi.testing import ApplicationCommunicator
 
@@ -558,7 +565,65 @@ def test_where_no_loop_runs_the_error_names_servers() -> None:
     """The handler needs Trio or asyncio."""
     app = get_asgi_application()
     with pytest.raises(RuntimeError, match="neither Trio nor asyncio"):
-        app(http_scope(), None, None).send(None)  # type: ignore[arg-type]
+        app(http_scope(), print, print).send(None)  # type: ignore[arg-type]
+
+
+def test_where_no_loop_runs_the_start_up_fails_with_the_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server of neither Trio nor asyncio ends at once, instead of answering 500."""
+    app = get_asgi_application()
+    inputs = [{"type": "lifespan.startup"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return inputs.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with pytest.raises(StopIteration):
+        app({"type": "lifespan"}, receive, send).send(None)
+    assert inputs == []
+    [message] = sent
+    assert message["type"] == "lifespan.startup.failed"
+    assert message["message"].startswith("RuntimeError: trio_asgi was called where")
+    assert "The application's startup failed" in caplog.text
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="needs markcoroutinefunction()")
+@pytest.mark.parametrize("static", [False, True])
+def test_a_wsgi_server_is_told_that_this_is_asgi(*, static: bool) -> None:
+    """Servers of WSGI call the application with two arguments."""
+    app: Any = get_asgi_application()
+    if static:
+        app = ASGIStaticFilesHandler(app)
+    with pytest.raises(TypeError, match=r"as a WSGI application.*gunicorn -k uvicorn"):
+        app({"REQUEST_METHOD": "GET"}, lambda *_: None)
+
+
+def test_servers_recognise_an_asgi_application() -> None:
+    """They look whether ``__call__`` is async, and some whether it is a function."""
+    for app in (get_asgi_application(), ASGIStaticFilesHandler(ASGIHandler())):
+        assert inspect.iscoroutinefunction(app.__call__)
+        assert asyncio.iscoroutinefunction(app.__call__)
+
+
+@pytest.mark.parametrize(("length", "status"), [(b"0", 500), (b"4", 413)])
+async def test_a_path_adds_no_line_to_the_log(
+    length: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line break in a path would begin a line that looks like another message."""
+
+    def view(request: HttpRequest) -> HttpResponse:
+        raise SystemExit
+
+    headers = [(b"content-length", length)]
+    with override_settings(TRIO_ASGI={"MAX_BODY_SIZE": 3}):
+        app = application(re_path("", view))
+        answer = await request(app, "/a\nERROR forged", headers=headers)
+    assert answer.status == status
+    assert caplog.messages[-1].endswith(": /a\\nERROR forged")
 
 
 async def test_a_group_of_cancellations_is_one_to_the_server() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 import trio.testing
 
 from support import application, http_scope
 from trio_asgi.testing import ApplicationCommunicator
+
+if TYPE_CHECKING:
+    import pytest
 
 
 async def test_a_websocket_is_refused_after_a_moment(
@@ -21,6 +24,22 @@ async def test_a_websocket_is_refused_after_a_moment(
         assert await communicator.receive_nothing(0.04)
         assert await communicator.receive_output() == {"type": "websocket.close"}
         await communicator.wait()
+
+
+async def test_a_refused_websocket_is_logged(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning of ``django.request``, as every other 403, says why."""
+    scope = http_scope("/chat/", type="websocket")
+    async with ApplicationCommunicator(application(), scope) as communicator:
+        await communicator.send_input({"type": "websocket.connect"})
+        await communicator.receive_output()
+        await communicator.wait()
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("django.request", "WARNING")
+    expected = "Forbidden (Django has no views for WebSocket): /chat/"
+    assert record.getMessage() == expected
+    assert record.status_code == 403  # type: ignore[attr-defined]
 
 
 async def test_a_websocket_client_that_leaves_is_not_answered(

@@ -6,7 +6,6 @@ The server calls `ASGIHandler.__call__` for each request, and `handle` answers i
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import io
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from . import conf
 from .asgi.lifespan import Lifespan
 from .asgi.receive import Receiver
 from .asgi.websocket import refuse
+from .asgi.wsgi import refuse_wsgi
 from .bridge.hop import hop
 from .bridge.install import install_bridge
 from .bridge.originals import Original
@@ -89,6 +89,7 @@ class ASGIHandler(ChainHandler):
 
     # The life of a request
 
+    @refuse_wsgi
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve an HTTP request or the lifespan; refuse a WebSocket.
 
@@ -98,13 +99,9 @@ class ASGIHandler(ChainHandler):
         Raises:
             ValueError: ASGI does not define this type of scope.
             RuntimeError: neither Trio nor asyncio runs here.
+            TypeError: a WSGI server has called it.
         """
         if not in_trio_task():
-            if asyncio._get_running_loop() is None:
-                raise RuntimeError(
-                    "trio_asgi was called where neither Trio nor asyncio runs. Serve "
-                    "it with an ASGI server, such as uvicorn or 'hypercorn -k trio'."
-                )
             await run_as_guest(self, scope, receive, send)
             return
         kind = scope["type"]
@@ -112,7 +109,7 @@ class ASGIHandler(ChainHandler):
             await self._lifespan.run(receive, send)
             return
         if kind == "websocket":
-            await refuse(receive, send)
+            await refuse(scope, receive, send)
             return
         overridden = type(self).handle is not ASGIHandler.handle
         wrapped = not _DJANGO_CALL.is_code_of(asgi.ASGIHandler.__call__)

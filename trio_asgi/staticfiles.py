@@ -10,6 +10,7 @@ from django.core.exceptions import SuspiciousFileOperation
 from django.core.handlers.exception import response_for_exception
 from django.http import Http404
 
+from .asgi.wsgi import refuse_wsgi
 from .handler import ASGIHandler
 from .ranges import apply_range
 
@@ -30,6 +31,8 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
     """
 
     application: ASGIHandler
+
+    __call__ = refuse_wsgi(handlers.ASGIStaticFilesHandler.__call__)
 
     def start_soon(
         self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None

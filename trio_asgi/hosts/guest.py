@@ -10,7 +10,9 @@ when the loop closes its async generators. docs/design/guest-run.md has the orde
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import logging
 from typing import TYPE_CHECKING, Final
 
 from .asyncio_calls import HostReceive, HostSend
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from trio_asgi.asgi.types import ASGIApplication, Message, Receive, Scope, Send
 
     from .guest_run import GuestRun
+
+logger = logging.getLogger("trio_asgi")
 
 #: The messages that end a lifespan. They wait for the end of the run.
 _LAST: Final = frozenset(
@@ -38,16 +42,33 @@ async def run_as_guest(
 
     The application's Trio task may call its ``receive`` and ``send``, which call the
     server's. If the asyncio task is cancelled, so is the application, and waited for.
+    Where Trio cannot run, the server is told that the start-up has failed: it would
+    take an exception for an application without lifespan, and go on.
 
     Raises:
-        RuntimeError: another Trio run is going on in this thread, or the loop's has
-            crashed.
+        RuntimeError: asyncio does not run here, another Trio run is going on in this
+            thread, or the loop's has crashed.
         asyncio.CancelledError: this task was cancelled, or the run has ended.
         Exception: from the application.
     """
-    run = await guest_run()
-    serve = _live if scope["type"] == "lifespan" else _serve
-    await serve(run, application, scope, receive, send)
+    try:
+        if asyncio._get_running_loop() is None:
+            raise RuntimeError(
+                "trio_asgi was called where neither Trio nor asyncio runs. Serve it "
+                "with an ASGI server, such as uvicorn or 'hypercorn -k trio'."
+            )
+        run = await guest_run()
+    except Exception as error:
+        if scope["type"] != "lifespan":
+            raise
+        logger.exception("The application's startup failed")
+        failure = f"{type(error).__name__}: {error}"
+    else:
+        serve = _live if scope["type"] == "lifespan" else _serve
+        await serve(run, application, scope, receive, send)
+        return
+    await receive()  # lifespan.startup
+    await send({"type": "lifespan.startup.failed", "message": failure})
 
 
 async def _serve(

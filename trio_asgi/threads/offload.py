@@ -137,9 +137,16 @@ def log(
 
     On the loop the record is made now, and handled in a thread: when the running task's
     `HeldLog` settles, or else soon.
+
+    A client chooses the path of its request. So strings are escaped as Django does it:
+    a line break would begin a line that looks like another message (CVE-2025-48432).
     """
     if not logger.isEnabledFor(level):
         return
+    args = tuple(
+        arg.encode("unicode_escape").decode("ascii") if isinstance(arg, str) else arg
+        for arg in args
+    )
     exc_info = None if error is None else (type(error), error, error.__traceback__)
     if not in_trio_run():
         logger.log(level, message, *args, exc_info=exc_info, extra=extra, stacklevel=2)
