@@ -84,6 +84,7 @@ def be_a_host(pipe: Connection) -> None:
             await trio.lowlevel.checkpoint()
 
         life = Lifespan(
+            application,
             nullcontext,
             shutdown_seconds=1,
             beside=leave_sigterm_to_parent,

@@ -28,7 +28,7 @@ RANKS = [
     "request",
     "chain",
     "hops",
-    "ranges",
+    "ranges transactions",
     "middleware uploads checks",
     "apps",
     "handler",
@@ -187,9 +187,9 @@ print(settings.configured, *sorted(trio_asgi.__all__))
 """
     assert run_python(code) == (
         "False ASGIHandler ASGIRequest ASGIStaticFilesHandler BodyTimeout BodyTooLarge "
-        "EventStream ServerSentEvent __version__ apply_range asyncio_island "
+        "EventStream ServerSentEvent __version__ apply_range asyncio_island atomic "
         "get_asgi_application install_bridge last_event_id limit_body release_thread "
-        "serve stream_body trio_island uninstall_bridge"
+        "serve start_soon stream_body sync_context trio_island uninstall_bridge"
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         trio_island as trio_island,
     )
     from .ranges import apply_range as apply_range
+    from .request.background import start_soon as start_soon
     from .request.body_options import (
         limit_body as limit_body,
         stream_body as stream_body,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         last_event_id as last_event_id,
     )
     from .staticfiles import ASGIStaticFilesHandler as ASGIStaticFilesHandler
+    from .transactions import atomic as atomic, sync_context as sync_context
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,7 @@ _MODULES = {
     "EventStream": "response.event_stream",
     "ServerSentEvent": "response.server_sent_event",
     "apply_range": "ranges",
+    "atomic": "transactions",
     "asyncio_island": "islands.functions",
     "get_asgi_application": "application",
     "install_bridge": "bridge.install",
@@ -59,7 +62,9 @@ _MODULES = {
     "limit_body": "request.body_options",
     "release_thread": "request.release_thread",
     "serve": "hosts.hypercorn",
+    "start_soon": "request.background",
     "stream_body": "request.body_options",
+    "sync_context": "transactions",
     "trio_island": "islands.functions",
     "uninstall_bridge": "bridge.install",
 }

@@ -31,7 +31,7 @@ from .errors import ClientDisconnected, ends_more_than_request
 from .hops.record import record_hops
 from .hosts.guest import run_as_guest
 from .hosts.sigterm import leave_sigterm_to_parent
-from .request.background import end_islands_and_threads, start_in_background
+from .request.background import BackgroundTask, end_islands_and_threads
 from .request.body_file import spool_body, take_body
 from .request.closing import disown_caches
 from .request.errors import as_server_errors, refuse_body, server_error
@@ -79,6 +79,7 @@ class ASGIHandler(ChainHandler):
         super().__init__()
         disown_caches()
         self._lifespan = Lifespan(
+            self,
             self.lifespan,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
             beside=leave_sigterm_to_parent,
@@ -268,23 +269,19 @@ class ASGIHandler(ChainHandler):
         yield
 
     def start_soon(
-        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+        self,
+        async_fn: Callable[..., Awaitable[Any]],
+        *args: Any,
+        name: object = None,
+        on_commit: bool = False,
+        using: str | None = None,
     ) -> None:
-        """Start a task that may outlive the request, as `trio.Nursery.start_soon` does.
-
-        The task has its own thread for sync code, and its own caches. It gets the
-        values of context variables, but not those of an asgiref `Local` or of a
-        `threading.local`, except for the language, the time zone, the URLconf and the
-        script prefix: pass the rest as arguments.
-
-        If the task fails, the error is logged, and no other task is cancelled. At
-        shutdown it may run for ``TRIO_ASGI["SHUTDOWN_SECONDS"]``, then it is cancelled.
-
-        Raises:
-            RuntimeError: called outside the server's lifespan.
-        """
-        name = name or async_fn
-        start_in_background(self, self._lifespan, async_fn, args, name)
+        """Start a background task; see `trio_asgi.start_soon`."""
+        task = BackgroundTask(self, self._lifespan, async_fn, args, name)
+        if on_commit:
+            task.start_on_commit(using)
+        else:
+            task.start()
 
 
 #: To see whether a subclass or a tool has replaced them.

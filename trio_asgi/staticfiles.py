@@ -35,10 +35,17 @@ class ASGIStaticFilesHandler(  # type: ignore[misc] # as in Django itself
     __call__ = refuse_wsgi(handlers.ASGIStaticFilesHandler.__call__)
 
     def start_soon(
-        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+        self,
+        async_fn: Callable[..., Awaitable[Any]],
+        *args: Any,
+        name: object = None,
+        on_commit: bool = False,
+        using: str | None = None,
     ) -> None:
-        """Start a task in the application's lifespan; see `ASGIHandler.start_soon`."""
-        self.application.start_soon(async_fn, *args, name=name)
+        """Start a task in the application's lifespan; see `trio_asgi.start_soon`."""
+        self.application.start_soon(
+            async_fn, *args, name=name, on_commit=on_commit, using=using
+        )
 
     def serve(self, request: HttpRequest) -> HttpResponse | FileResponse:
         """Return the file that the path names, or the requested parts of it.

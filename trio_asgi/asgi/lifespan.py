@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trio_asgi")
 
+#: The lifespans that have a nursery, by their owners. Any thread may look.
+running: Final[dict[object, Lifespan]] = {}
+
+#: The owner in whose lifespan a task was started.
+current_owner: contextvars.ContextVar[object] = contextvars.ContextVar(
+    "trio_asgi.lifespan_owner", default=None
+)
+
 
 class Lifespan:
     """An application's life under a server.
@@ -32,6 +42,7 @@ class Lifespan:
 
     def __init__(
         self,
+        owner: object,
         context: Callable[[], AbstractAsyncContextManager[None]],
         *,
         shutdown_seconds: float,
@@ -41,34 +52,61 @@ class Lifespan:
         """Prepare, but start nothing yet.
 
         Args:
+            owner: The application.
             context: Entered at start-up and left at shutdown.
             shutdown_seconds: How long the nursery's tasks may run on at shutdown, and
                 then how long cancelled tasks may wait for threads and asyncio code.
             beside: Runs all the time, and is cancelled at the end. Must not raise.
             after: Called when everything else has ended.
         """
+        self._owner = owner
         self._context = context
         self._shutdown_seconds = shutdown_seconds
         self._beside = beside
         self._after = after
         self._nursery: trio.Nursery | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
 
     def start_soon(
-        self, async_fn: Callable[..., Awaitable[Any]], *args: Any, name: object = None
+        self,
+        context: contextvars.Context,
+        async_fn: Callable[..., Awaitable[Any]],
+        *args: Any,
+        name: object = None,
     ) -> None:
-        """Start a task in the nursery.
+        """Start a task in the nursery, in a copy of the context. Any thread.
 
         Raises:
             RuntimeError: there is no nursery: before start-up, after shutdown, or
                 because the server does not support lifespan.
         """
-        if self._nursery is None:
+        nursery = self._nursery
+        if nursery is None or self._token is None:
             raise RuntimeError(
                 "No nursery outlives this request: the server has sent no "
                 "lifespan.startup, or is shutting down. Start the task in a nursery "
                 "of the view, or use a server with lifespan support."
             )
-        self._nursery.start_soon(async_fn, *args, name=name)
+        if (
+            trio.lowlevel.in_trio_run()
+            and trio.lowlevel.current_trio_token() is self._token
+        ):
+            context.run(
+                functools.partial(nursery.start_soon, async_fn, *args, name=name)
+            )
+        else:
+            trio.from_thread.run_sync(
+                functools.partial(self.start_soon, context, async_fn, *args, name=name),
+                trio_token=self._token,
+            )
+
+    def _open(self, nursery: trio.Nursery) -> None:
+        self._nursery, self._token = nursery, trio.lowlevel.current_trio_token()
+        running[self._owner] = self
+
+    def _close(self) -> None:
+        self._nursery = None
+        running.pop(self._owner, None)
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Exchange the protocol's messages with the server until shutdown.
@@ -84,11 +122,11 @@ class Lifespan:
             nonlocal phase
             async with self._context(), trio.open_nursery() as nursery:
                 phase = "shutdown"
-                self._nursery = nursery
+                self._open(nursery)
                 await send({"type": "lifespan.startup.complete"})
                 await receive()  # lifespan.shutdown
                 shutdown.set()
-                self._nursery = None
+                self._close()
                 nursery.cancel_scope.deadline = (
                     trio.current_time() + self._shutdown_seconds
                 )
@@ -108,6 +146,7 @@ class Lifespan:
             await run_beside(abandon, live, stop=scope.cancel)
 
         failure = ""
+        outer = current_owner.set(self._owner)
         try:
             await run_beside(self._beside, live_bounded)
         except BaseException as error:
@@ -118,7 +157,8 @@ class Lifespan:
                 log(logger, logging.ERROR, message, phase, error=error)
             failure = f"{type(error).__name__}: {error}"
         finally:
-            self._nursery = None
+            self._close()
+            current_owner.reset(outer)
         # Not sent in the handler above: servers raise an error here, whose log would
         # also show the one being handled.
         if failure:

@@ -108,7 +108,7 @@ async def _sync_to_async(
     try:
         if bridge._thread_sensitive:
             loop = sensitive_loop()
-            _check_deadlock(loop)
+            check_deadlock(loop)
             return await loop.run_sync(call, context=context)
         pool, inbox = current_pool(), None
         if bridge._executor is None:
@@ -121,7 +121,7 @@ async def _sync_to_async(
             restore_context(context)
 
 
-def _check_deadlock(loop: CallLoop) -> None:
+def check_deadlock(loop: CallLoop) -> None:
     """Raise RuntimeError if sync code in the thread may wait for the running task.
 
     Then the task would wait for the thread, and the thread for the task. In the

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import weakref
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import outcome
@@ -29,6 +30,7 @@ from trio_asgi.threads.trio_state import (
     in_trio_run,
     in_trio_task,
 )
+from trio_asgi.threads.turns import island_caller
 
 from .context import restore_context
 from .loop import open_loop
@@ -183,6 +185,8 @@ async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
     """Run ``afn()`` in an asyncio task. Trio task."""
     loop = await open_loop()
     call = _CrossCall(afn, asyncio.CancelledError)
+    task = weakref.ref(trio.lowlevel.current_task())
+    caller = island_caller.set((task, island_caller.get()))
     # Not set in the asyncio task: if that is left behind at a shutdown, it is closed in
     # another context, where the reset would fail.
     marker = below_asyncio.set(True)
@@ -191,6 +195,7 @@ async def _run_on_asyncio(afn: Callable[[], Awaitable[T]]) -> T:
     finally:
         call.restore_context()
         below_asyncio.reset(marker)
+        island_caller.reset(caller)
     return call.take_result()  # type: ignore[no-any-return]
 
 

@@ -8,23 +8,30 @@ at a time, and that the end of the request closes.
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.core.cache import close_caches
+from django.db import transaction
 from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
 from django.utils import timezone, translation
 
+# A private name: it makes the errors of `trio.Nursery.start_soon`.
+from trio._util import coroutine_or_error
+
 from trio_asgi import conf
+from trio_asgi.asgi.lifespan import current_owner, running
 from trio_asgi.bridge.connections import tidy_up
 from trio_asgi.errors import note_asyncio, reraise, split_ending
 from trio_asgi.islands.context import restore_context, with_locals, without_locals
 from trio_asgi.islands.loop import end_tasks
-from trio_asgi.threads.current import current_pool
+from trio_asgi.threads.current import current_pool, sensitive_loop
+from trio_asgi.threads.lease import lease_of
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.offload import HeldLog, log
-from trio_asgi.threads.trio_state import below_asyncio
+from trio_asgi.threads.trio_state import below_asyncio, in_trio_run
 
 from .closing import has_caches_to_close
 
@@ -36,21 +43,121 @@ if TYPE_CHECKING:
 logger = logging.getLogger("trio_asgi")
 
 
-def start_in_background(
-    owner: object,
-    lifespan: Lifespan,
+def start_soon(
     async_fn: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
-    name: object,
+    *args: Any,
+    name: object = None,
+    on_commit: bool = False,
+    using: str | None = None,
 ) -> None:
-    """Start a task of `ASGIHandler.start_soon` in the lifespan of its application.
+    """Start a task that may outlive the request, as `trio.Nursery.start_soon` does.
+
+    Call it in the requests and background tasks of an application, in async or sync
+    code, signal receivers and middleware included, in tasks that the application's
+    ``lifespan()`` has started, and in any other code of a process that runs one
+    application.
+
+    The task has its own thread for sync code, and its own connections and caches. It
+    gets the values of context variables, but not those of an asgiref `Local` or of a
+    `threading.local`, except for the language, the time zone, the URLconf and the
+    script prefix: pass the rest as arguments. So it does not belong to a transaction
+    that is open here.
+
+    If the task fails, the error is logged, and no other task is cancelled. At shutdown
+    it may run for ``TRIO_ASGI["SHUTDOWN_SECONDS"]``, then it is cancelled.
+
+    Any thread. Outside the Trio thread, it waits until the task has been started.
+
+    Args:
+        async_fn: An async function.
+        args: Its positional arguments.
+        name: The task's name, for logs; None: the function's.
+        on_commit: Whether to wait for the commit of the transaction in which this is
+            called, if there is one. If that is rolled back, the task never starts. It
+            is `django.db.transaction.on_commit`, called in the thread of the request.
+        using: The alias of the database of that transaction; None: the default one.
 
     Raises:
-        RuntimeError: called outside the server's lifespan.
+        RuntimeError: no application of this process has a nursery, because the server
+            has sent no ``lifespan.startup`` or is shutting down; or there are several,
+            and this code belongs to none.
+        TypeError: from Trio; ``async_fn`` is not an async function.
     """
-    _task_context().run(
-        lifespan.start_soon, _run_in_background, owner, async_fn, args, name=name
-    )
+    loop = current_loop.get()
+    owner = None if loop is None else lease_of(loop).owner
+    owner = owner or current_owner.get()
+    if owner is None:
+        found = list(running)
+        if len(found) != 1:
+            raise RuntimeError(_NO_APPLICATION if not found else _SEVERAL_APPLICATIONS)
+        [owner] = found
+    application: Any = owner
+    application.start_soon(async_fn, *args, name=name, on_commit=on_commit, using=using)
+
+
+_NO_APPLICATION: Final = (
+    "start_soon() found no application with a nursery: the server has sent no "
+    "lifespan.startup, or is shutting down. Use a server with lifespan support, and in "
+    "tests the fixture asgi_lifespan; or start the task in a nursery of your own."
+)
+_SEVERAL_APPLICATIONS: Final = (
+    "start_soon() was called outside the requests and tasks of an application, and "
+    "this process has several. Call the method start_soon() of one of them."
+)
+
+
+class BackgroundTask:
+    """A task of `start_soon` that has not begun yet. Any thread.
+
+    Raises:
+        TypeError: from Trio; it is not an async function.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        lifespan: Lifespan,
+        async_fn: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        name: object,
+    ) -> None:
+        self._lifespan = lifespan
+        self._context = _task_context()
+        # What Trio would do in the task: its errors are for the caller.
+        coro: Any = self._context.run(coroutine_or_error, async_fn, *args)
+        self._task: tuple[Any, ...] | None = (owner, async_fn, coro)
+        self._name = name or async_fn
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            RuntimeError: there is no nursery.
+        """
+        assert self._task is not None, "started once"
+        self._lifespan.start_soon(
+            self._context, _run_in_background, *self._task, name=self._name
+        )
+        self._task = None
+
+    def __del__(self) -> None:
+        """Close a coroutine that was not started, as after a rollback."""
+        if (task := getattr(self, "_task", None)) is not None:
+            task[-1].close()
+
+    def start_on_commit(self, using: str | None) -> None:
+        """Start it when the transaction of the calling code is committed."""
+        register = functools.partial(
+            transaction.on_commit, self.start, using, robust=True
+        )
+        if not in_trio_run():
+            register()
+            return
+        # The transaction is in the thread. A block of another task is not the caller's.
+        loop = sensitive_loop()
+        other = loop.block is not None and not loop.block.has_running_task()
+        if other or not loop.post(register):
+            self.start()
 
 
 def _task_context() -> contextvars.Context:
@@ -60,9 +167,10 @@ def _task_context() -> contextvars.Context:
     """
     caller = contextvars.copy_context()
     context = without_locals(caller)
-    # Sync code may start tasks through `trio.from_thread`. Without this its `Local`
-    # would show nothing in this thread.
-    caller.run(restore_context, caller)
+    if in_trio_run():
+        # Sync code may start tasks through `trio.from_thread`. Without this its `Local`
+        # would show nothing in this thread.
+        caller.run(restore_context, caller)
     context.run(
         _activate,
         language=caller.run(translation.get_language),
@@ -88,7 +196,7 @@ def _activate(language: str | None, zone: Any, urlconf: Any, prefix: str) -> Non
 
 
 async def _run_in_background(
-    owner: object, async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+    owner: object, async_fn: Callable[..., Awaitable[Any]], coro: Awaitable[Any]
 ) -> None:
     """Run the task, with its own thread, in the context of `_task_context`."""
     lease = current_pool().lease()
@@ -99,7 +207,7 @@ async def _run_in_background(
     current_loop.set(lease)
     async with HeldLog(lambda: conf.get("CLEANUP_SECONDS")):
         try:
-            await async_fn(*args)
+            await coro
         except BaseException as error:  # noqa: BLE001 - raised again, or logged
             # Code that was cut short may have left something in the thread.
             lease.retire = True

@@ -6,19 +6,16 @@ sets them up. `run` leaves that thread to sync code, and runs Trio in another.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from asgiref.sync import sync_to_async
 
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.new_run import run_in_new_run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -56,38 +53,3 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
     finally:
         # An error's traceback refers to this frame: avoid a cycle.
         del result
-
-
-@asynccontextmanager
-async def sync_context(
-    make: Callable[P, AbstractContextManager[T]], *args: P.args, **kwargs: P.kwargs
-) -> AsyncIterator[T]:
-    """Enter and leave a sync context manager in the thread of thread-sensitive code.
-
-    Use it in a Trio task for one that needs the thread's database connection::
-
-        async with sync_context(self.assertNumQueries, 2):
-            await client.get("/books/")
-
-    ``make`` is called in the same thread. Leaving is shielded from cancellation.
-
-    Yields:
-        What the context manager's ``__enter__`` returns.
-    """
-    stack = ExitStack()
-
-    def enter() -> T:
-        return stack.enter_context(make(*args, **kwargs))
-
-    value = await sync_to_async(enter)()
-    try:
-        yield value
-    except BaseException as error:
-        with trio.CancelScope(shield=True):
-            leave = sync_to_async(stack.__exit__)
-            swallowed = await leave(type(error), error, error.__traceback__)
-        if not swallowed:
-            raise
-    else:
-        with trio.CancelScope(shield=True):
-            await sync_to_async(stack.close)()

@@ -257,9 +257,7 @@ class Lease(CallLoop):
         await trio.lowlevel.checkpoint_if_cancelled()
         context = contextvars.copy_context()
         call = Call(self, self.pool.queue, context, self.wrap_call(last))
-        if self._has_turn:
-            await self._wait_turn()
-        self._has_turn = True
+        turns = await self._wait_turn()
         try:
             # Another task may have given it back meanwhile.
             if self.has_thread:
@@ -269,7 +267,7 @@ class Lease(CallLoop):
                     self._give_back(retire=self.unfinished)
         finally:
             self.running = None
-            self._pass_on()
+            turns._pass_on()
 
     @trio.lowlevel.enable_ki_protection
     def release_idle_thread(

@@ -23,6 +23,8 @@ import trio
 
 from .call import Call
 from .host import MOVED
+from .turns import Block, Turns
+from .worker import Detached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +78,11 @@ class Pool(Protocol):
         """If this is the program's lease, give the program's next call a new one."""
 
 
-class CallLoop:
+class CallLoop(Turns):
     """A place where a worker thread waits for calls, and runs one at a time.
 
     Any task of the run may call. The calls run in the order in which they were made.
+    During a `Block`, those of other tasks wait for its end.
     """
 
     #: False once the thread no longer waits here.
@@ -90,10 +93,6 @@ class CallLoop:
     inner: CallLoop | None = None
     #: What a lease needs to hold a thread, if that is limited.
     _slot: Slot | None = None
-    #: Whether a task has the turn: its call runs here, or is the next to run.
-    _has_turn = False
-    #: The tasks that wait for the turn; None before there is one.
-    _turn: trio.lowlevel.ParkingLot | None = None
 
     def __init__(
         self, pool: Pool, parent: CallLoop | None, inbox: Inbox | None
@@ -137,9 +136,11 @@ class CallLoop:
             context = contextvars.copy_context()
         if self.open:
             call = Call(self, self.pool.queue, context, self.lease.wrap_call(fn))
+            turns: Turns = self
             if self._has_turn:
-                await self._wait_turn()
-            self._has_turn = True
+                turns = await self._wait_turn()
+            else:
+                self._has_turn = True
             try:
                 if self._slot is not None and self.open:
                     await self._slot.acquire()
@@ -147,22 +148,38 @@ class CallLoop:
                 result = await call.host()
             finally:
                 self.running = None
-                self._pass_on()
+                turns._pass_on()
             if result is not MOVED:
                 return result
+        self._check_block()
         return await self._outer_loop().run_sync(fn, context=context)
 
-    async def _wait_turn(self) -> None:
-        if self._turn is None:
-            self._turn = trio.lowlevel.ParkingLot()
-        await self._turn.park()
+    @trio.lowlevel.enable_ki_protection
+    async def begin_block(self) -> Block:
+        """Wait for the turn, and keep it until `Block.end`.
 
-    def _pass_on(self) -> None:
-        """Give the turn to the next call."""
-        if self._turn:
-            self._turn.unpark()
-        else:
-            self._has_turn = False
+        Raises:
+            trio.Cancelled: cancelled before.
+            RuntimeError: sync code in the thread waits for the running task.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.running is not None:
+            self._check_deadlock()
+        turns = await self._wait_turn()
+        if self.open:
+            return Block(turns)
+        turns._pass_on()
+        self._check_block()
+        return await self._outer_loop().begin_block()
+
+    def _check_block(self) -> None:
+        """Raise RuntimeError if the running task's block has lost its thread."""
+        if self.block is not None and self.block.has_running_task():
+            raise RuntimeError(
+                "The request has ended in which this transaction began, and it was "
+                "rolled back. A task that outlives its request must be started with "
+                "trio_asgi.start_soon(), which gives it its own connections."
+            )
 
     def _runs_call_that_waits(self) -> bool:
         """Whether the call that runs here waits for the running task."""
@@ -214,10 +231,29 @@ class CallLoop:
         """Do nothing: the thread waits here. Worker thread, with the lock."""
         return None
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether it holds a thread of the pool."""
+        return False
+
+    def post(self, fn: Callable[[], object]) -> bool:
+        """Have the thread call ``fn()`` after the call that it runs; do not wait.
+
+        Errors are logged. Returns False if there is no thread.
+        """
+        if not self.open:
+            return self._outer_loop().post(fn)
+        with self.pool.queue.lock:
+            inbox = self.thread_inbox() if self.has_thread else self._inbox
+            if not isinstance(inbox, SimpleQueue):
+                return False
+            inbox.put(Detached(contextvars.copy_context(), fn))
+        return True
+
     async def close(self) -> None:
         """Take no more calls; return when the one that runs here has ended."""
         if self._has_turn:
-            await self._wait_turn()
+            await self._park()
         self.open = False
         self._pass_on()
 

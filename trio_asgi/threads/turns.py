@@ -1,0 +1,159 @@
+"""Turns: where sync calls run one at a time, or for a while those of one task only.
+
+A block is a stretch of a task, such as a transaction, during which it has the turn.
+Inside, its calls take turns with those of the tasks below it, and with their blocks::
+
+    loop        call │ block ────────────────────────────────────── │ call
+    block            │ call │ call of a child │ block of a child ─── │
+    its block                                 │ call │ call │
+
+Everything here is called in the Trio thread.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import traceback
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import trio
+
+if TYPE_CHECKING:
+    import weakref
+
+logger = logging.getLogger("trio_asgi")
+
+#: After this many seconds, a call that waits for a block's end logs where that waits.
+PATIENCE: Final = 10
+
+Caller: TypeAlias = "tuple[weakref.ref[trio.lowlevel.Task], Caller] | None"
+
+#: The Trio task that has called this asyncio code, and so on outwards.
+island_caller: contextvars.ContextVar[Caller] = contextvars.ContextVar(
+    "trio_asgi.island_caller", default=None
+)
+
+
+class Turns:
+    """Something that one call or block has at a time, in the order of asking."""
+
+    #: Whether somebody has the turn.
+    _has_turn = False
+    #: The tasks that wait for it; None before there is one.
+    _waiting: trio.lowlevel.ParkingLot | None = None
+    #: What has the turn, if it is a block.
+    block: Block | None = None
+
+    async def _wait_turn(self) -> Turns:
+        """Wait for a turn here, or in the block that the running task is in.
+
+        Returns:
+            Whose turn it is: the caller must `_pass_on` that.
+
+        Raises:
+            trio.Cancelled: cancelled before.
+        """
+        while True:
+            turns: Turns = self
+            while turns.block is not None and turns.block.has_running_task():
+                turns = turns.block
+            if not turns._has_turn:
+                turns._has_turn = True
+                return turns
+            await turns._park()
+            if not (isinstance(turns, Block) and turns.ended):
+                return turns
+
+    async def _park(self) -> None:
+        """Wait until the turn was passed on, or a block has ended."""
+        if self._waiting is None:
+            self._waiting = trio.lowlevel.ParkingLot()
+        if self.block is None:
+            await self._waiting.park()
+            return
+        watch = trio.CancelScope()
+        trio.lowlevel.spawn_system_task(_warn, watch, self.block)
+        try:
+            await self._waiting.park()
+        finally:
+            watch.cancel()
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next that waits for it."""
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self._has_turn = False
+
+
+class Block(Turns):
+    """Has the turn from `begin` to `end`, for the calls of one task and those below it.
+
+    "Below" is a task in a nursery that was opened in the block. A task that was started
+    in the block, but in a nursery around it, may outlive the block: so it is not below.
+    Trio code that is called by an asyncio island is below if the island is.
+    """
+
+    #: Whether it has given back the turn.
+    ended = False
+
+    def __init__(self, parent: Turns) -> None:
+        """Begin, with the turn of ``parent``. In the block's task."""
+        self._parent = parent
+        self.task = trio.lowlevel.current_task()
+        self._outer_nurseries = len(self.task.child_nurseries)
+        parent.block = self
+
+    def has_running_task(self) -> bool:
+        """Whether the running task is the block's, or below."""
+        # No task of Trio runs in the code of an island under an asyncio server.
+        if trio.lowlevel.in_trio_task() and self._has(trio.lowlevel.current_task()):
+            return True
+        caller = island_caller.get()
+        while caller is not None:
+            ref, caller = caller
+            task = ref()
+            if task is not None and self._has(task):
+                return True
+        return False
+
+    def _has(self, task: trio.lowlevel.Task) -> bool:
+        while task is not self.task:
+            nursery = task.parent_nursery
+            if nursery is None:
+                return False
+            task = nursery.parent_task
+            if task is self.task:
+                return nursery in task.child_nurseries[self._outer_nurseries :]
+        return True
+
+    @trio.lowlevel.enable_ki_protection
+    async def end(self) -> None:
+        """Give back the turn, after the call that runs. Shielded from cancellation.
+
+        Only asyncio tasks that live on can still make calls, which then run outside.
+        """
+        if self._has_turn:
+            with trio.CancelScope(shield=True):
+                await self._park()
+        self.ended = True
+        self._parent.block = None
+        if self._waiting is not None:
+            self._waiting.unpark_all()
+        self._parent._pass_on()
+
+
+async def _warn(watch: trio.CancelScope, block: Block) -> None:
+    """Log that a call waits long for a block, which may wait for the call. Its task."""
+    with watch:
+        await trio.sleep(PATIENCE)
+        stack = traceback.StackSummary.extract(block.task.iter_await_frames())
+        message = (
+            "A sync call has waited %s seconds for the end of a transaction in %r. If "
+            "that waits for the task of the call, both wait for ever: start the task "
+            "in a nursery inside the transaction. The transaction's task is here:\n%s"
+        )
+        await trio.to_thread.run_sync(
+            logger.warning, message, PATIENCE, block.task.name, "".join(stack.format())
+        )
