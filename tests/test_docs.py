@@ -26,10 +26,11 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.management import call_command
-from django.db import connections
+from django.db import connections, models
 from django.http import HttpResponse
 from django.middleware.csrf import get_token
 from django.test import RequestFactory, override_settings
+from django.test.utils import isolate_apps
 from django.urls import path
 from hypercorn.config import Config
 from websockets.sync.client import connect as connect_websocket
@@ -67,6 +68,7 @@ WITH_CODE = {
     "docs/howto/streaming.md",
     "docs/howto/testing.md",
     "docs/howto/threads-and-connections.md",
+    "docs/howto/transactions.md",
     "docs/howto/trio-program.md",
     "docs/howto/uploads.md",
 }
@@ -307,6 +309,49 @@ async def test_threads_release_in_a_stream(
             assert len(current_pool()._idle) == len(current_pool().workers) - 1
         await communicator.send_input({"type": "http.disconnect"})
         await communicator.wait()
+
+
+@isolate_apps("django.contrib.auth")
+async def test_transactions(
+    execute: Callable[[str], Site], database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transactions: an order is placed whole, or not at all; its receipt follows it."""
+
+    class Cup(models.Model):  # noqa: DJ008 - as short as can be
+        stock = models.IntegerField()
+
+        class Meta:
+            app_label = "shop"
+
+    class Order(models.Model):  # noqa: DJ008
+        cup = models.ForeignKey(Cup, models.CASCADE)
+
+        class Meta:
+            app_label = "shop"
+
+    def create_tables() -> None:
+        with connections["default"].schema_editor() as editor:
+            editor.create_model(Cup)
+            editor.create_model(Order)
+        Cup._default_manager.create(stock=1)
+
+    await sync_to_async(create_tables)()
+    module: Any = ModuleType("shop.models")
+    module.Cup, module.Order = Cup, Order
+    monkeypatch.setitem(sys.modules, "shop", ModuleType("shop"))
+    monkeypatch.setitem(sys.modules, "shop.models", module)
+    site = execute("docs/howto/transactions.md")
+    app = application(path("<int:cup_id>/", site["order"]))
+    async with running(app):
+        assert (await request(app, "/1/")).status == 201
+        assert (await request(app, "/1/")).status == 409
+        with trio.fail_after(10):
+            while not site["sent"]:
+                await trio.lowlevel.checkpoint()
+    assert site["sent"] == ["a receipt for order 1"]
+    assert await Order._default_manager.acount() == 1
+    count = await site["count_queries"](lambda _: Cup._default_manager.aget(), None)
+    assert count == 1
 
 
 async def test_trio_program(execute: Callable[[str], Site]) -> None:

@@ -123,6 +123,9 @@ async def test_a_long_wait_is_logged_with_the_blocks_stack(
             block = await lease.begin_block()
             nursery.start_soon(lease.run_sync, nothing)
             await sleep_here()
+            # The clock does not wait for Trio's threads.
+            while not caplog.records:
+                await trio.lowlevel.checkpoint()
             await block.end()
     [record] = caplog.records
     assert (record.name, record.levelname) == ("trio_asgi", "WARNING")
