@@ -47,11 +47,7 @@ async def sync_context(
         RuntimeError: called outside a Trio task, in an asyncio island for example.
         Exception: what the context manager raises.
     """
-    if not in_trio_task():
-        raise RuntimeError(
-            "trio_asgi.sync_context() and trio_asgi.atomic() need a Trio task. In "
-            "asyncio code, call a sync function that has the block, with sync_to_async."
-        )
+    _check_task()
     stack = ExitStack()
     leave = sync_to_async(stack.__exit__)
 
@@ -119,9 +115,7 @@ async def atomic(
     """
     if callable(using):
         raise TypeError("Use @trio_asgi.atomic() as a decorator with parentheses.")
-    if not in_trio_task():
-        async with sync_context(transaction.atomic):  # which raises
-            pass
+    _check_task()
     loop = sensitive_loop()
     check_deadlock(loop)
     block = await loop.begin_block()
@@ -130,3 +124,11 @@ async def atomic(
             yield
     finally:
         await block.end()
+
+
+def _check_task() -> None:
+    if not in_trio_task():
+        raise RuntimeError(
+            "trio_asgi.sync_context() and trio_asgi.atomic() need a Trio task. In "
+            "asyncio code, call a sync function that has the block, with sync_to_async."
+        )
