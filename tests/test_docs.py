@@ -7,6 +7,7 @@ page itself. The examples meet the package as a project's own code does.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
@@ -14,7 +15,7 @@ import re
 import sys
 import uuid
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,7 @@ from django.contrib.auth.models import User
 from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.management import call_command
 from django.db import connections, models
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.middleware.csrf import get_token
 from django.test import RequestFactory, override_settings
 from django.test.utils import isolate_apps
@@ -58,11 +59,15 @@ WITH_CODE = {
     "README.md",
     "docs/design/servers.md",
     "docs/tutorial.md",
+    "docs/howto/containers.md",
     "docs/howto/deployment.md",
     "docs/howto/files.md",
     "docs/howto/from-asyncio.md",
+    "docs/howto/httpx.md",
     "docs/howto/islands.md",
+    "docs/howto/logging.md",
     "docs/howto/mounting.md",
+    "docs/howto/packages.md",
     "docs/howto/servers.md",
     "docs/howto/server-sent-events.md",
     "docs/howto/streaming.md",
@@ -237,6 +242,106 @@ async def test_deployment(execute: Callable[[str], Site]) -> None:
     assert site["DATABASES"]["default"]["CONN_MAX_AGE"] == 60
 
 
+async def test_containers(execute: Callable[[str], Site]) -> None:
+    """Containers: the first check needs no thread, the second one asks the database."""
+    site = execute("docs/howto/containers.md")
+    app = application(*site["urlpatterns"], middleware=())
+    assert (await request(app, "/health/alive/")).status == 200
+    assert current_pool().workers == set()
+    assert (await request(app, "/health/ready/")).status == 200
+    assert len(current_pool().workers) == 1
+
+
+@pytest.fixture
+async def service(nursery: trio.Nursery) -> AsyncIterator[Service]:
+    """Serve another site in this program, with one view that waits."""
+    pytest.importorskip("hypercorn")
+    started, left = trio.Event(), trio.Event()
+
+    async def price(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("4", content_type="application/json")
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            yield b"token "
+            started.set()
+            await trio.sleep_forever()
+        finally:
+            left.set()
+
+    async def tokens(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(parts())
+
+    app = application(path("price/", price), path("tokens/", tokens))
+    serving = functools.partial(trio_asgi.serve, bind="127.0.0.1:0")
+    [address] = await nursery.start(serving, app)
+    yield Service(address, started, left)
+    nursery.cancel_scope.cancel()
+
+
+@dataclass
+class Service:
+    """A site that the page's views ask."""
+
+    address: str
+    started: trio.Event
+    left: trio.Event
+
+
+async def test_httpx(execute: Callable[[str], Site], service: Service) -> None:
+    """httpx: one client asks a service over the network, and closes at the end."""
+    site = execute("docs/howto/httpx.md")
+    site["SHOPS"].update(
+        corner=f"{service.address}/price/", market=f"{service.address}/missing/"
+    )
+    app = site["application"]
+    async with running(app):
+        answer = await request(app, "/prices/")
+        client = site["get_client"]()
+    assert json.loads(answer.body) == {
+        "corner": 4,
+        "market": "not available: HTTPStatusError",
+    }
+    assert client.is_closed
+    with pytest.raises(RuntimeError, match="is not open"):
+        site["get_client"]()
+
+
+async def test_httpx_deadline(execute: Callable[[str], Site], service: Service) -> None:
+    """httpx: a view answers when its time is up, and keeps no connection."""
+    site = execute("docs/howto/httpx.md")
+    site["SHOPS"].clear()
+    site["SHOPS"].update(market=f"{service.address}/tokens/")
+    site["prices"].__globals__["SECONDS"] = 0.1
+    app = site["application"]
+    async with running(app):
+        assert (await request(app, "/prices/")).body == b"{}"
+        assert site["get_client"]()._transport._pool.connections == []
+
+
+async def test_httpx_stream(execute: Callable[[str], Site], service: Service) -> None:
+    """httpx: a visitor that leaves a stream stops the service, and frees its place."""
+    site = execute("docs/howto/httpx.md")
+    site["tokens"].__globals__["UPSTREAM"] = f"{service.address}/tokens/"
+    app = site["application"]
+    async with running(app):
+        async with ApplicationCommunicator(app, http_scope("/tokens/")) as visitor:
+            await visitor.send_input({"type": "http.request"})
+            assert (await visitor.receive_output())["status"] == 200
+            assert (await visitor.receive_output())["body"] == b"token "
+            await service.started.wait()
+            await visitor.send_input({"type": "http.disconnect"})
+            await visitor.wait()
+        assert site["get_client"]()._transport._pool.connections == []
+        with trio.fail_after(20):
+            await service.left.wait()
+
+
+async def test_httpx_tests(execute: Callable[[str], Site]) -> None:
+    """httpx: the page's own test passes."""
+    await execute("docs/howto/httpx.md")["test_prices"]()
+
+
 async def test_streaming(
     execute: Callable[[str], Site], autojump_clock: trio.abc.Clock
 ) -> None:
@@ -384,6 +489,14 @@ def write_files(directory: Path, files: dict[str, str]) -> None:
         file.write_text(code, encoding="utf-8")
 
 
+PLAIN_ASGI = """
+import os
+
+from trio_asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+application = get_asgi_application()
+"""
 #: The output of startproject, which pages leave out.
 SETTINGS = """
 SECRET_KEY = "for the tests alone"
@@ -511,6 +624,92 @@ def test_servers_gunicorn(
         connection.read_at_least(1)
         assert server.stop() == 0
         assert left.exists()
+
+
+FAILING = """
+import logging
+
+import trio
+from django.http import HttpResponse
+from django.urls import path
+
+
+async def fine(request):
+    await trio.sleep(0)
+    logging.getLogger("mysite").info("fine")
+    return HttpResponse("fine")
+
+
+async def failing(request):
+    await trio.sleep(0)
+    raise LookupError("no tea")
+
+
+urlpatterns = [path("fine/", fine), path("failing/", failing)]
+"""
+
+
+def log_of_failing_site(tmp_path: Path, files: dict[str, str]) -> str:
+    """Serve a project with a view that fails; return what the server has printed."""
+    files["mysite/__init__.py"] = ""
+    files["mysite/settings.py"] += SETTINGS + 'ALLOWED_HOSTS = ["127.0.0.1"]\n'
+    files["mysite/urls.py"] = FAILING
+    write_files(tmp_path, files)
+    served = "mysite.asgi:application"
+    with serve("uvicorn", tmp_path, application=served) as server:
+        with server.connect() as connection:
+            connection.send_request("/failing/")
+            assert connection.read_response().status == 500
+        assert server.get("/fine/") == b"fine"
+        server.stop()
+        return server.log
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["plain", "queued"])
+def test_logging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, queued: bool
+) -> None:
+    """Logging: errors of production are printed, from another thread with a queue."""
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
+    files = files_of("docs/howto/logging.md")
+    if not queued:
+        files["mysite/asgi.py"] = PLAIN_ASGI
+    # Where each record is handled, which the page does not show.
+    files["mysite/settings.py"] += """
+import logging
+import threading
+
+class Handler(logging.StreamHandler):
+    def emit(self, record):
+        self.setFormatter(None)
+        super().emit(record)
+        if record.name == "mysite":
+            print("on the loop:", threading.current_thread() is threading.main_thread())
+
+LOGGING["handlers"]["console"]["class"] = "mysite.settings.Handler"
+"""
+    log = log_of_failing_site(tmp_path, files)
+    assert "Internal Server Error: /failing/\nTraceback" in log
+    assert "\nLookupError: no tea\n" in log
+    assert f"on the loop: {not queued}" in log
+
+
+def test_packages_structlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages: structlog prints JSON, with the id that the middleware binds."""
+    pytest.importorskip("structlog")
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
+    files = files_of("docs/howto/packages.md")
+    files["mysite/settings.py"] += 'MIDDLEWARE = ["mysite.middleware.request_id"]\n'
+    files["mysite/asgi.py"] = PLAIN_ASGI
+    log = log_of_failing_site(tmp_path, files)
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    failed, fine = (
+        next(line for line in lines if line["logger"] == name)
+        for name in ("django.request", "mysite")
+    )
+    assert failed["event"] == "Internal Server Error: /failing/"
+    assert failed["exception"][0]["exc_type"] == "LookupError"
+    assert uuid.UUID(failed["request_id"]) != uuid.UUID(fine["request_id"])
 
 
 def test_mounting_in_fastapi(mounting_project: Path) -> None:

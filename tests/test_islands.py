@@ -504,6 +504,33 @@ def test_what_is_left_at_the_end_is_cancelled() -> None:
     assert order == ["main ended", "cleaned up"]
 
 
+def test_a_loop_that_cannot_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """An error in the loop's ``close()`` is logged, and the run ends as usual.
+
+    channels_redis replaces it with a function that runs a coroutine first.
+    """
+
+    async def replace_close() -> None:
+        loop: Any = asyncio.get_running_loop()
+        original = loop.close
+
+        def close() -> None:
+            loop.close = original
+            loop.run_until_complete(original)
+
+        loop.close = close
+
+    async def main() -> str:
+        await asyncio_island(replace_close)()
+        return "ended"
+
+    assert trio.run(main) == "ended"
+    (record,) = caplog.records
+    assert record.getMessage() == "The loop of the asyncio islands has ended"
+    assert record.exc_text or record.exc_info
+    assert "This is not a sync loop" in caplog.text
+
+
 async def test_a_loop_that_was_closed_is_replaced() -> None:
     """After a server's shutdown, an island opens a new loop."""
     await close_loop()

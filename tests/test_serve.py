@@ -164,7 +164,7 @@ async def test_without_hypercorn_the_error_says_what_to_install(
 ) -> None:
     """hypercorn is an extra, which the error names."""
     monkeypatch.setitem(sys.modules, "hypercorn.trio", None)
-    with pytest.raises(ImportError, match=r"pip install 'trio-asgi\[hypercorn\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'hypercorn>=0.18'"):
         await trio_asgi.serve(application())
 
 

@@ -55,6 +55,11 @@ PACKAGES = [
     Package("django-ninja"),
     Package("adrf"),
     Package("whitenoise"),
+    Package("strawberry-graphql-django"),
+    Package("django-allauth"),
+    Package("django-eventstream"),
+    Package("celery"),
+    Package("wagtail"),
     Package(
         "django-structlog",
         accepted={

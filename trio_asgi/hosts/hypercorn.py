@@ -66,7 +66,7 @@ async def serve(
         run_server = load_serve()
     except ImportError as error:
         raise ImportError(
-            "trio_asgi.serve() needs hypercorn: pip install 'trio-asgi[hypercorn]'"
+            "trio_asgi.serve() needs hypercorn: pip install 'hypercorn>=0.18'"
         ) from error
 
     if config is None:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 
-from trio_asgi.errors import ends_more_than_request
+from trio_asgi.errors import reraise, split_ending
 from trio_asgi.hosts.asyncio_calls import HostLoop, host_loop
 from trio_asgi.threads.abandon import INTERVAL
 from trio_asgi.threads.current import current_pool
@@ -45,6 +45,7 @@ class _Loop:
         """Keep the loop open until it is to close. The system task."""
         import trio_asyncio  # noqa: PLC0415 - see import_trio_asyncio()
 
+        loop: TrioEventLoop | None = None
         try:
             async with trio_asyncio.open_loop() as loop:
                 # trio-asyncio's handler would end the loop, and with it the run.
@@ -68,14 +69,23 @@ class _Loop:
                         await executor.wait_idle(current_pool().shutdown_seconds)
                     # Nobody would cancel a task that starts now, or wait for it.
                     self.loop = None
-        except BaseException as error:
-            if ends_more_than_request(error):
-                raise
-            # A system task that fails would end the run.
-            message = "The loop of the asyncio islands has ended"
-            log(logger, logging.ERROR, message, error=error)
+        except BaseException as error:  # noqa: BLE001 - raised again, or logged
+            # At the end of the run, a cancellation comes along with what fails then.
+            ending, failure = split_ending(error)
+            try:
+                if failure is not None:
+                    # A system task that fails would end the run.
+                    message = "The loop of the asyncio islands has ended"
+                    log(logger, logging.ERROR, message, error=failure)
+                if ending is not None:
+                    reraise(ending)
+            finally:
+                del ending, failure
         finally:
             self.loop = None
+            if loop is not None:
+                # A library may have replaced the loop's own, with one that has failed.
+                type(loop).close(loop)
             self.is_open.set()
             self.is_closed.set()
 
