@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,9 @@ def calling() -> Call[Any] | None:
 
 class Call(Host[T]):
     """One sync call, made and hosted by a task that waits for it, run by a worker."""
+
+    #: When a thread has begun to run it, by `time.perf_counter`.
+    began_at = 0.0
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class Call(Host[T]):
 
     def run(self) -> None:
         """Run the call and tell the task. Worker thread."""
+        self.began_at = time.perf_counter()
         fn, self._fn = self._fn, None
         assert fn is not None
         outer = None
