@@ -24,7 +24,7 @@ from .request.state import send_answer
 from .threads.abandon import name_of
 from .threads.current import current_pool
 from .threads.host import Host
-from .threads.loop import CallLoop
+from .threads.loop import CallLoop, current_loop
 from .threads.slot import Slot
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ class _Snapshot:
 
     def __init__(self) -> None:
         self._stacks = Stacks()
-        self._asks = set(_ancestors())
         #: The request or background task to which each task belongs.
         self._whose: dict[Task, str] = {}
         self._islands = 0
@@ -93,14 +92,15 @@ class _Snapshot:
         requests: list[dict[str, Any]] = []
         background: list[dict[str, Any]] = []
         for task in _descendants(root):
-            if task in self._asks:
-                continue
+            # Of the running task there is only the outermost frame.
             frames = frames_of_task(task)
-            codes = [frame.f_code for frame in frames]
-            self._islands += _ISLAND in codes
-            if _HANDLES in codes:
-                requests.append(self._request(task, frames[codes.index(_HANDLES) :]))
-            elif _BACKGROUND in codes:
+            while frames and frames[0].f_code not in (_HANDLES, _BACKGROUND):
+                del frames[0]
+            if not frames or self._asks(frames[0]):
+                continue
+            if frames[0].f_code is _HANDLES:
+                requests.append(self._request(task, frames))
+            else:
                 background.append(self._task(task, frames, whose=task.name))
         threads = self._stacks.of_pool(pool, self._caller)
         return {
@@ -115,6 +115,11 @@ class _Snapshot:
                 **_counts(pool, threads),
             },
         }
+
+    def _asks(self, frame: FrameType) -> bool:
+        """Whether a request or background task asks for the snapshot, by its frame."""
+        loop = current_loop.get()
+        return loop is not None and frame.f_locals.get("lease") is loop.lease
 
     def _request(self, task: Task, frames: list[FrameType]) -> dict[str, Any]:
         names = frames[0].f_locals
@@ -134,7 +139,7 @@ class _Snapshot:
         return {
             "method": scope["method"],
             "path": scope["path"],
-            "seconds": seconds,
+            "seconds": round(seconds, 3),
             **node,
         }
 
@@ -148,11 +153,12 @@ class _Snapshot:
     ) -> dict[str, Any]:
         """Describe a task, and those in the nurseries that it has opened."""
         self._whose[task] = whose
+        self._islands += any(frame.f_code is _ISLAND for frame in frames)
         state, where = self._state(frames)
         inner = []
         for nursery in task.child_nurseries if nurseries is None else nurseries:
-            for child in nursery.child_tasks:
-                theirs = [] if child in self._asks else frames_of_task(child)
+            for child in sorted(nursery.child_tasks, key=lambda one: one.name):
+                theirs = frames_of_task(child)
                 if theirs and theirs[0].f_code is not _WATCHES:
                     inner.append(self._task(child, theirs, whose=whose))
         return {"name": task.name, "state": state, "where": where, "tasks": inner}
@@ -178,15 +184,6 @@ class _Snapshot:
         """Return the request or background task that has made a call, if any has."""
         task = call._task[0]
         return None if task is None else self._whose.get(task)
-
-
-def _ancestors() -> Iterator[Task]:
-    """Yield the running task and those above it; nothing in asyncio code."""
-    task = trio.lowlevel.current_task() if trio.lowlevel.in_trio_task() else None
-    while task is not None:
-        yield task
-        nursery = task.parent_nursery
-        task = None if nursery is None else nursery.parent_task
 
 
 def _descendants(task: Task) -> Iterator[Task]:

@@ -11,7 +11,6 @@ import outcome
 import trio
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpResponse, JsonResponse
 from django.shortcuts import resolve_url
@@ -59,7 +58,7 @@ async def tasks(request: HttpRequest) -> HttpResponse:
         answer._has_been_logged = True  # type: ignore[attr-defined]
         return answer
     if not known:
-        return redirect_to_login(request.get_full_path(), _login_url())
+        return _to_login(request)
     if not staff:
         raise PermissionDenied("Only staff may see what runs.")
     found = snapshot()
@@ -104,11 +103,15 @@ async def _call_somehow(fn: Any) -> Any:
     return results.pop().unwrap()
 
 
-def _login_url() -> str:
+def _to_login(request: HttpRequest) -> HttpResponse:
+    # Here, since it loads the models of users: projects without any may load the URLs.
+    from django.contrib.auth.views import redirect_to_login  # noqa: PLC0415
+
     try:
-        return reverse("admin:login")
+        login = reverse("admin:login")
     except NoReverseMatch:
-        return resolve_url(settings.LOGIN_URL)
+        login = resolve_url(settings.LOGIN_URL)
+    return redirect_to_login(request.get_full_path(), login)
 
 
 def _rows(nodes: list[dict[str, Any]], depth: int = 0) -> Iterator[dict[str, Any]]:

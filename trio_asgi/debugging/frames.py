@@ -132,7 +132,8 @@ def _frames_of(awaited: Any) -> Iterator[FrameType]:
             # What is between an object with ``__await__`` and its coroutine, or between
             # ``async for`` and its generator, has no attribute that leads there.
             inside = gc.get_referents(awaited)
-            awaited = next((one for one in inside if isinstance(one, _TYPES)), None)
+            # Not isinstance(), which would evaluate a lazy object.
+            awaited = next((one for one in inside if type(one) in _TYPES), None)
 
 
 def _waits_for_asyncio() -> set[Any]:

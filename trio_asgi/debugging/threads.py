@@ -78,13 +78,13 @@ class Stacks:
             state = "waits for async code" if codes[-1] is _WAITS else "busy"
             if worker.left:
                 state = "left behind"
-        call = calls[-1] if calls else None
+        seconds = time.perf_counter() - calls[-1].began_at if calls else None
         return {
             "name": worker.thread.name,
             "state": state,
             "runs": place_of(stack),
             "for": next(filter(None, map(whose, calls)), None),
-            "seconds": call and time.perf_counter() - call.began_at,
+            "seconds": seconds and round(seconds, 3),
             "connections": _connections(worker.data),
         }
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from trio_asgi.threads.abandon import is_own_frame
+
 from .frames import describe_frame, frames_of_stack, is_project_file
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ class Watchdog:
             what = f"{linecache.getline(filename, line).strip()!r} at {place}"
         if last:
             what += f", below {describe_frame(suspects[0])}"
-        frames = ((frame, frame.f_lineno) for frame in suspects)
+        frames = ((one, one.f_lineno) for one in suspects if not is_own_frame(one))
         stack = "".join(traceback.StackSummary.extract(frames).format())
         logger.warning(
             "The event loop has been blocked for more than %d ms: %s. Meanwhile no "
