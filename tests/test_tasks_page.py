@@ -23,6 +23,7 @@ from django.test import override_settings
 from django.urls import include, path
 from trio.testing import wait_all_tasks_blocked
 
+from hop_support import STARTPROJECT
 from support import application, http_scope, request
 from thread_support import Gate, assert_at_rest, nothing
 from trio_asgi import asyncio_island, views
@@ -398,18 +399,9 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def site(*urls: Any, **options: Any) -> ASGIHandler:
     """Return an application with the page, behind startproject's middleware."""
-    middleware = (
-        "django.middleware.security.SecurityMiddleware",
-        "django.contrib.sessions.middleware.SessionMiddleware",
-        "django.middleware.common.CommonMiddleware",
-        "django.middleware.csrf.CsrfViewMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.messages.middleware.MessageMiddleware",
-        "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    )
     page = path("__tasks__/", include("trio_asgi.urls"))
     with override_settings(TRIO_ASGI=options):
-        return application(page, *urls, middleware=middleware)
+        return application(page, *urls, middleware=STARTPROJECT)
 
 
 async def test_staff_see_the_page(users: dict[str, Any]) -> None:
