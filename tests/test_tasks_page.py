@@ -25,14 +25,14 @@ from trio.testing import wait_all_tasks_blocked
 
 from hop_support import STARTPROJECT
 from support import application, http_scope, request
-from thread_support import Gate, assert_at_rest, nothing
+from thread_support import Gate, assert_at_rest, leave, nothing
 from trio_asgi import asyncio_island, views
 from trio_asgi.tasks import snapshot
 from trio_asgi.testing import ApplicationCommunicator
 from trio_asgi.threads.current import current_pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Generator
     from pathlib import Path
 
     from trio_asgi import ASGIHandler
@@ -315,6 +315,67 @@ async def test_a_thread_of_trio() -> None:
         assert found["state"] == "in sync code"
         assert "Gate" in found["where"]
         gate.open()
+
+
+async def test_a_held_thread() -> None:
+    """It waits for its request's next call."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await sync_to_async(nothing)()
+        called.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    called = trio.Event()
+    async with requested(application(path("", view))):
+        await called.wait()
+        assert (await only_request())["state"] == "in async code"
+        state = snapshot()
+        assert [thread["state"] for thread in state["threads"]] == ["held"]
+        assert state["threads"][0]["runs"] is None
+        counts = state["counts"]
+        assert (counts["busy_threads"], counts["held_threads"]) == (0, 1)
+
+
+async def test_a_thread_that_was_left_behind() -> None:
+    """Nothing waits for it any more."""
+    gate = Gate(nothing)
+    lease = current_pool().lease()
+    await leave(lease, gate)
+    lease.release()
+    [thread] = snapshot()["threads"]
+    assert (thread["state"], thread["for"]) == ("left behind", None)
+    assert thread["runs"].endswith(" in __call__")
+    gate.open()
+
+
+class Awaitable:
+    """Has a coroutine that nothing refers to by an attribute."""
+
+    def __init__(self, by: str) -> None:
+        self._by = by
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        inner = self.wait().__await__()
+        return inner if self._by == "coroutine" else self.pass_on(inner)
+
+    def pass_on(self, inner: Any) -> Generator[Any, Any, None]:
+        yield from inner
+
+    async def wait(self) -> None:
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("by", ["coroutine", "generator"])
+async def test_objects_that_can_be_awaited(by: str) -> None:
+    """The line is found behind them."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await Awaitable(by)
+        return HttpResponse()
+
+    async with requested(application(path("", view))):
+        assert (await only_request())["where"].endswith(" in wait")
 
 
 async def test_background_tasks() -> None:
