@@ -115,14 +115,13 @@ async def test_the_age_of_a_request(autojump_clock: trio.testing.MockClock) -> N
         assert (await only_request())["seconds"] == 70
 
 
-async def test_a_sync_view_in_a_transaction() -> None:
+async def test_a_sync_view_in_a_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The request and its thread say where the code is, and the thread what it has."""
-
-    def work() -> None:
-        found.append(connection.in_atomic_block)
-
-    found: list[bool] = []
-    gate = Gate(work)
+    name = str(tmp_path / "db.sqlite3")
+    monkeypatch.setitem(connections.databases["default"], "NAME", name)
+    gate = Gate(nothing)
 
     def view(request: HttpRequest) -> HttpResponse:
         with transaction.atomic():
@@ -152,17 +151,12 @@ async def test_a_sync_view_in_a_transaction() -> None:
         await client.receive_output()
         await client.receive_output()
         await client.wait()
-    assert found == [True]
     state = snapshot()
     assert state["threads"][0]["state"] == "idle"
     assert state["threads"][0]["runs"] is state["threads"][0]["seconds"] is None
     counts = state["counts"]
     assert counts["busy_threads"] == counts["held_threads"] == 0
-    assert counts["used_places"] == 0
-    # A database in memory stays open.
-    assert [one["in_transaction"] for one in state["threads"][0]["connections"]] == [
-        False
-    ]
+    assert counts["used_places"] == counts["connections"] == 0
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,9 @@ class Stacks:
             for frame in stack:
                 if frame.f_code is _RUNS_CALL:
                     call = frame.f_locals["self"]
-                    self.calls[call] = []
-                    self._calls_of.setdefault(ident, []).append(call)
+                    if not call.over:
+                        self.calls[call] = []
+                        self._calls_of.setdefault(ident, []).append(call)
                 elif ident in self._calls_of:
                     self.calls[self._calls_of[ident][-1]].append(frame)
 

@@ -51,6 +51,11 @@ class Call(Host[T]):
         """Whether a thread has begun to run the call. Any thread."""
         return self._fn is None
 
+    @property
+    def over(self) -> bool:
+        """Whether its code has ended, and only that is left to tell. Any thread."""
+        return "_context" not in vars(self)
+
     def begin(self) -> bool:
         """Hand the call to its thread; False if there is none. With the lock.
 
