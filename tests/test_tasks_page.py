@@ -71,7 +71,7 @@ def gated(gate: Gate[Any]) -> Any:
 # Requests and their states
 
 
-async def test_an_async_view_and_its_tasks() -> None:
+async def test_an_async_view_and_its_tasks(watching_at_once: None) -> None:
     """Each task says where it waits; nothing is left after the request."""
 
     async def look_up(depth: int) -> None:
@@ -101,6 +101,27 @@ async def test_an_async_view_and_its_tasks() -> None:
         assert snapshot()["counts"]["tasks"] == 4
     counts = snapshot()["counts"]
     assert counts["requests"] == counts["tasks"] == 0
+
+
+async def test_the_server_s_tasks_are_not_the_request_s() -> None:
+    """A nursery around the handler is no part of the request."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever, name="inside")
+        return HttpResponse()
+
+    app = application(path("", view))
+
+    async def middleware(*args: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever, name="around")
+            await app(*args)
+
+    async with ApplicationCommunicator(middleware, http_scope()) as client:
+        await client.send_input({"type": "http.request"})
+        [task] = (await only_request())["tasks"]
+        assert task["name"] == "inside"
 
 
 async def test_the_age_of_a_request(autojump_clock: trio.testing.MockClock) -> None:
@@ -536,12 +557,13 @@ async def test_the_page_needs_no_free_thread(
     assert snapshot()["counts"]["held_threads"] == 0
 
 
+@pytest.mark.parametrize("leaves", [False, True])
 async def test_a_database_that_does_not_answer(
-    users: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    users: dict[str, Any], monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
-    """There is an answer all the same, which says so."""
+    """There is an answer all the same, which says so; or the visitor may leave."""
     monkeypatch.setattr(views, "PATIENCE", 0.01)
-    monkeypatch.setattr(views, "LAST_PATIENCE", 0.01)
+    monkeypatch.setattr(views, "LAST_PATIENCE", 60 if leaves else 0.01)
     gate, entered, answers = Gate(nothing), threading.Event(), threading.Event()
 
     def get_user(request: HttpRequest) -> Any:
@@ -553,13 +575,19 @@ async def test_a_database_that_does_not_answer(
     app = site(path("", gated(gate)), THREADS=1)
     async with requested(app):
         await gate.entered.wait()
-        answer = await request(app, "/__tasks__/", headers=users["staff"])
-        assert answer.status == 503
-        assert b"does not answer" in answer.body
+        if leaves:
+            async with requested(app, "/__tasks__/", headers=users["staff"]) as client:
+                await trio.to_thread.run_sync(entered.wait, 10)
+                await client.send_input({"type": "http.disconnect"})
+                await client.wait()
+        else:
+            answer = await request(app, "/__tasks__/", headers=users["staff"])
+            assert answer.status == 503
+            assert b"does not answer" in answer.body
+        assert snapshot()["counts"]["requests"] == 1
         gate.open()
     assert entered.is_set()
     answers.set()
-    await current_pool().retire_idle()
 
 
 async def test_a_page_for_asyncio_projects(users: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import pdb  # noqa: T100 - a debugger is what is tested
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -193,6 +194,10 @@ async def test_busy_code_that_lets_others_run(
     async def view(request: HttpRequest) -> HttpResponse:
         wanted = looks.count + 6
         while looks.count < wanted:
+            # Longer than Python lets a thread wait for the interpreter's lock.
+            until = time.perf_counter() + 0.02
+            while time.perf_counter() < until:
+                pass
             await trio.lowlevel.checkpoint()
         return HttpResponse()
 
@@ -267,6 +272,31 @@ def test_a_system_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         return (await request(debugged(view))).status
 
     assert trio.run(main) == 200
+
+
+def test_a_handler_that_does_not_end(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's end waits for it, but not for ever."""
+    monkeypatch.setattr(watchdog, "END_SECONDS", 0.01)
+    entered, ends = threading.Event(), threading.Event()
+
+    def emit(record: logging.LogRecord) -> None:
+        entered.set()
+        assert ends.wait(SECONDS)
+
+    monkeypatch.setattr(log, "emit", emit)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        assert entered.wait(SECONDS)
+        return HttpResponse()
+
+    async def main() -> None:
+        assert (await request(debugged(view))).status == 200
+
+    trio.run(main)
+    [thread] = watchdogs()
+    ends.set()
+    thread.join(SECONDS)
+    assert watchdogs() == []
 
 
 @pytest.mark.parametrize("islands", [False, True])
