@@ -572,7 +572,8 @@ async def test_a_database_that_does_not_answer(
         return User()
 
     monkeypatch.setattr("django.contrib.auth.middleware.get_user", get_user)
-    app = site(path("", gated(gate)), THREADS=1)
+    other = path("other/", lambda _: HttpResponse())
+    app = site(path("", gated(gate)), other, THREADS=1)
     async with requested(app):
         await gate.entered.wait()
         if leaves:
@@ -586,6 +587,8 @@ async def test_a_database_that_does_not_answer(
             assert b"does not answer" in answer.body
         assert snapshot()["counts"]["requests"] == 1
         gate.open()
+        # Nobody else waits for the thread.
+        assert (await request(app, "/other/")).status == 200
     assert entered.is_set()
     answers.set()
 

@@ -96,8 +96,11 @@ async def _call_somehow(fn: Any) -> Any:
         with suppress(trio.RunFinishedError):
             token.run_sync_soon(done.set)
 
-    # The last call of a lease needs no place.
-    Lease(pool).release(last=call)
+    # The last call of a lease needs no place. The thread ends with it: if the call does
+    # not end, nobody must be given the thread.
+    lease = Lease(pool)
+    lease.retire = True
+    lease.release(last=call)
     with trio.fail_after(LAST_PATIENCE):
         await done.wait()
     return results.pop().unwrap()

@@ -103,12 +103,13 @@ def frames_of_task(task: trio.lowlevel.Task) -> list[FrameType]:
     If the task waits for an asyncio task, the frames of that follow. Trio thread.
     """
     frames: list[FrameType] = []
+    waits = _waits_for_asyncio()
     awaited: Any = task.coro
     while awaited is not None:
         inner = None
         for frame in _frames_of(awaited):
             frames.append(frame)
-            if frame.f_code in _waits_for_asyncio():
+            if frame.f_code in waits:
                 future = frame.f_locals.get("future")
                 if isinstance(future, asyncio.Task):
                     inner = inspect.unwrap(future.get_coro())  # type: ignore[arg-type]

@@ -40,10 +40,8 @@ AGAIN: Final = 60.0
 #: Seconds that the end of the run waits for a logging handler.
 END_SECONDS: Final = 1.0
 
-#: Modules in whose functions a debugger waits for its user.
-_DEBUGGERS: Final = frozenset(
-    {"bdb", "debugpy", "ipdb", "pdb", "pudb", "pydevd", "_pydevd_bundle"}
-)
+#: Packages in whose functions a debugger waits for its user. Most are based on `bdb`.
+_DEBUGGERS: Final = frozenset({"bdb", "pdb", "debugpy", "pydevd", "_pydevd_bundle"})
 
 
 def watch_loop(handler: Any) -> None:
