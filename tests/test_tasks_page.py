@@ -381,6 +381,42 @@ class Awaitable:
         await trio.sleep_forever()
 
 
+class Ring:
+    """An iterator that refers to the coroutine which awaits it."""
+
+    __slots__ = ("awaiter", "inner")
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.awaiter = self.wait()
+
+    async def wait(self) -> None:
+        await self
+
+    def __await__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self.inner.send(None)
+
+    def send(self, value: Any) -> Any:
+        return self.inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self.inner.throw(*error)
+
+
+async def test_an_object_that_refers_back() -> None:
+    """The search for the line ends."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await Ring(Awaitable("coroutine").wait()).awaiter
+        return HttpResponse()
+
+    async with requested(application(path("", view))):
+        assert "test_tasks_page.py" in (await only_request())["where"]
+
+
 @pytest.mark.parametrize("by", ["coroutine", "generator"])
 async def test_objects_that_can_be_awaited(by: str) -> None:
     """The line is found behind them."""
