@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from trio_asgi import ASGIHandler
     from trio_asgi.asgi.types import Message
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @asynccontextmanager
 async def requested(
