@@ -38,6 +38,7 @@ from websockets.sync.client import connect as connect_websocket
 
 import trio_asgi
 from event_stream_parser import Dispatched, EventStreamParser
+from hop_support import STARTPROJECT
 from hosting._hosts import HOSTS
 from hosting._server import serve
 from multipart_support import END, field_part, file_part, form_headers, form_request
@@ -60,6 +61,7 @@ WITH_CODE = {
     "docs/design/servers.md",
     "docs/tutorial.md",
     "docs/howto/containers.md",
+    "docs/howto/debugging.md",
     "docs/howto/deployment.md",
     "docs/howto/files.md",
     "docs/howto/from-asyncio.md",
@@ -340,6 +342,15 @@ async def test_httpx_stream(execute: Callable[[str], Site], service: Service) ->
 async def test_httpx_tests(execute: Callable[[str], Site]) -> None:
     """httpx: the page's own test passes."""
     await execute("docs/howto/httpx.md")["test_prices"]()
+
+
+async def test_debugging(execute: Callable[[str], Site]) -> None:
+    """Debugging: the page is there, and the view's figures are."""
+    site = execute("docs/howto/debugging.md")
+    app = application(middleware=STARTPROJECT)
+    assert (await request(app, "/__tasks__/")).status == 302
+    answer = await request(application(path("", site["metrics"])))
+    assert answer.body.splitlines()[0] == b"mysite_requests 0"
 
 
 async def test_streaming(
