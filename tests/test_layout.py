@@ -27,6 +27,7 @@ RANKS = [
     "response",
     "request",
     "chain",
+    "conversion",
     "hops",
     "ranges",
     "middleware uploads checks",

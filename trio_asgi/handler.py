@@ -27,6 +27,7 @@ from .bridge.install import install_bridge
 from .bridge.originals import Original
 from .bridge.pool_options import configure_threads
 from .chain.load import ChainHandler
+from .conversion.checks import log_findings
 from .errors import ClientDisconnected, ends_more_than_request
 from .hops.record import record_hops
 from .hosts.guest import run_as_guest
@@ -80,6 +81,7 @@ class ASGIHandler(ChainHandler):
         disown_caches()
         self._lifespan = Lifespan(
             self.lifespan,
+            started=log_findings,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
             beside=leave_sigterm_to_parent,
             after=functools.partial(end_islands_and_threads, self),

@@ -34,6 +34,7 @@ class Lifespan:
         self,
         context: Callable[[], AbstractAsyncContextManager[None]],
         *,
+        started: Callable[[], None],
         shutdown_seconds: float,
         beside: Callable[[], Awaitable[None]],
         after: Callable[[], Awaitable[None]],
@@ -42,12 +43,14 @@ class Lifespan:
 
         Args:
             context: Entered at start-up and left at shutdown.
+            started: Called when the context has been entered. Must not raise.
             shutdown_seconds: How long the nursery's tasks may run on at shutdown, and
                 then how long cancelled tasks may wait for threads and asyncio code.
             beside: Runs all the time, and is cancelled at the end. Must not raise.
             after: Called when everything else has ended.
         """
         self._context = context
+        self._started = started
         self._shutdown_seconds = shutdown_seconds
         self._beside = beside
         self._after = after
@@ -83,6 +86,7 @@ class Lifespan:
         async def live() -> None:
             nonlocal phase
             async with self._context(), trio.open_nursery() as nursery:
+                self._started()
                 phase = "shutdown"
                 self._nursery = nursery
                 await send({"type": "lifespan.startup.complete"})

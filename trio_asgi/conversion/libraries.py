@@ -1,0 +1,75 @@
+"""What works on asyncio alone, and what to write instead."""
+
+from __future__ import annotations
+
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any, Final
+
+#: Modules and classes that need asyncio. Libraries on AnyIO, such as httpx, do not.
+_NEED_ASYNCIO: Final = (
+    *("aio_pika", "aioboto3", "aiobotocore", "aiocache", "aiofiles", "aiohttp"),
+    *("aiokafka", "aiomysql", "aiopg", "aioredis", "aiosmtplib", "aiosqlite", "arq"),
+    *("asyncmy", "asyncpg", "channels_redis", "databases", "elasticsearch._async"),
+    *("grpc.aio", "motor", "nats", "opensearchpy._async", "psycopg.AsyncConnection"),
+    *("psycopg_pool.AsyncConnectionPool", "pymongo.asynchronous", "redis.asyncio"),
+    *("sqlalchemy.ext.asyncio", "tortoise", "uvloop", "valkey.asyncio"),
+    *("websockets.asyncio", "websockets.legacy"),
+)
+
+#: Functions of asyncio that work without its loop.
+HARMLESS: Final = {
+    *("iscoroutine", "iscoroutinefunction", "isfuture"),
+    # As types; none of them is made by calling it.
+    *("AbstractEventLoop", "AbstractServer"),
+}
+
+_ROUTINES: Final = (FunctionType, BuiltinFunctionType, MethodType)
+
+#: What does the same on Trio.
+ON_TRIO: Final = {
+    "asyncio.Event": "trio.Event",
+    "asyncio.Lock": "trio.Lock",
+    "asyncio.Queue": "trio.open_memory_channel",
+    "asyncio.Semaphore": "trio.Semaphore",
+    "asyncio.TaskGroup": "trio.open_nursery",
+    "asyncio.as_completed": "trio.open_nursery",
+    "asyncio.create_task": "trio.open_nursery",
+    "asyncio.ensure_future": "trio.open_nursery",
+    "asyncio.gather": "trio.open_nursery",
+    "asyncio.shield": "trio.CancelScope(shield=True)",
+    "asyncio.sleep": "trio.sleep",
+    "asyncio.timeout": "trio.fail_after",
+    "asyncio.to_thread": "sync_to_async",
+    "asyncio.wait": "trio.open_nursery",
+    "asyncio.wait_for": "trio.fail_after",
+}
+
+
+def needs_asyncio(value: Any) -> str:
+    """Return the name of what needs asyncio; empty if this value does not.
+
+    The value is a class, a function, or an object that a module holds: a client, say.
+    """
+    # By its type, and not by attributes that a lazy object would compute.
+    kind = type(value)
+    if issubclass(kind, ModuleType):
+        return value.__name__ if is_listed(value.__name__) else ""
+    if issubclass(kind, type):
+        kind = value
+    elif issubclass(kind, _ROUTINES):
+        return _listed_name(value)
+    if issubclass(kind, BaseException):
+        return ""  # to be caught
+    return next(filter(None, map(_listed_name, kind.__mro__)), "")
+
+
+def _listed_name(named: Any) -> str:
+    module, name = named.__module__ or "", named.__qualname__
+    if module.partition(".")[0] in {"asyncio", "_asyncio"}:
+        return "" if name in HARMLESS else f"asyncio.{name}"
+    return f"{module}.{name}" if is_listed(f"{module}.{name}") else ""
+
+
+def is_listed(name: str) -> bool:
+    """Whether a module or class belongs to a library that needs asyncio."""
+    return any(f"{name}.".startswith(f"{listed}.") for listed in _NEED_ASYNCIO)

@@ -1,0 +1,169 @@
+"""Views and middleware that use asyncio where Trio would run them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+from asgiref.sync import iscoroutinefunction
+from django.conf import settings
+from django.core.checks import Warning as CheckWarning
+from django.urls import URLPattern, get_resolver
+from django.utils.module_loading import import_string
+
+from trio_asgi import conf
+from trio_asgi.islands.functions import is_trio_island
+
+from .libraries import ON_TRIO
+from .uses import Search, Use, code_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from django.core.checks import CheckMessage
+
+_ASYNC: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_INSTALLED: Final = {"site-packages", "dist-packages"}
+
+
+def package_of(thing: Any) -> str:
+    """Return the name of the top-level package of a class or function."""
+    return str(thing.__module__ or "").partition(".")[0]
+
+
+def is_projects(thing: Any) -> bool:
+    """Whether a class or function is code of the project, and not of a package."""
+    package = package_of(thing)
+    if package in {"django", "trio_asgi", *sys.stdlib_module_names}:
+        return False
+    if package == str(getattr(settings, "ROOT_URLCONF", "")).partition(".")[0]:
+        return True  # also where the project itself is installed
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    return file is not None and not _INSTALLED & {*Path(file).parts}
+
+
+def all_views() -> list[Any]:
+    """Return the callbacks of all URLs, each once.
+
+    Raises:
+        Exception: a URLconf cannot be imported.
+    """
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    left, views = [*get_resolver().url_patterns], {}
+    for pattern in left:
+        if isinstance(pattern, URLPattern):
+            views[id(pattern.callback)] = pattern.callback
+        else:
+            left += pattern.url_patterns
+    return [*views.values()]
+
+
+def others_middleware() -> Iterator[tuple[str, Any]]:
+    """Yield the path and the class or function of middleware that is not Django's."""
+    for path in settings.MIDDLEWARE:
+        with suppress(ImportError):  # the application reports it when it is made
+            middleware = import_string(path)
+            if is_no_part_of_django(middleware):
+                yield path, middleware
+
+
+def check_views(views: list[Any]) -> Iterator[CheckMessage]:
+    """Yield a warning for each view of the project that uses asyncio on Trio.
+
+    Of an installed package, only the first view is reported.
+    """
+    kept_on_asyncio = conf.get("ASYNCIO_VIEWS")
+    search, reported = Search(is_projects), set()
+    for view in views:
+        if kept_on_asyncio and not is_trio_island(view):
+            continue
+        codes = [*code_in(view, is_no_part_of_django)]
+        if any(map(is_projects, codes)):
+            if use := next(search.uses_in(view), None):
+                yield _warning_of_view(codes, use, search)
+            continue
+        for code in codes:
+            package = package_of(code)
+            if package in reported or not _is_async(view, code):
+                continue
+            if use := next(Search(_within(code)).uses_in(view), None):
+                reported.add(package)
+                yield _warning_of_package(code, use)
+
+
+def _within(code: Any) -> Callable[[Any], bool]:
+    """Return what tells code of the same project or package from other code."""
+    if is_projects(code):
+        return is_projects
+    package = package_of(code)
+    return lambda thing: package_of(thing) == package
+
+
+def is_no_part_of_django(thing: Any) -> bool:
+    """Whether a class or function is neither Django's nor this package's."""
+    return package_of(thing) not in {"django", "trio_asgi"}
+
+
+def _is_async(view: Any, code: Any) -> bool:
+    """Whether a view is async, or a function with async functions inside."""
+    if iscoroutinefunction(view) or not isinstance(code, FunctionType):
+        return iscoroutinefunction(view)
+    constants = code.__code__.co_consts
+    return any(isinstance(one, CodeType) and one.co_flags & _ASYNC for one in constants)
+
+
+def _warning_of_view(codes: list[Any], use: Use, search: Search) -> CheckMessage:
+    # Decorators of the project may be around it. The innermost function is the view.
+    [*_, view] = filter(is_projects, codes)
+    if isinstance(view, type):
+        island = f"asyncio_island({view.__name__}.as_view()) in the URLs"
+    else:
+        island = f"@asyncio_island above the view ({search.place_of(view)})"
+    return CheckWarning(
+        f"The view {name_of(view)} uses {use.name}, which does not work on Trio.",
+        hint=f"{_advice(use)}Or keep the view on asyncio: write {island}, imported "
+        'from trio_asgi; or TRIO_ASGI = {"ASYNCIO_VIEWS": True} for all views.',
+        obj=use.place,
+        id="trio_asgi.W011",
+    )
+
+
+def _warning_of_package(code: Any, use: Use) -> CheckMessage:
+    return CheckWarning(
+        f"Views of {package_of(code)}, such as {name_of(code)}, use {use.name}, which "
+        "does not work on Trio.",
+        hint="Wrap the view in your URLs: asyncio_island(view), imported from "
+        'trio_asgi; or set TRIO_ASGI = {"ASYNCIO_VIEWS": True}.',
+        obj=use.place,
+        id="trio_asgi.W011",
+    )
+
+
+def check_middleware() -> Iterator[CheckMessage]:
+    """Yield a warning for each middleware with async code that uses asyncio."""
+    for path, middleware in others_middleware():
+        search = Search(_within(middleware))
+        if use := next(search.uses_in(middleware), None):
+            yield CheckWarning(
+                f"The middleware {path} uses {use.name}, which does not work on Trio.",
+                hint=f"{_advice(use)}Or call asyncio code by way of asyncio_island "
+                "from trio_asgi: answer = await asyncio_island(function)(arguments). "
+                "ASYNCIO_VIEWS does not include middleware.",
+                obj=use.place,
+                id="trio_asgi.W012",
+            )
+
+
+def _advice(use: Use) -> str:
+    instead = ON_TRIO.get(use.name)
+    return f"On Trio, write {instead} instead. " if instead else ""
+
+
+def name_of(code: Any) -> str:
+    """Return the dotted name of a function or class, without enclosing functions."""
+    return f"{code.__module__}.{code.__qualname__}".replace(".<locals>", "")
