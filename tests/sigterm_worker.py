@@ -85,6 +85,7 @@ def be_a_host(pipe: Connection) -> None:
 
         life = Lifespan(
             nullcontext,
+            started=lambda: None,
             shutdown_seconds=1,
             beside=leave_sigterm_to_parent,
             after=nothing,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.apps import apps
 
+from trio_asgi import conf
+
 from .middleware import check_event_streams, check_threads
 from .project import check_asgi_module, check_connections, check_logging
 from .views import all_views, check_middleware, check_views
@@ -30,6 +32,8 @@ def check_conversion(**_kwargs: Any) -> list[CheckMessage]:
     Raises:
         Exception: the URLconf cannot be imported.
     """
+    if any(conf.problems()):
+        return []  # another check reports them, and no application can be made
     return [*check_asgi_module(), *_findings()]
 
 

@@ -53,23 +53,24 @@ def needs_asyncio(value: Any) -> str:
     # By its type, and not by attributes that a lazy object would compute.
     kind = type(value)
     if issubclass(kind, ModuleType):
-        return value.__name__ if is_listed(value.__name__) else ""
+        return library_of(value.__name__)
+    if issubclass(kind, _ROUTINES):
+        return _needed_by(value)
     if issubclass(kind, type):
         kind = value
-    elif issubclass(kind, _ROUTINES):
-        return _listed_name(value)
     if issubclass(kind, BaseException):
         return ""  # to be caught
-    return next(filter(None, map(_listed_name, kind.__mro__)), "")
+    return next(filter(None, map(_needed_by, kind.__mro__)), "")
 
 
-def _listed_name(named: Any) -> str:
+def _needed_by(named: Any) -> str:
     module, name = named.__module__ or "", named.__qualname__
     if module.partition(".")[0] in {"asyncio", "_asyncio"}:
         return "" if name in HARMLESS else f"asyncio.{name}"
-    return f"{module}.{name}" if is_listed(f"{module}.{name}") else ""
+    return library_of(f"{module}.{name}")
 
 
-def is_listed(name: str) -> bool:
-    """Whether a module or class belongs to a library that needs asyncio."""
-    return any(f"{name}.".startswith(f"{listed}.") for listed in _NEED_ASYNCIO)
+def library_of(name: str) -> str:
+    """Return the library that needs asyncio and has a module or class of this name."""
+    found = (one for one in _NEED_ASYNCIO if f"{name}.".startswith(f"{one}."))
+    return next(found, "")

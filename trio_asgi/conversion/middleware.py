@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import django
 from asgiref.sync import iscoroutinefunction
@@ -15,14 +15,19 @@ from django.utils.deprecation import MiddlewareMixin
 from trio_asgi.chain.loop_safe import DECLARABLE
 
 from .uses import Place, Search, code_in
-from .views import is_projects, name_of, others_middleware
+from .views import is_projects, name_of, others_middleware, replacement_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from django.core.checks import CheckMessage
 
-_GZIP = "django.middleware.gzip.GZipMiddleware"
+_WRITE_ASYNC: Final = (
+    "Derive it from django.utils.deprecation.MiddlewareMixin, and write "
+    "process_request() and process_response(); or make a function for both with "
+    "django.utils.decorators.sync_and_async_middleware."
+)
+_GZIP: Final = "django.middleware.gzip.GZipMiddleware"
 
 
 def check_threads(views: list[Any]) -> Iterator[CheckMessage]:
@@ -37,7 +42,7 @@ def check_threads(views: list[Any]) -> Iterator[CheckMessage]:
             yield Info(
                 f"The middleware {path} is sync only. Each async view takes a thread, "
                 "which waits for its answer, and cannot call release_thread().",
-                hint=_for_sync_only(path, own=own),
+                hint=_WRITE_ASYNC if own else replacement_of(path),
                 obj=place or "settings.MIDDLEWARE",
                 id="trio_asgi.I015",
             )
@@ -51,18 +56,6 @@ def check_threads(views: list[Any]) -> Iterator[CheckMessage]:
                 obj=place or "settings.MIDDLEWARE",
                 id="trio_asgi.I016",
             )
-
-
-def _for_sync_only(path: str, *, own: bool) -> str:
-    if path.startswith("whitenoise."):
-        return "Use trio_asgi.servestatic.ServeStaticMiddleware, with ServeStatic."
-    if own:
-        return (
-            "Derive it from django.utils.deprecation.MiddlewareMixin, and write "
-            "process_request() and process_response(); or write it for both, with "
-            "sync_and_async_middleware of django.utils.decorators."
-        )
-    return "Look for a version or a package that is async-capable."
 
 
 def _undeclared_hooks(middleware: Any) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from asgiref.sync import sync_to_async
 
 from trio_asgi.islands.functions import asyncio_island
 
-from .libraries import HARMLESS, is_listed, needs_asyncio
+from .libraries import HARMLESS, library_of, needs_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,16 +72,15 @@ def code_in(thing: Any, is_own: Callable[[Any], bool]) -> Iterator[Any]:
     for one in left:
         if inspect.getattr_static(one, "_trio_asgi_island", None) == "asyncio":
             continue
-        own = issubclass(type(one), (FunctionType, type)) and is_own(one)
-        if own:
+        if issubclass(type(one), (FunctionType, type)) and is_own(one):
             yield one
-        for part in _parts_of(one, own=own):
+        for part in _parts_of(one):
             if id(part) not in seen:
                 seen.add(id(part))
                 left.append(part)
 
 
-def _parts_of(thing: Any, *, own: bool) -> Iterator[Any]:
+def _parts_of(thing: Any) -> Iterator[Any]:
     """Yield what a callable may call."""
     # By its type, and not by attributes that a lazy object would compute.
     kind = type(thing)
@@ -96,7 +95,7 @@ def _parts_of(thing: Any, *, own: bool) -> Iterator[Any]:
         yield thing.fget
     elif issubclass(kind, FunctionType):
         yield from _closure_of(thing).values()
-    elif issubclass(kind, type) and not own:  # DRF's `api_view` makes it of functions
+    elif issubclass(kind, type):  # DRF's `api_view` makes one of functions
         yield from filter(callable, vars(thing).values())
 
 
@@ -201,6 +200,8 @@ class _Reader:
                 self._names[part.id] = _UNKNOWN
             elif isinstance(part, ast.arg):
                 self._names[part.arg] = _UNKNOWN
+        name = function.__qualname__.rpartition(".")[0]
+        cls = cls or function.__globals__.get(name)
         if cls is not None and node.args.args:
             self._names[node.args.args[0].arg] = cls  # self
 
@@ -257,8 +258,8 @@ class _Reader:
             base = importlib.util.resolve_name("." * node.level + base, package)
         for alias in node.names:
             name = f"{base}.{alias.name}".strip(".")
-            if is_listed(name) and on_loop:
-                yield self._use(name, node)
+            if on_loop and (library := library_of(name)):
+                yield self._use(library, node)
             if base:
                 value = getattr(sys.modules.get(base), alias.name, _UNKNOWN)
             else:

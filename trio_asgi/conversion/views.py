@@ -78,29 +78,26 @@ def check_views(views: list[Any]) -> Iterator[CheckMessage]:
     Of an installed package, only the first view is reported.
     """
     kept_on_asyncio = conf.get("ASYNCIO_VIEWS")
-    search, reported = Search(is_projects), set()
+    search = Search(is_projects)
+    packages: dict[str, Search] = {}
+    reported: set[str] = set()
     for view in views:
         if kept_on_asyncio and not is_trio_island(view):
             continue
         codes = [*code_in(view, is_no_part_of_django)]
-        if any(map(is_projects, codes)):
+        if own := [*filter(is_projects, codes)]:
             if use := next(search.uses_in(view), None):
-                yield _warning_of_view(codes, use, search)
+                yield _warning_of_view(own, use, search)
             continue
-        for code in codes:
-            package = package_of(code)
-            if package in reported or not _is_async(view, code):
-                continue
-            if use := next(Search(_within(code)).uses_in(view), None):
+        asynchronous = [code for code in codes if _is_async(view, code)]
+        for package in {*map(package_of, asynchronous)} - reported:
+            within = packages.setdefault(package, Search(_is_of(package)))
+            if use := next(within.uses_in(view), None):
                 reported.add(package)
-                yield _warning_of_package(code, use)
+                yield _warning_of_package(codes, use, within)
 
 
-def _within(code: Any) -> Callable[[Any], bool]:
-    """Return what tells code of the same project or package from other code."""
-    if is_projects(code):
-        return is_projects
-    package = package_of(code)
+def _is_of(package: str) -> Callable[[Any], bool]:
     return lambda thing: package_of(thing) == package
 
 
@@ -110,16 +107,17 @@ def is_no_part_of_django(thing: Any) -> bool:
 
 
 def _is_async(view: Any, code: Any) -> bool:
-    """Whether a view is async, or a function with async functions inside."""
+    """Whether a view is async, or refers to async functions of its module."""
     if iscoroutinefunction(view) or not isinstance(code, FunctionType):
         return iscoroutinefunction(view)
-    constants = code.__code__.co_consts
-    return any(isinstance(one, CodeType) and one.co_flags & _ASYNC for one in constants)
+    names = map(code.__globals__.get, code.__code__.co_names)
+    found = [getattr(one, "__code__", None) for one in names if callable(one)]
+    found += [one for one in code.__code__.co_consts if isinstance(one, CodeType)]
+    return any(one.co_flags & _ASYNC for one in found if isinstance(one, CodeType))
 
 
 def _warning_of_view(codes: list[Any], use: Use, search: Search) -> CheckMessage:
-    # Decorators of the project may be around it. The innermost function is the view.
-    [*_, view] = filter(is_projects, codes)
+    view = _view_among(codes, search)
     if isinstance(view, type):
         island = f"asyncio_island({view.__name__}.as_view()) in the URLs"
     else:
@@ -133,10 +131,18 @@ def _warning_of_view(codes: list[Any], use: Use, search: Search) -> CheckMessage
     )
 
 
-def _warning_of_package(code: Any, use: Use) -> CheckMessage:
+def _view_among(codes: list[Any], search: Search) -> Any:
+    """Return the class or function that a project's author calls the view."""
+    written = [code for code in codes if search.node_of(code)] or codes
+    classes = [code for code in written if isinstance(code, type)]
+    return [*reversed(written), *reversed(classes)][-1 if classes else 0]
+
+
+def _warning_of_package(codes: list[Any], use: Use, search: Search) -> CheckMessage:
+    view = _view_among(codes, search)
     return CheckWarning(
-        f"Views of {package_of(code)}, such as {name_of(code)}, use {use.name}, which "
-        "does not work on Trio.",
+        f"Views of the package {package_of(view)}, such as {name_of(view)}, use "
+        f"{use.name}, which does not work on Trio.",
         hint="Wrap the view in your URLs: asyncio_island(view), imported from "
         'trio_asgi; or set TRIO_ASGI = {"ASYNCIO_VIEWS": True}.',
         obj=use.place,
@@ -147,16 +153,30 @@ def _warning_of_package(code: Any, use: Use) -> CheckMessage:
 def check_middleware() -> Iterator[CheckMessage]:
     """Yield a warning for each middleware with async code that uses asyncio."""
     for path, middleware in others_middleware():
-        search = Search(_within(middleware))
+        own = is_projects(middleware)
+        search = Search(is_projects if own else _is_of(package_of(middleware)))
         if use := next(search.uses_in(middleware), None):
             yield CheckWarning(
                 f"The middleware {path} uses {use.name}, which does not work on Trio.",
-                hint=f"{_advice(use)}Or call asyncio code by way of asyncio_island "
-                "from trio_asgi: answer = await asyncio_island(function)(arguments). "
-                "ASYNCIO_VIEWS does not include middleware.",
+                hint=f"{_advice(use)}{_IN_ISLAND}" if own else replacement_of(path),
                 obj=use.place,
                 id="trio_asgi.W012",
             )
+
+
+_IN_ISLAND: Final = (
+    "Or call the asyncio code by way of trio_asgi.asyncio_island: "
+    "await asyncio_island(function)(arguments). ASYNCIO_VIEWS is only about views."
+)
+
+
+def replacement_of(path: str) -> str:
+    """Return what to write instead of the middleware of an installed package."""
+    if path.startswith(("servestatic.", "whitenoise.")):
+        return (
+            "Write trio_asgi.servestatic.ServeStaticMiddleware. It needs ServeStatic."
+        )
+    return "Look for a newer version, or for another package."
 
 
 def _advice(use: Use) -> str:
