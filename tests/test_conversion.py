@@ -20,9 +20,10 @@ from trio_asgi.conversion import checks
 from trio_asgi.testing import ApplicationCommunicator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     Check = Callable[..., list[CheckMessage]]
+    Start = Callable[..., Awaitable[list[tuple[int, str]]]]
 
 #: What every file of a test's project may use.
 HEADER = """\
@@ -755,14 +756,12 @@ def test_the_example_site() -> None:
 
 
 @pytest.fixture
-def start(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Callable[[], Any]:
+def start(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Start:
     """Return a function that starts an application, and returns what it has logged."""
-    monkeypatch.setattr(checks, "_has_logged", False)
     caplog.set_level(logging.INFO, "trio_asgi")
 
-    async def start() -> list[tuple[int, str]]:
+    async def start(*, reported: bool = False) -> list[tuple[int, str]]:
+        monkeypatch.setattr(checks, "_has_reported", reported)
         caplog.clear()
         app = application()
         async with ApplicationCommunicator(app, {"type": "lifespan"}) as server:
@@ -774,19 +773,28 @@ def start(
     return start
 
 
-async def test_the_application_logs_the_same_once(
-    check: Check, start: Callable[[], Any]
-) -> None:
+async def test_the_application_logs_the_same_once(check: Check, start: Start) -> None:
     """At its first start in the process, it logs what the checks say."""
     [message] = check({"views": ON_ASYNCIO})
     with override_settings(ROOT_URLCONF="shop.urls", DEBUG=True):
+        assert await start(reported=checks._has_reported) == []  # the command has run
         assert await start() == [(logging.WARNING, str(message))]
-        assert await start() == []
+        assert await start(reported=checks._has_reported) == []
 
 
-async def test_silenced_checks_are_not_logged(
-    check: Check, start: Callable[[], Any]
+async def test_no_code_is_searched_in_production(
+    check: Check, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Outside DEBUG the start takes no time for it; settings are looked at."""
+    check({"views": ON_ASYNCIO})
+    monkeypatch.setattr(logging.getLogger("django"), "propagate", False)
+    with override_settings(ROOT_URLCONF="shop.urls", DEBUG=False):
+        [(level, text)] = await start()
+    assert level == logging.WARNING
+    assert text.startswith("settings.LOGGING: (trio_asgi.W014) ")
+
+
+async def test_silenced_checks_are_not_logged(check: Check, start: Start) -> None:
     """SILENCED_SYSTEM_CHECKS counts for the log too."""
     check({"views": ON_ASYNCIO})
     silenced = {"SILENCED_SYSTEM_CHECKS": ["trio_asgi.W011"]}
@@ -794,9 +802,7 @@ async def test_silenced_checks_are_not_logged(
         assert await start() == []
 
 
-async def test_many_findings_are_not_all_logged(
-    check: Check, start: Callable[[], Any]
-) -> None:
+async def test_many_findings_are_not_all_logged(check: Check, start: Start) -> None:
     """After ten, the log says how many there are, and how to see them."""
     views = "".join(ON_ASYNCIO.replace("view", f"view_{n}") for n in range(12))
     urls = """
@@ -813,7 +819,7 @@ async def test_many_findings_are_not_all_logged(
     assert logged[-1] == (logging.WARNING, more)
 
 
-async def test_the_app_is_not_installed(start: Callable[[], Any]) -> None:
+async def test_the_app_is_not_installed(start: Start) -> None:
     """The log says what it is good for, as information."""
     with override_settings(INSTALLED_APPS=[], DEBUG=True):
         [(level, text)] = await start()
@@ -822,7 +828,7 @@ async def test_the_app_is_not_installed(start: Callable[[], Any]) -> None:
 
 
 async def test_a_project_that_cannot_be_checked_starts(
-    start: Callable[[], Any],
+    start: Start,
 ) -> None:
     """The first request reports a URLconf that cannot be imported, as before."""
     with override_settings(ROOT_URLCONF="shop.nothing", DEBUG=True):

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from django.apps import apps
+from django.conf import settings
 
 from trio_asgi import conf
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _LOGGED: Final = 10
 
 logger = logging.getLogger("trio_asgi")
-_has_logged = False
+_has_reported = False
 
 
 def check_conversion(**_kwargs: Any) -> list[CheckMessage]:
@@ -32,27 +33,31 @@ def check_conversion(**_kwargs: Any) -> list[CheckMessage]:
     Raises:
         Exception: the URLconf cannot be imported.
     """
+    global _has_reported  # noqa: PLW0603 - there is one project in a process
+    _has_reported = True
     if any(conf.problems()):
         return []  # another check reports them, and no application can be made
-    return [*check_asgi_module(), *_findings()]
+    return [*check_asgi_module(), *_in_code(), *_in_settings()]
 
 
 def log_findings() -> None:
-    """Log the same, except for ``asgi.py``, once in a process. Never raises.
+    """Log what the checks say, unless this process has reported it. Never raises.
 
-    Called when the application has started, so that the views can import its module.
+    Outside ``DEBUG`` these are only the checks of settings, which take no time. Called
+    when the application has started, so that the views can import its module.
     """
-    global _has_logged  # noqa: PLW0603 - there is one project in a process
-    if _has_logged:
+    global _has_reported  # noqa: PLW0603
+    if _has_reported:
         return
-    _has_logged = True
+    _has_reported = True
     if not apps.is_installed("trio_asgi"):
         logger.info(
             'Add "trio_asgi" to INSTALLED_APPS: then tests, commands and runserver use '
             "Trio as well, and manage.py check --tag trio_asgi checks the project."
         )
     try:
-        found = [one for one in _findings() if not one.is_silenced()]
+        findings = _in_code() if settings.DEBUG else ()
+        found = [one for one in [*findings, *_in_settings()] if not one.is_silenced()]
     except Exception:
         # The first request logs a URLconf that cannot be imported.
         logger.debug("The project could not be checked.", exc_info=True)
@@ -63,13 +68,15 @@ def log_findings() -> None:
         logger.warning("%d more: see manage.py check --tag trio_asgi", left)
 
 
-def _findings() -> Iterator[CheckMessage]:
+def _in_code() -> Iterator[CheckMessage]:
     views = all_views()
     return chain(
         check_views(views),
         check_middleware(),
         check_event_streams(views),
         check_threads(views),
-        check_connections(),
-        check_logging(),
     )
+
+
+def _in_settings() -> Iterator[CheckMessage]:
+    return chain(check_connections(), check_logging())

@@ -5,16 +5,19 @@ from __future__ import annotations
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
-#: Modules and classes that need asyncio. Libraries on AnyIO, such as httpx, do not.
+#: Modules and classes that need asyncio. Libraries on AnyIO, such as httpx, do not. A
+#: name that a project's own app might have is not here, but a module below it.
 _NEED_ASYNCIO: Final = (
     *("aio_pika", "aioboto3", "aiobotocore", "aiocache", "aiofiles", "aiohttp"),
-    *("aiokafka", "aiomysql", "aiopg", "aioredis", "aiosmtplib", "aiosqlite", "arq"),
-    *("asyncmy", "asyncpg", "channels_redis", "databases", "elasticsearch._async"),
-    *("grpc.aio", "motor", "nats", "opensearchpy._async", "psycopg.AsyncConnection"),
-    *("psycopg_pool.AsyncConnectionPool", "pymongo.asynchronous", "redis.asyncio"),
-    *("sqlalchemy.ext.asyncio", "tortoise", "uvloop", "valkey.asyncio"),
-    *("websockets.asyncio", "websockets.legacy"),
+    *("aiokafka", "aiomysql", "aiopg", "aioredis", "aiosmtplib", "aiosqlite"),
+    *("arq.connections", "asyncmy", "asyncpg", "channels_redis", "databases.core"),
+    *("elasticsearch._async", "grpc.aio", "motor.motor_asyncio", "nats.aio"),
+    *("opensearchpy._async", "psycopg.AsyncConnection", "pymongo.asynchronous"),
+    *("psycopg_pool.AsyncConnectionPool", "redis.asyncio", "sqlalchemy.ext.asyncio"),
+    *("uvloop", "valkey.asyncio", "websockets.asyncio", "websockets.legacy"),
 )
+
+_PACKAGES: Final = {name.partition(".")[0] for name in _NEED_ASYNCIO}
 
 #: Functions of asyncio that work without its loop.
 HARMLESS: Final = {
@@ -33,7 +36,7 @@ ON_TRIO: Final = {
     "asyncio.Semaphore": "trio.Semaphore",
     "asyncio.TaskGroup": "trio.open_nursery",
     "asyncio.as_completed": "trio.open_nursery",
-    "asyncio.create_task": "trio.open_nursery",
+    "asyncio.create_task": "trio.open_nursery, or start_soon of the application,",
     "asyncio.ensure_future": "trio.open_nursery",
     "asyncio.gather": "trio.open_nursery",
     "asyncio.shield": "trio.CancelScope(shield=True)",
@@ -72,5 +75,7 @@ def _needed_by(named: Any) -> str:
 
 def library_of(name: str) -> str:
     """Return the library that needs asyncio and has a module or class of this name."""
+    if name.partition(".")[0] not in _PACKAGES:
+        return ""
     found = (one for one in _NEED_ASYNCIO if f"{name}.".startswith(f"{one}."))
     return next(found, "")

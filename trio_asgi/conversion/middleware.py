@@ -14,7 +14,7 @@ from django.utils.deprecation import MiddlewareMixin
 
 from trio_asgi.chain.loop_safe import DECLARABLE
 
-from .uses import Place, Search, code_in
+from .source import Place, Sources, code_in
 from .views import is_projects, name_of, others_middleware, replacement_of
 
 if TYPE_CHECKING:
@@ -34,22 +34,22 @@ def check_threads(views: list[Any]) -> Iterator[CheckMessage]:
     """Yield advice for each middleware that costs async views a thread."""
     if not any(map(iscoroutinefunction, views)):
         return
-    search = Search(is_projects)
+    sources = Sources()
     for path, middleware in others_middleware():
         own = is_projects(middleware)
-        place = search.place_of(middleware) if own else None
+        place = sources.place_of(middleware) if own else None
         if not getattr(middleware, "async_capable", False):
             yield Info(
-                f"The middleware {path} is sync only. Each async view takes a thread, "
-                "which waits for its answer, and cannot call release_thread().",
+                f"The middleware {path} is sync only. So a thread waits while an async "
+                "view runs, and release_thread() raises an error there.",
                 hint=_WRITE_ASYNC if own else replacement_of(path),
                 obj=place or "settings.MIDDLEWARE",
                 id="trio_asgi.I015",
             )
         elif own and (hooks := _undeclared_hooks(middleware)):
             yield Info(
-                f"The hooks of the middleware {path} take a thread in each request, "
-                "also in those of async views.",
+                f"Each request takes a thread for the hooks of the middleware {path}, "
+                "also if its view is async.",
                 hint="If they do no I/O, and keep nothing in their thread, write "
                 f"loop_safe_hooks = {hooks!r} in the class; if they do, write "
                 "loop_safe_hooks = ().",
@@ -62,6 +62,8 @@ def _undeclared_hooks(middleware: Any) -> tuple[str, ...]:
     """Return the sync hooks of a class, unless it declares which are loop-safe."""
     if not isinstance(middleware, type) or not issubclass(middleware, MiddlewareMixin):
         return ()
+    if middleware.__call__ is not MiddlewareMixin.__call__:
+        return ()  # it is called as a whole
     if "loop_safe_hooks" in vars(middleware):
         return ()
     hooks = (name for name in DECLARABLE if hasattr(middleware, name))
@@ -78,10 +80,10 @@ def check_event_streams(views: list[Any]) -> Iterator[CheckMessage]:
     """
     if django.VERSION >= (6, 0) or _GZIP not in settings.MIDDLEWARE:
         return
-    search = Search(is_projects)
+    sources = Sources()
     for view in views:
         for function in _functions_of(view):
-            node = search.node_of(function)
+            node = sources.node_of(function)
             texts = {
                 part.value: part.lineno
                 for part in ast.walk(node or ast.Pass())

@@ -16,7 +16,7 @@ from django.utils.log import AdminEmailHandler, RequireDebugTrue
 
 from trio_asgi.bridge.originals import is_original
 
-from .uses import Place
+from .source import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

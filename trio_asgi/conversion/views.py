@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,8 @@ from trio_asgi import conf
 from trio_asgi.islands.functions import is_trio_island
 
 from .libraries import ON_TRIO
-from .uses import Search, Use, code_in
+from .source import code_in
+from .uses import Search, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,12 +39,17 @@ def package_of(thing: Any) -> str:
 
 def is_projects(thing: Any) -> bool:
     """Whether a class or function is code of the project, and not of a package."""
-    package = package_of(thing)
+    return _is_of_project(thing.__module__ or "", getattr(settings, "ROOT_URLCONF", ""))
+
+
+@cache
+def _is_of_project(module: str, root_urlconf: str) -> bool:
+    package = module.partition(".")[0]
     if package in {"django", "trio_asgi", *sys.stdlib_module_names}:
         return False
-    if package == str(getattr(settings, "ROOT_URLCONF", "")).partition(".")[0]:
+    if package == root_urlconf.partition(".")[0]:
         return True  # also where the project itself is installed
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    file = getattr(sys.modules.get(module), "__file__", None)
     return file is not None and not _INSTALLED & {*Path(file).parts}
 
 
@@ -111,9 +118,9 @@ def _is_async(view: Any, code: Any) -> bool:
     if iscoroutinefunction(view) or not isinstance(code, FunctionType):
         return iscoroutinefunction(view)
     names = map(code.__globals__.get, code.__code__.co_names)
-    found = [getattr(one, "__code__", None) for one in names if callable(one)]
+    found = [one.__code__ for one in names if type(one) is FunctionType]
     found += [one for one in code.__code__.co_consts if isinstance(one, CodeType)]
-    return any(one.co_flags & _ASYNC for one in found if isinstance(one, CodeType))
+    return any(one.co_flags & _ASYNC for one in found)
 
 
 def _warning_of_view(codes: list[Any], use: Use, search: Search) -> CheckMessage:
@@ -121,7 +128,8 @@ def _warning_of_view(codes: list[Any], use: Use, search: Search) -> CheckMessage
     if isinstance(view, type):
         island = f"asyncio_island({view.__name__}.as_view()) in the URLs"
     else:
-        island = f"@asyncio_island above the view ({search.place_of(view)})"
+        place = search.sources.place_of(view)
+        island = "@asyncio_island above the view" + (f" ({place})" if place else "")
     return CheckWarning(
         f"The view {name_of(view)} uses {use.name}, which does not work on Trio.",
         hint=f"{_advice(use)}Or keep the view on asyncio: write {island}, imported "
@@ -133,7 +141,7 @@ def _warning_of_view(codes: list[Any], use: Use, search: Search) -> CheckMessage
 
 def _view_among(codes: list[Any], search: Search) -> Any:
     """Return the class or function that a project's author calls the view."""
-    written = [code for code in codes if search.node_of(code)] or codes
+    written = [code for code in codes if search.sources.node_of(code)] or codes
     classes = [code for code in written if isinstance(code, type)]
     return [*reversed(written), *reversed(classes)][-1 if classes else 0]
 
