@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 #: What every file of a test's project may use.
 HEADER = """\
 import asyncio
+import functools
 
 import redis.asyncio
 import trio
@@ -246,6 +248,29 @@ USES = {
         """,
         "asyncio.sleep",
     ),
+    "below functools.partial": (
+        """
+        async def named(name, request):
+            await asyncio.sleep(1)  # !
+
+        view = functools.partial(named, "tea")
+        """,
+        "asyncio.sleep",
+    ),
+    "in a property": (
+        """
+        class Supplier:
+            @property
+            def answer(self):
+                return asyncio.get_running_loop()  # !
+
+        supplier = Supplier()
+
+        async def view(request):
+            return supplier.answer
+        """,
+        "asyncio.get_running_loop",
+    ),
     "by async_to_sync in a sync view": (
         """
         @async_to_sync
@@ -265,8 +290,9 @@ def test_asyncio_in_a_view(check: Check, code: str, use: str) -> None:
     """A view that Trio would run, and that uses asyncio, is reported with the line."""
     [message] = check({"views": code})
     assert str(message.obj) == marked("shop/views.py")
+    name = "named" if "named" in code else "view"
     assert message.msg == (
-        f"The view shop.views.view uses {use}, which does not work on Trio."
+        f"The view shop.views.{name} uses {use}, which does not work on Trio."
     )
     assert (message.id, message.level) == ("trio_asgi.W011", WARNING)
 
@@ -306,6 +332,101 @@ def test_a_class_based_view_is_kept_on_asyncio_in_the_urls(check: Check) -> None
     )
 
 
+#: How DRF's ``api_view`` and django-ninja wrap functions, in few lines.
+WRAPPERS = """
+class Methods:
+    pass
+
+def api_view(function):
+    cls = type("Wrapped", (View,), {"get": lambda self, request: function(request)})
+    return cls.as_view()
+
+class Operation:
+    def __init__(self, view_func):
+        self.view_func = view_func
+
+class PathView:
+    def __init__(self, function):
+        self.operations = [Operation(function)]
+
+    async def call(self, request):
+        return await self.operations[0].view_func(request)
+
+def ninja(function):
+    return PathView(function).call
+"""
+
+
+@pytest.mark.parametrize("decorator", ["api_view", "ninja"])
+def test_asyncio_below_a_wrapper_of_a_package(check: Check, decorator: str) -> None:
+    """A function that a package keeps in an object or a class is found."""
+    code = f"""
+    from parcels import {decorator}
+
+    @{decorator}
+    async def view(request):
+        await asyncio.sleep(1)  # !
+    """
+    files = {"site-packages/parcels/__init__.py": WRAPPERS, "views": code}
+    [message] = check(files)
+    assert str(message.obj) == marked("shop/views.py")
+    assert message.msg.startswith("The view shop.views.view uses asyncio.sleep")
+
+
+def test_code_that_many_views_share(check: Check) -> None:
+    """Each view is reported; a wrapper's code is the same, but not what it wraps."""
+    code = """
+    def checked(view):
+        async def checked_view(request):
+            return await view(request)
+        return checked_view
+
+    async def ask():
+        await asyncio.sleep(1)  # !
+
+    @checked
+    async def one(request):
+        await ask()
+
+    @checked
+    async def two(request):
+        await trio.sleep(1)
+
+    @checked
+    async def three(request):
+        await ask()
+    """
+    urls = """
+    from django.urls import path
+    from shop.views import one, two, three
+
+    urlpatterns = [path("1/", one), path("2/", two), path("3/", three)]
+    """
+    one, three = check({"views": code, "urls": urls})
+    assert "shop.views.one " in one.msg
+    assert "shop.views.three " in three.msg
+    assert {str(message.obj) for message in (one, three)} == {marked("shop/views.py")}
+
+
+def test_a_long_chain_of_calls(check: Check) -> None:
+    """It is followed to its end, however long it is."""
+    calls = "".join(
+        f"async def step_{n}(): await step_{n + 1}()\n" for n in range(1000)
+    )
+    code = (
+        calls
+        + """
+async def step_1000():
+    await asyncio.sleep(1)  # !
+
+async def view(request):
+    await step_0()
+"""
+    )
+    [message] = check({"views": code})
+    assert str(message.obj) == marked("shop/views.py")
+
+
 NO_USES = {
     "questions, errors and types": """
         async def view(request):
@@ -314,6 +435,10 @@ NO_USES = {
                 assert asyncio.iscoroutinefunction(view)
             except asyncio.CancelledError:
                 raise
+    """,
+    "functions that trio-asyncio replaces": """
+        async def view(request):
+            assert not asyncio.iscoroutinefunction(asyncio.isfuture)
     """,
     "another view's": """
         async def other(request):
@@ -417,30 +542,85 @@ def test_a_view_with_two_urls_is_reported_once(check: Check) -> None:
     assert len(check({"views": ON_ASYNCIO, "urls": urls})) == 1
 
 
-def test_views_of_a_package(check: Check) -> None:
-    """The views of an installed package are reported once, with what can be written."""
-    package = """
-    async def one(request):
-        await asyncio.sleep(1)
+PACKAGE = """
+async def one(request):
+    await asyncio.sleep(1)
 
+async def ticks():
+    await asyncio.sleep(1)
+    yield "tick"
+
+def two(request):
+    return StreamingHttpResponse(ticks())
+
+def three(request):
     async def ticks():
         await asyncio.sleep(1)
         yield "tick"
 
-    def two(request):
-        return StreamingHttpResponse(ticks())
+    return StreamingHttpResponse(ticks())
+"""
+
+
+@pytest.mark.parametrize("name", ["one", "two", "three"])
+def test_a_view_of_a_package(check: Check, name: str) -> None:
+    """The hint says what can be written in the URLs; the package stays as it is."""
+    urls = f"""
+    from django.urls import path
+    from parcels import {name}
+
+    urlpatterns = [path("", {name}), path("again/", {name})]
     """
+    [message] = check({"site-packages/parcels/__init__.py": PACKAGE, "urls": urls})
+    assert message.msg == (
+        f"Views of the package parcels, such as parcels.{name}, use asyncio.sleep, "
+        "which does not work on Trio."
+    )
+    assert "asyncio_island(view)" in str(message.hint)
+    assert "parcels/__init__.py:" in str(message.obj)
+
+
+def test_a_package_is_reported_once(check: Check) -> None:
+    """However many of its views use asyncio."""
     urls = """
     from django.urls import path
     from parcels import one, two
 
     urlpatterns = [path("one/", one), path("two/", two)]
     """
-    files = {"site-packages/parcels/__init__.py": package, "urls": urls}
-    [message] = check(files)
-    assert message.msg.startswith("Views of the package parcels, such as parcels.one,")
-    assert "asyncio_island(view)" in str(message.hint)
-    assert "parcels/__init__.py:" in str(message.obj)
+    files = {"site-packages/parcels/__init__.py": PACKAGE, "urls": urls}
+    assert len(check(files)) == 1
+
+
+def test_a_project_that_is_installed(check: Check) -> None:
+    """The package with the URLconf is the project, wherever it is."""
+    files = {
+        "site-packages/parcels/__init__.py": PACKAGE,
+        "site-packages/parcels/urls.py": """
+        from django.urls import path
+        from parcels import one, two
+
+        urlpatterns = [path("one/", one), path("two/", two)]
+        """,
+    }
+    found = check(files, ROOT_URLCONF="parcels.urls")
+    assert [message.msg.split()[2] for message in found] == [
+        "parcels.one",
+        "parcels.two",
+    ]
+
+
+def test_a_function_of_asyncio_that_was_replaced(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """trio-asyncio replaces some; they still have asyncio's names."""
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: None)
+    code = """
+    async def view(request):
+        asyncio.get_running_loop()  # !
+    """
+    [message] = check({"views": code})
+    assert "uses asyncio.get_running_loop," in message.msg
 
 
 def test_wrong_settings_come_first(check: Check) -> None:
@@ -553,6 +733,18 @@ def test_undeclared_hooks(check: Check, declared: str, hooks: list[str]) -> None
         assert f"loop_safe_hooks = {names} in the class" in str(message.hint)
 
 
+def test_hooks_that_its_own_call_calls(check: Check) -> None:
+    """Nothing is said of them: the middleware is called as a whole."""
+    code = """
+    class middleware(MiddlewareMixin):
+        def process_request(self, request): ...
+
+        def __call__(self, request):
+            return self.get_response(request)
+    """
+    assert check_middleware(check, code) == []
+
+
 def test_middleware_that_costs_nothing(check: Check) -> None:
     """Nothing is said of async-capable middleware, nor of Django's own."""
     code = """
@@ -645,6 +837,9 @@ CONSOLE = {
 }
 
 
+SILENT = {"level": "CRITICAL"}
+
+
 @pytest.mark.parametrize(
     ("settings", "ids"),
     [
@@ -653,6 +848,10 @@ CONSOLE = {
         ({"LOGGING": {}, "ADMINS": [("Ada", "ada@example.com")]}, []),
         ({"LOGGING": CONSOLE}, []),
         ({"LOGGING_CONFIG": None}, []),
+        (
+            {"LOGGING": {**CONSOLE, "loggers": {"django.request": SILENT}}},
+            ["trio_asgi.W014"],
+        ),
         (
             {"LOGGING": {**CONSOLE, "root": {}, "loggers": {"django.request": {}}}},
             ["trio_asgi.W014"],
@@ -679,6 +878,15 @@ def test_logging_in_a_test_run(check: Check, monkeypatch: pytest.MonkeyPatch) ->
     [message] = check({"views": VIEW}, DEBUG=False)
     assert message.id == "trio_asgi.W014"
     monkeypatch.setattr(mail, "outbox", [], raising=False)
+    assert check({"views": VIEW}, DEBUG=False) == []
+
+
+def test_logging_by_a_tool(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tools such as Sentry take records where the logger calls its handlers."""
+    monkeypatch.setattr(logging.root, "handlers", [logging.NullHandler()])
+    [message] = check({"views": VIEW}, DEBUG=False)
+    assert message.id == "trio_asgi.W014"
+    monkeypatch.setattr(logging.Logger, "callHandlers", lambda *_: None)
     assert check({"views": VIEW}, DEBUG=False) == []
 
 

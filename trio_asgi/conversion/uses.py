@@ -40,40 +40,57 @@ class Use:
     place: Place
 
 
+#: A function to read, the class that calls it as a method, and whether the loop runs it
+#: even if it is sync.
+_Step = tuple[FunctionType, "type | None", bool]
+
+
 class Search:
-    """Searches own code for uses of asyncio."""
+    """Searches own code for uses of asyncio; reads each function once."""
 
     def __init__(self, is_own: IsOwn) -> None:
         """Take what tells own code from other code, which is not searched."""
         self.is_own = is_own
         self.sources = Sources()
+        self._read: dict[_Step, tuple[list[Use], list[_Step]]] = {}
 
     def uses_in(self, thing: Any) -> Iterator[Use]:
         """Yield the uses in what an async or sync callable runs on the loop.
 
         In sync code these are the uses in the async functions that it refers to.
         """
+        # In a list, not by recursion: calls may be nested deeply.
+        steps = [*self._steps_to(thing, on_loop=False)]
         seen = set()
-        left = [(thing, False)]
-        for referred, on_loop in left:
-            for function, cls in self._functions_in(referred):
-                node = self.sources.node_of(function)
-                key = function.__code__, on_loop
-                if node is None or key in seen:
-                    continue
-                seen.add(key)
+        for step in steps:
+            if step not in seen:
+                seen.add(step)
+                uses, further = self._uses_at(step)
+                yield from uses
+                steps += further
+
+    def _uses_at(self, step: _Step) -> tuple[list[Use], list[_Step]]:
+        """Return the uses in one function, and what it refers to."""
+        if step not in self._read:
+            function, cls, on_loop = step
+            further: list[_Step] = []
+            uses: list[Use] = []
+            if node := self.sources.node_of(function):
                 reader = _Reader(self.is_own, function, node, cls)
                 reader.read(node, on_loop=on_loop)
-                yield from reader.uses
-                left += reader.referred
+                uses = reader.uses
+                for referred, below_loop in reader.referred:
+                    further += self._steps_to(referred, on_loop=below_loop)
+            self._read[step] = uses, further
+        return self._read[step]
 
-    def _functions_in(self, thing: Any) -> Iterator[tuple[FunctionType, type | None]]:
+    def _steps_to(self, thing: Any, *, on_loop: bool) -> Iterator[_Step]:
         for code in code_in(thing, self.is_own):
             if isinstance(code, FunctionType):
-                yield code, None
+                yield code, None, on_loop
             else:
                 for method in methods_of(code, self.is_own):
-                    yield method, code
+                    yield method, code, on_loop
 
 
 class _Reader:
