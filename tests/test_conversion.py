@@ -924,6 +924,11 @@ def test_converted_asgi_module(check: Check, code: str) -> None:
     assert check({"views": VIEW, "asgi": code}) == []
 
 
+def test_asgi_module_with_a_syntax_error(check: Check) -> None:
+    """The server reports it; commands that do not need the module still run."""
+    assert check({"views": VIEW, "asgi": ASGI + "if"}) == []
+
+
 def test_asgi_module_that_is_not_there(check: Check) -> None:
     """Other checks report wrong settings."""
     assert check({"views": VIEW}, ASGI_APPLICATION="nothing.asgi.application") == []

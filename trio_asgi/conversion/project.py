@@ -99,9 +99,13 @@ def check_asgi_module() -> Iterator[CheckMessage]:
     file = _asgi_file()
     if file is None:
         return
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (SyntaxError, ValueError):
+        return  # the server reports it; commands do not need this module
     imports = [
         (node, node.module or "", {alias.name for alias in node.names})
-        for node in ast.walk(ast.parse(Path(file).read_bytes()))
+        for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
     ]
     if any(module.partition(".")[0] == "trio_asgi" for _, module, _ in imports):
