@@ -328,7 +328,7 @@ def test_a_class_based_view_is_kept_on_asyncio_in_the_urls(check: Check) -> None
     """
     [message] = check({"views": code})
     assert str(message.hint).startswith(
-        "Or keep the view on asyncio: write asyncio_island(view.as_view()) in the URLs"
+        "Keep the view on asyncio: write asyncio_island(view.as_view()) in the URLs"
     )
 
 

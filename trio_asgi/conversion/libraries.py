@@ -30,6 +30,7 @@ _ROUTINES: Final = (FunctionType, BuiltinFunctionType, MethodType)
 
 #: What does the same on Trio.
 ON_TRIO: Final = {
+    "aiohttp": "httpx",
     "asyncio.Event": "trio.Event",
     "asyncio.Lock": "trio.Lock",
     "asyncio.Queue": "trio.open_memory_channel",

@@ -132,8 +132,11 @@ def _warning_of_view(codes: list[Any], use: Use, search: Search) -> CheckMessage
         island = "@asyncio_island above the view" + (f" ({place})" if place else "")
     return CheckWarning(
         f"The view {name_of(view)} uses {use.name}, which does not work on Trio.",
-        hint=f"{_advice(use)}Or keep the view on asyncio: write {island}, imported "
-        'from trio_asgi; or TRIO_ASGI = {"ASYNCIO_VIEWS": True} for all views.',
+        hint=_hint(
+            use,
+            f"keep the view on asyncio: write {island}, imported from trio_asgi; or "
+            'TRIO_ASGI = {"ASYNCIO_VIEWS": True} for all views.',
+        ),
         obj=use.place,
         id="trio_asgi.W011",
     )
@@ -166,14 +169,14 @@ def check_middleware() -> Iterator[CheckMessage]:
         if use := next(search.uses_in(middleware), None):
             yield CheckWarning(
                 f"The middleware {path} uses {use.name}, which does not work on Trio.",
-                hint=f"{_advice(use)}{_IN_ISLAND}" if own else replacement_of(path),
+                hint=_hint(use, _IN_ISLAND) if own else replacement_of(path),
                 obj=use.place,
                 id="trio_asgi.W012",
             )
 
 
 _IN_ISLAND: Final = (
-    "Or call the asyncio code by way of trio_asgi.asyncio_island: "
+    "call the asyncio code by way of trio_asgi.asyncio_island: "
     "await asyncio_island(function)(arguments). ASYNCIO_VIEWS is only about views."
 )
 
@@ -187,9 +190,11 @@ def replacement_of(path: str) -> str:
     return "Look for a newer version, or for another package."
 
 
-def _advice(use: Use) -> str:
+def _hint(use: Use, otherwise: str) -> str:
     instead = ON_TRIO.get(use.name)
-    return f"On Trio, write {instead} instead. " if instead else ""
+    if instead is None:
+        return otherwise[0].upper() + otherwise[1:]
+    return f"On Trio, write {instead} instead. Or {otherwise}"
 
 
 def name_of(code: Any) -> str:
