@@ -86,6 +86,7 @@ def be_a_host(pipe: Connection) -> None:
         life = Lifespan(
             application,
             nullcontext,
+            started=lambda: None,
             shutdown_seconds=1,
             beside=leave_sigterm_to_parent,
             after=nothing,

@@ -62,6 +62,7 @@ WITH_CODE = {
     "docs/tutorial.md",
     "docs/howto/containers.md",
     "docs/howto/debugging.md",
+    "docs/howto/converting.md",
     "docs/howto/deployment.md",
     "docs/howto/files.md",
     "docs/howto/from-asyncio.md",
@@ -230,6 +231,73 @@ async def test_tutorial_background(
         assert site["sent"] == []
     assert site["sent"] == ["receipt"]
     assert site["rates"] == {"minutes": 1}
+
+
+#: Each block of ``asgi.py``, by its page and number; a reader pastes it as a file.
+ASGI_FILES = {
+    f"{page.stem} {number}": (page, code)
+    for page in PAGES
+    for number, code in enumerate(
+        [code for name, code in code_of(page) if name == "mysite.asgi"], 1
+    )
+}
+
+
+@pytest.mark.parametrize(("page", "code"), ASGI_FILES.values(), ids=ASGI_FILES)
+def test_asgi_files(tmp_path: Path, page: Path, code: str) -> None:
+    """Each block of asgi.py works as the whole file, in a new project."""
+    run_python(tmp_path, "-m", "django", "startproject", "mysite", ".")
+    # With the page's other new modules, which it may import.
+    files = {f"{name.replace('.', '/')}.py": other for name, other in code_of(page)}
+    new = {file for file in files if not (tmp_path / file).exists()} - {"page.py"}
+    write_files(tmp_path, {file: files[file] for file in new})
+    write_files(tmp_path, {"mysite/asgi.py": code})
+    serve_once = """
+import trio
+from mysite.asgi import application
+from trio_asgi.testing import ApplicationCommunicator, http_scope
+
+async def main():
+    async with ApplicationCommunicator(application, {"type": "lifespan"}) as server:
+        await server.send_input({"type": "lifespan.startup"})
+        print((await server.receive_output())["type"])
+        scope = http_scope("/", headers={"host": "localhost"})
+        async with ApplicationCommunicator(application, scope) as client:
+            await client.send_input({"type": "http.request"})
+            print((await client.receive_output())["status"])
+
+trio.run(main)
+"""
+    done = run_python(tmp_path, "-c", serve_once)
+    assert done.stdout.split() == ["lifespan.startup.complete", "200"], done.stderr
+
+
+async def test_converting(execute: Callable[[str], Site]) -> None:
+    """Converting: the views answer before and after."""
+    site = execute("docs/howto/converting.md")
+    app = application(
+        path("before/", site["prices"]),
+        path("after/", site["prices_on_trio"]),
+        middleware=["mysite.middleware.limit"],
+    )
+    answers = [
+        json.loads((await request(app, address)).body)
+        for address in ("/before/", "/after/")
+    ]
+    prices = ["The price at north", "The price at south"]
+    assert answers == [{"prices": prices}, {"prices": prices}]
+
+
+def test_converting_settings(tmp_path: Path) -> None:
+    """Converting: the checks have nothing to say of the page's settings."""
+    page = ROOT / "docs/howto/converting.md"
+    blocks = [code for name, code in code_of(page) if name == "mysite.settings"]
+    settings = "\n".join([*blocks, 'SECRET_KEY = "for the tests alone"'])
+    write_files(tmp_path, {"mysite/settings.py": settings})
+    options = ("--settings", "mysite.settings", "--tag", "trio_asgi")
+    command = ("-m", "django", "check", *options, "--fail-level", "INFO")
+    done = run_python(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
 
 
 async def test_deployment(execute: Callable[[str], Site]) -> None:

@@ -28,6 +28,7 @@ RANKS = [
     "request",
     "chain",
     "hops",
+    "conversion",
     "ranges transactions",
     "middleware uploads checks",
     "apps",

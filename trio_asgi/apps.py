@@ -9,17 +9,19 @@ from . import conf
 from .bridge.install import install_bridge
 from .bridge.pool_options import configure_threads
 from .checks import check_settings
+from .conversion.checks import check_conversion
 
 
 class TrioAsgiConfig(AppConfig):
-    """Installs the bridge for management commands and tests, and checks settings."""
+    """Installs the bridge for management commands and tests, and checks the project."""
 
     name = "trio_asgi"
     verbose_name = "Django on Trio"
 
     def ready(self) -> None:
-        """Install the bridge; the system check reports wrong settings."""
-        register(check_settings)
+        """Install the bridge; the system checks report what is wrong."""
+        register(check_settings, "trio_asgi")
+        register(check_conversion, "trio_asgi")
         if any(conf.problems()):
             install_bridge()
         else:

@@ -27,6 +27,7 @@ from .bridge.install import install_bridge
 from .bridge.originals import Original
 from .bridge.pool_options import configure_threads
 from .chain.load import ChainHandler
+from .conversion.checks import log_findings
 from .debugging.watchdog import watch_loop
 from .errors import ClientDisconnected, ends_more_than_request
 from .hops.record import record_hops
@@ -82,6 +83,7 @@ class ASGIHandler(ChainHandler):
         self._lifespan = Lifespan(
             self,
             self.lifespan,
+            started=log_findings,
             shutdown_seconds=conf.get("SHUTDOWN_SECONDS"),
             beside=leave_sigterm_to_parent,
             after=functools.partial(end_islands_and_threads, self),

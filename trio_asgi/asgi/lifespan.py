@@ -40,11 +40,12 @@ class Lifespan:
     cancelled.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what differs between applications
         self,
         owner: object,
         context: Callable[[], AbstractAsyncContextManager[None]],
         *,
+        started: Callable[[], None],
         shutdown_seconds: float,
         beside: Callable[[], Awaitable[None]],
         after: Callable[[], Awaitable[None]],
@@ -54,6 +55,7 @@ class Lifespan:
         Args:
             owner: The application.
             context: Entered at start-up and left at shutdown.
+            started: Called when the context has been entered. Must not raise.
             shutdown_seconds: How long the nursery's tasks may run on at shutdown, and
                 then how long cancelled tasks may wait for threads and asyncio code.
             beside: Runs all the time, and is cancelled at the end. Must not raise.
@@ -61,6 +63,7 @@ class Lifespan:
         """
         self._owner = owner
         self._context = context
+        self._started = started
         self._shutdown_seconds = shutdown_seconds
         self._beside = beside
         self._after = after
@@ -121,6 +124,7 @@ class Lifespan:
         async def live() -> None:
             nonlocal phase
             async with self._context(), trio.open_nursery() as nursery:
+                self._started()
                 phase = "shutdown"
                 self._open(nursery)
                 await send({"type": "lifespan.startup.complete"})

@@ -1,0 +1,1 @@
+"""System checks that say what a project needs to run well on Trio."""
