@@ -25,6 +25,7 @@ from event_stream_parser import Dispatched, parse
 from support import application, http_scope, receive_answer, request
 from thread_support import cancel_later
 from trio_asgi import ASGIRequest, asyncio_island
+from trio_asgi.asgi.order import SendOrder
 from trio_asgi.errors import leaves
 from trio_asgi.response.event_stream import EventStream
 from trio_asgi.response.send import close_stream, send_parts
@@ -680,6 +681,40 @@ async def test_a_cancellation_at_any_step(reads: bool) -> None:
     assert {parts for parts, _ in reached} == {0, 1, 2}
     end = "asked for more cancelled" if reads else "closed"
     assert (2, f"{end} cleaned up") in reached
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+async def test_a_server_that_cancels_during_a_message_gets_its_cancellation(
+    at: int,
+) -> None:
+    """The first message, a part or the last one; no message is out of order."""
+    sent: list[Any] = []
+
+    async def events() -> AsyncIterator[str]:
+        yield "one"
+
+    async def view(request: ASGIRequest) -> EventStream:
+        return EventStream(events())
+
+    async def receive() -> Any:
+        if not inputs:
+            await trio.sleep_forever()
+        return inputs.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) - 1 == at:
+            scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    app = application(path("", view))  # type: ignore[arg-type]
+    inputs = [{"type": "http.request"}]
+    with trio.CancelScope() as scope:
+        await app(http_scope(), receive, send)
+    assert scope.cancelled_caught
+    order = SendOrder("http")
+    for message in sent:
+        order.advance(message)
 
 
 async def test_events_that_are_never_sent() -> None:

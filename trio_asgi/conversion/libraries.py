@@ -37,7 +37,7 @@ ON_TRIO: Final = {
     "asyncio.Semaphore": "trio.Semaphore",
     "asyncio.TaskGroup": "trio.open_nursery",
     "asyncio.as_completed": "trio.open_nursery",
-    "asyncio.create_task": "trio.open_nursery, or start_soon of the application,",
+    "asyncio.create_task": "trio.open_nursery, or trio_asgi.start_soon,",
     "asyncio.ensure_future": "trio.open_nursery",
     "asyncio.gather": "trio.open_nursery",
     "asyncio.shield": "trio.CancelScope(shield=True)",

@@ -198,7 +198,8 @@ async def send_answer(
         try:
             await send_response(response, sender)
         except trio.Cancelled:
-            if getattr(response, "ends_cleanly", False) and not state.aborted:
+            ends = getattr(response, "ends_cleanly", False) and not state.aborted
+            if ends and sender.begun and not sender.complete:
                 await end_body(sender)
             raise
         return
