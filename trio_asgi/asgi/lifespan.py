@@ -87,8 +87,9 @@ class Lifespan:
         if nursery is None or self._token is None:
             raise RuntimeError(
                 "No nursery outlives this request: the server has sent no "
-                "lifespan.startup, or is shutting down. Start the task in a nursery "
-                "of the view, or use a server with lifespan support."
+                "lifespan.startup, lifespan() has not reached its yield, or the server "
+                "is shutting down. Start the task in a nursery of the view or of "
+                "lifespan(), or use a server with lifespan support."
             )
         if (
             trio.lowlevel.in_trio_run()
