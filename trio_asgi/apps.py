@@ -8,7 +8,7 @@ from django.core.checks import register
 from . import conf
 from .bridge.install import install_bridge
 from .bridge.pool_options import configure_threads
-from .checks import check_settings
+from .checks import check_order_of_apps, check_settings
 
 
 class TrioAsgiConfig(AppConfig):
@@ -18,8 +18,9 @@ class TrioAsgiConfig(AppConfig):
     verbose_name = "Django on Trio"
 
     def ready(self) -> None:
-        """Install the bridge; the system check reports wrong settings."""
+        """Install the bridge; system checks report what is wrong in the settings."""
         register(check_settings)
+        register(check_order_of_apps)
         if any(conf.problems()):
             install_bridge()
         else:
