@@ -8,7 +8,7 @@ from django.core.checks import register
 from . import conf
 from .bridge.install import install_bridge
 from .bridge.pool_options import configure_threads
-from .checks import check_settings
+from .checks import check_order_of_apps, check_settings
 from .conversion.checks import check_conversion
 
 
@@ -21,6 +21,7 @@ class TrioAsgiConfig(AppConfig):
     def ready(self) -> None:
         """Install the bridge; the system checks report what is wrong."""
         register(check_settings, "trio_asgi")
+        register(check_order_of_apps, "trio_asgi")
         register(check_conversion, "trio_asgi")
         if any(conf.problems()):
             install_bridge()

@@ -27,6 +27,7 @@ if sys.platform == "win32":
         "test_hostile_clients.py",
         "test_mounted.py",
         "test_requests.py",
+        "test_runserver.py",
         "test_shutdown.py",
         "test_startup.py",
         "test_stuck.py",

@@ -67,6 +67,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Enough for all forms but the one that sends a file: its view sets its own limit.
 TRIO_ASGI = {"MAX_BODY_SIZE": 2**20}
 
+ASGI_APPLICATION = "teahouse.asgi.application"  # for runserver
 ROOT_URLCONF = "teahouse.urls"
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "home"
