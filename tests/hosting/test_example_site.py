@@ -270,6 +270,13 @@ def test_upload_without_a_file(client: httpx.Client) -> None:
     assert "This field is required." in page.text
 
 
+def test_upload_needs_its_csrf_token(client: httpx.Client, media: Path) -> None:
+    """An upload that did not come from the site is refused, and its file deleted."""
+    answer = client.post("/uploads/", files={"file": ("leaves.bin", b"leaves")})
+    assert answer.status_code == 403
+    assert [*media.iterdir()] == []
+
+
 def multipart(**fields: str) -> tuple[dict[str, str], bytes]:
     """Return a form's headers, and its body up to the content of a file."""
     boundary = "leaves"

@@ -13,10 +13,8 @@ from django.contrib import messages
 from django.core.files.uploadedfile import UploadedFile
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.csrf import csrf_exempt, csrf_protect
 
 import trio_asgi
-from trio_asgi.uploads import StorageUploadHandler
 
 from .forms import OrderForm, QuoteForm, UploadForm
 from .market import Market
@@ -93,25 +91,14 @@ async def prices(request: HttpRequest) -> trio_asgi.EventStream:
     return trio_asgi.EventStream(exchange.watch())
 
 
-@csrf_exempt  # take_upload() checks the token, when the form is parsed
 @trio_asgi.stream_body
 @trio_asgi.limit_body(max_size=20 * 2**30)
 async def uploads(request: HttpRequest) -> HttpResponse:
-    """Write a file to the storage while it arrives."""
-    request.upload_handlers = [
-        ProgressHandler(request),
-        StorageUploadHandler(request),
-    ]
+    """Take a file that the upload handlers write to disk while it arrives."""
     await request.aread()
-    return await take_upload(request)
-
-
-@csrf_protect
-async def take_upload(request: HttpRequest) -> HttpResponse:
-    """Record the file; the file itself is deleted with the request."""
     form = UploadForm(request.POST or None, request.FILES or None)
     if form.is_valid():
-        file = form.cleaned_data["file"]
+        file = form.cleaned_data["file"]  # is deleted with the request
         await Upload.objects.acreate(
             name=file.name,
             size=file.size,

@@ -67,6 +67,13 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Enough for all forms but the one that sends a file: its view sets its own limit.
 TRIO_ASGI = {"MAX_BODY_SIZE": 2**20}
 
+# Anybody can have files written by sending them to any form, but only so many bytes,
+# and only for the duration of the request.
+FILE_UPLOAD_HANDLERS = [
+    "shop.progress.ProgressHandler",
+    "trio_asgi.uploads.StorageUploadHandler",
+]
+
 ROOT_URLCONF = "teahouse.urls"
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "home"
