@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ._browser import browser
+
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "examples" / "site"
 
@@ -163,6 +165,7 @@ def test_pages_show_their_source(client: httpx.Client) -> None:
     [
         ("shop/style.css", "text/css"),
         ("shop/cup.svg", "image/svg+xml"),
+        ("shop/live.js", "javascript"),
         ("shop/market.js", "javascript"),
         ("shop/uploads.js", "javascript"),
         ("admin/css/base.css", "text/css"),
@@ -363,6 +366,17 @@ def test_market_counts_who_leaves(client: httpx.Client) -> None:
             assert next(arrived) == 2
             assert 2 in islice(counts, PATIENCE)
         assert 1 in islice(counts, PATIENCE)
+
+
+def test_a_browser_watches_the_market(client: httpx.Client) -> None:
+    """A browser that shows the page counts as a watcher until another tab covers it."""
+    with client.stream("GET", "/market/prices/") as staying:
+        counts = watchers(staying)
+        assert next(counts) == 1
+        with browser(f"{client.base_url}/market/") as open_tab:
+            assert 2 in islice(counts, PATIENCE)
+            open_tab("about:blank")
+            assert 1 in islice(counts, PATIENCE)
 
 
 def test_setup_demo_again(database: Path) -> None:

@@ -1,7 +1,6 @@
 """The pages. Async views are Trio functions; sync views are as in any project."""
 
 import hashlib
-import time
 from dataclasses import dataclass
 from decimal import Decimal
 from operator import attrgetter
@@ -80,14 +79,12 @@ async def quotes(request: HttpRequest) -> HttpResponse:
 
 
 def market(request: HttpRequest) -> HttpResponse:
-    """Show the last minute's prices; the page's script then listens to prices()."""
-    now = time.time()
-    past = [exchange.price(now - ago) for ago in range(60, 0, -1)]
-    return render(request, "shop/market.html", {"past": past})
+    """Show the page; its script listens to prices()."""
+    return render(request, "shop/market.html")
 
 
 async def prices(request: HttpRequest) -> trio_asgi.EventStream:
-    """Stream the price while the visitor stays."""
+    """Stream the prices while the visitor watches."""
     return trio_asgi.EventStream(exchange.watch())
 
 
