@@ -187,16 +187,35 @@ def test_quotes_come_at_the_deadline(client: httpx.Client) -> None:
     assert found is not None
     # The slowest supplier takes 4.5 seconds, all of them together take 9.
     assert 1 <= float(found[1]) < 4.5
-    row = r'"name">(.*?) <small>.*?"total">(?:<.*?/span> )?(.*?)</span>'
-    shown = dict(re.findall(row, page, re.DOTALL))
+    shown = suppliers(page)
     assert shown["Blue Kettle"] == "€ 67.20"
     assert shown["The Last Caravan"] == "no answer in time"
+
+
+def suppliers(page: str) -> dict[str, str]:
+    """Return what the page says of each supplier."""
+    row = r'"name">(.*?) <small>.*?"total">(?:<.*?/span> )?(.*?)</span>'
+    return dict(re.findall(row, page, re.DOTALL))
+
+
+def test_a_supplier_that_fails(client: httpx.Client) -> None:
+    """Suppliers that have answered are shown; the others are cancelled at once."""
+    page = client.get("/quotes/?kilos=3&patience=2.0&breakdown=on").text
+    shown = suppliers(page)
+    assert shown["Blue Kettle"] == "€ 67.20"
+    assert shown["Nilgiri Growers"] == "failed"
+    assert shown["The Last Caravan"] == "cancelled"
+    found = re.search(r'id="elapsed">([\d.]+) s<', page)
+    assert found is not None
+    # That is when it fails; with the others, it would take two seconds.
+    assert 0.7 <= float(found[1]) < 2
 
 
 def test_quotes_refuse_nonsense(client: httpx.Client) -> None:
     """The form reports a mistake, and no supplier is asked."""
     page = client.get("/quotes/", params={"kilos": 0, "patience": "1.0"}).text
     assert "greater than or equal to 1" in page
+    assert "No supplier was asked." in page
     assert 'id="elapsed"' not in page
 
 

@@ -1,6 +1,7 @@
 """The pages. Async views are Trio functions; sync views are as in any project."""
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from operator import attrgetter
@@ -20,6 +21,9 @@ from .market import Market
 from .models import Order, Supplier, Upload
 from .progress import ProgressHandler
 
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
 # Each page says who is signed in. That needs the database, so async views
 # render their template in the request's thread.
 arender = sync_to_async(render)
@@ -32,32 +36,49 @@ def home(request: HttpRequest) -> HttpResponse:
     return render(request, "shop/home.html")
 
 
+class SupplierError(Exception):
+    """A supplier's web site failed."""
+
+
 @dataclass
 class Quote:
-    """A supplier's answer: None until it comes."""
+    """A supplier's answer: the total is None until it comes."""
 
     supplier: Supplier
+    fails: bool = False
+    failed: bool = False
     total: Decimal | None = None
-    seconds: float | None = None
+    seconds: float = 0
 
     async def ask(self, kilos: int) -> None:
         """Pretend to ask the supplier's web site."""
         started = trio.current_time()
-        await trio.sleep(self.supplier.latency)
-        self.total = self.supplier.price * kilos
-        self.seconds = trio.current_time() - started
+        try:
+            await trio.sleep(self.supplier.latency)
+            if self.fails:
+                self.failed = True
+                raise SupplierError(self.supplier)
+            self.total = self.supplier.price * kilos
+        finally:  # also when the nursery cancels this task
+            self.seconds = trio.current_time() - started
 
 
-async def ask_all(kilos: int, patience: float) -> list[Quote]:
+async def ask_all(kilos: int, patience: float, *, breakdown: bool) -> list[Quote]:
     """Ask all suppliers at once, and wait for so many seconds at most."""
-    suppliers = Supplier.objects.all()
-    answers = [Quote(supplier) async for supplier in suppliers]
-    # No task outlives this block: not after the deadline, not
-    # when another one fails, not when the visitor leaves.
-    with trio.move_on_after(patience):
-        async with trio.open_nursery() as nursery:
-            for quote in answers:
-                nursery.start_soon(quote.ask, kilos)
+    answers = [
+        Quote(supplier, fails=breakdown and supplier.name == "Nilgiri Growers")
+        async for supplier in Supplier.objects.all()
+    ]
+    try:
+        # No task outlives this block: not after the deadline, not
+        # when another one fails, not when the visitor leaves.
+        with trio.move_on_after(patience):
+            async with trio.open_nursery() as nursery:
+                for quote in answers:
+                    nursery.start_soon(quote.ask, kilos)
+    except ExceptionGroup as group:  # Python 3.11: except* SupplierError
+        if others := group.split(SupplierError)[1]:
+            raise others from None
     return answers
 
 
@@ -66,14 +87,14 @@ async def quotes(request: HttpRequest) -> HttpResponse:
     form = QuoteForm(request.GET or {"kilos": 10, "patience": "1.0"})
     context: dict[str, object] = {"form": form}
     if form.is_valid():
-        started = trio.current_time()
         answers = await ask_all(**form.cleaned_data)
         in_time = [quote for quote in answers if quote.total is not None]
         context |= {
-            "elapsed": trio.current_time() - started,
+            "elapsed": max((quote.seconds for quote in answers), default=0),
             "one_by_one": sum(quote.supplier.latency for quote in answers),
             "in_time": sorted(in_time, key=attrgetter("total")),
             "late": [quote for quote in answers if quote.total is None],
+            "failed": any(quote.failed for quote in answers),
         }
     return await arender(request, "shop/quotes.html", context)
 
