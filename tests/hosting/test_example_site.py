@@ -403,6 +403,7 @@ def test_setup_demo_again(database: Path) -> None:
     before = manage(database, "dumpdata", "auth.user", "shop.supplier")
     assert "Sign in as demo, password demo" in manage(database, "setup_demo")
     assert manage(database, "dumpdata", "auth.user", "shop.supplier") == before
+    assert manage(database, "setup_demo", "--verbosity", "0") == ""
 
 
 def test_migrations_are_complete(database: Path) -> None:
