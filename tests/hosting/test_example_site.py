@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -140,6 +142,7 @@ def watchers(stream: httpx.Response) -> Iterator[int]:
         ("/", "A tea house, run on Trio"),
         ("/quotes/", "Ask every supplier"),
         ("/market/", "The market, live"),
+        ("/advice/", "Ask the tea master"),
         ("/uploads/", "Send a file"),
         ("/orders/", "The order book"),
         ("/accounts/login/", "Sign in"),
@@ -165,6 +168,7 @@ def test_pages_show_their_source(client: httpx.Client) -> None:
     [
         ("shop/style.css", "text/css"),
         ("shop/cup.svg", "image/svg+xml"),
+        ("shop/advice.js", "javascript"),
         ("shop/live.js", "javascript"),
         ("shop/market.js", "javascript"),
         ("shop/uploads.js", "javascript"),
@@ -396,6 +400,37 @@ def test_a_browser_watches_the_market(client: httpx.Client) -> None:
             assert 2 in islice(counts, PATIENCE)
             open_tab("about:blank")
             assert 1 in islice(counts, PATIENCE)
+
+
+@contextmanager
+def events(client: httpx.Client, path: str) -> Iterator[Iterator[Any]]:
+    """Read a stream of events, from JSON."""
+    with client.stream("GET", path) as stream:
+        lines = filter(None, stream.iter_lines())
+        yield (json.loads(line.removeprefix("data: ")) for line in lines)
+
+
+def test_the_whole_advice(client: httpx.Client) -> None:
+    """Without JavaScript, the answer is a page of plain text."""
+    answer = client.get("/advice/answer/", params={"tea": "none"})
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.text == "I do not know that tea. "
+
+
+def test_the_tea_master_stops(client: httpx.Client) -> None:
+    """When the visitor leaves, the view's connection to the other server ends."""
+    with events(client, "/tea-master/work/") as work:
+        before = next(work)
+        assert before["listeners"] == 0
+        answer = client.stream("GET", "/advice/answer/", params={"tea": "assam"})
+        with answer as stream:
+            words = stream.iter_text()
+            assert next(words).startswith("Assam")
+            assert any(now["listeners"] == 1 for now in islice(work, PATIENCE))
+        after = next(now for now in islice(work, PATIENCE) if not now["listeners"])
+        # The answer has 74 words.
+        assert 0 < after["words"] - before["words"] < 74
+        assert [next(work), next(work)] == [after, after]
 
 
 def test_setup_demo_again(database: Path) -> None:

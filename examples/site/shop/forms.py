@@ -17,6 +17,12 @@ class QuoteForm(forms.Form):
     breakdown = forms.BooleanField(required=False, label="Let Nilgiri Growers fail")
 
 
+class AdviceForm(forms.Form):
+    """The tea to ask about."""
+
+    tea = forms.ChoiceField(choices=Order.Tea, label="How do I brew")
+
+
 class OrderForm(forms.ModelForm):
     """A new line for the order book."""
 

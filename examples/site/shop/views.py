@@ -2,24 +2,28 @@
 
 import hashlib
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from decimal import Decimal
 from operator import attrgetter
 from uuid import UUID, uuid4
 
+import httpx
 import trio
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.files.uploadedfile import UploadedFile
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 
 import trio_asgi
 
-from .forms import OrderForm, QuoteForm, UploadForm
+from .forms import AdviceForm, OrderForm, QuoteForm, UploadForm
 from .market import Market
 from .models import Order, Supplier, Upload
 from .progress import ProgressHandler
+from .tea_master import TeaMaster
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -28,7 +32,12 @@ if sys.version_info < (3, 11):
 # render their template in the request's thread.
 arender = sync_to_async(render)
 
+PLAIN_TEXT = "text/plain; charset=utf-8"
+
 exchange = Market()
+master = TeaMaster()
+# All requests share it: making one takes long, and it keeps connections open.
+client = httpx.AsyncClient(trust_env=False)
 
 
 def home(request: HttpRequest) -> HttpResponse:
@@ -107,6 +116,38 @@ def market(request: HttpRequest) -> HttpResponse:
 async def prices(request: HttpRequest) -> trio_asgi.EventStream:
     """Stream the prices while the visitor watches."""
     return trio_asgi.EventStream(exchange.watch())
+
+
+def advice(request: HttpRequest) -> HttpResponse:
+    """Show the form; its script reads answer() as it comes."""
+    return render(request, "shop/advice.html", {"form": AdviceForm()})
+
+
+async def answer(request: HttpRequest) -> StreamingHttpResponse:
+    """Pass on what the tea master says, word by word."""
+    host, port = request.scope["server"]
+    url = f"http://{host}:{port}{reverse('tea_master')}"
+    words = ask_tea_master(url, request.GET.get("tea", ""))
+    return StreamingHttpResponse(words, content_type=PLAIN_TEXT)
+
+
+async def ask_tea_master(url: str, tea: str) -> AsyncIterator[str]:
+    """Ask over HTTP. When the visitor leaves, the connection is closed."""
+    async with client.stream("GET", url, params={"tea": tea}) as response:
+        response.raise_for_status()
+        async for words in response.aiter_text():
+            yield words
+
+
+async def tea_master(request: HttpRequest) -> StreamingHttpResponse:
+    """Be the other server: think of each word, and count the listeners."""
+    words = master.explain(request.GET.get("tea", ""))
+    return StreamingHttpResponse(words, content_type=PLAIN_TEXT)
+
+
+async def tea_master_work(request: HttpRequest) -> trio_asgi.EventStream:
+    """Stream how many listen to the tea master, and how many words he has said."""
+    return trio_asgi.EventStream(master.watch())
 
 
 @trio_asgi.stream_body
