@@ -21,7 +21,7 @@ from trio_asgi.testing import ApplicationCommunicator
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from django.urls import URLPattern
+    from django.urls import URLPattern, URLResolver
 
     from trio_asgi.asgi.types import ASGIApplication, Message, Scope
 
@@ -59,7 +59,7 @@ def http_scope(
 
 
 def application(
-    *urlpatterns: URLPattern,
+    *urlpatterns: URLPattern | URLResolver,
     middleware: Sequence[str] = ("django.middleware.common.CommonMiddleware",),
     handler: type[ASGIHandler] = ASGIHandler,
 ) -> ASGIHandler:

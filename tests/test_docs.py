@@ -34,6 +34,7 @@ from websockets.sync.client import connect as connect_websocket
 
 import trio_asgi
 from event_stream_parser import Dispatched, EventStreamParser
+from hop_support import STARTPROJECT
 from hosting._hosts import HOSTS
 from hosting._server import serve
 from multipart_support import END, field_part, file_part, form_headers, form_request
@@ -54,6 +55,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = {
     "README.md",
     "docs/tutorial.md",
+    "docs/howto/debugging.md",
     "docs/howto/deployment.md",
     "docs/howto/files.md",
     "docs/howto/from-asyncio.md",
@@ -230,6 +232,15 @@ async def test_deployment(execute: Callable[[str], Site]) -> None:
     with override_settings(TRIO_ASGI=site["TRIO_ASGI"]):
         assert [*conf.problems()] == []
     assert site["DATABASES"]["default"]["CONN_MAX_AGE"] == 60
+
+
+async def test_debugging(execute: Callable[[str], Site]) -> None:
+    """Debugging: the page is there, and the view's figures are."""
+    site = execute("docs/howto/debugging.md")
+    app = application(middleware=STARTPROJECT)
+    assert (await request(app, "/__tasks__/")).status == 302
+    answer = await request(application(path("", site["metrics"])))
+    assert answer.body.splitlines()[0] == b"mysite_requests 0"
 
 
 async def test_streaming(

@@ -27,6 +27,7 @@ from .bridge.install import install_bridge
 from .bridge.originals import Original
 from .bridge.pool_options import configure_threads
 from .chain.load import ChainHandler
+from .debugging.watchdog import watch_loop
 from .errors import ClientDisconnected, ends_more_than_request
 from .hops.record import record_hops
 from .hosts.guest import run_as_guest
@@ -86,6 +87,7 @@ class ASGIHandler(ChainHandler):
         )
         if settings.DEBUG:
             record_hops(self)
+            watch_loop(self)
 
     # The life of a request
 

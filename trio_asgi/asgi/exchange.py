@@ -61,6 +61,8 @@ class Exchange(ABC):
     _timer: Timer[Exchange]
     #: Which message waited at the last check, and at how many checks so far.
     _turn = _checks = 0
+    #: When the request began, after its body if that is read first; by Trio's clock.
+    began_at: float
 
     _nursery: trio.Nursery
 
@@ -141,7 +143,7 @@ class Exchange(ABC):
 
     def _begin(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self._timer.begin(self)
+        self.began_at = self._timer.begin(self)
 
     def abort(self) -> None:
         """Cancel ``respond``, unless all of the response was handed to the server.

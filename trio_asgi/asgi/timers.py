@@ -31,11 +31,17 @@ class Timer(Generic[T]):
         self._deadlines: dict[T, float] = {}
         self._begun = trio.lowlevel.ParkingLot()
 
-    def begin(self, item: T) -> None:
-        """Call the function with ``item`` when the time is over, unless `end` comes."""
+    def begin(self, item: T) -> float:
+        """Call the function with ``item`` when the time is over, unless `end` comes.
+
+        Returns:
+            The time by Trio's clock.
+        """
         if not self._deadlines:
             self._begun.unpark()
-        self._deadlines[item] = trio.current_time() + self._seconds
+        now = trio.current_time()
+        self._deadlines[item] = now + self._seconds
+        return now
 
     def end(self, item: T) -> None:
         """Do not call the function with ``item`` any more."""

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -64,6 +64,14 @@ def used_connections() -> Sequence[BaseDatabaseWrapper]:
         return [opened[alias] for alias in connections.settings if alias in opened]
     # Without settings there are no databases, and the call would fail.
     return connections.all(initialized_only=True) if settings.configured else ()
+
+
+def opened_connections() -> Mapping[str, BaseDatabaseWrapper]:
+    """Return this thread's own dict of its connections, by alias. Worker thread.
+
+    It changes with them, so another thread can see which connections there are.
+    """
+    return vars(connections._connections._storage)  # type: ignore[attr-defined]
 
 
 @contextmanager

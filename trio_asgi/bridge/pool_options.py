@@ -9,7 +9,7 @@ from django.conf import settings
 from trio_asgi import conf
 from trio_asgi.threads.current import existing_pool
 
-from .connections import close_connections, tidy_up
+from .connections import close_connections, opened_connections, tidy_up
 
 
 def configure_threads() -> None:
@@ -59,5 +59,6 @@ def _read_options() -> dict[str, Any]:
 
 _HOOKS: Final[dict[str, Any]] = {
     "tidy": tidy_up,
+    "on_thread_start": opened_connections,
     "on_thread_exit": close_connections,
 }

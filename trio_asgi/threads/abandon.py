@@ -202,7 +202,7 @@ def describe_asyncio_task(task: asyncio.Task[Any]) -> str:
     """Return the name of a task, and of the first function in it that is not ours."""
     coroutine: Any = inspect.unwrap(task.get_coro())  # type: ignore[arg-type]
     while (inner := getattr(coroutine, "cr_await", None)) is not None:
-        if coroutine.cr_frame is None or not _is_own(coroutine.cr_frame):
+        if coroutine.cr_frame is None or not is_own_frame(coroutine.cr_frame):
             break
         coroutine = inner
     return f"code of asyncio, {name_of(coroutine)} in {task.get_name()}"
@@ -213,7 +213,7 @@ def describe_thread(thread: threading.Thread) -> str:
     theirs = []
     frame = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
-        if not _is_own(frame):
+        if not is_own_frame(frame):
             theirs.append(frame)
         frame = frame.f_back
     if not theirs:
@@ -228,7 +228,8 @@ def describe_thread(thread: threading.Thread) -> str:
     return f"{thread.name}, {name}, at {code.co_filename}:{theirs[0].f_lineno}"
 
 
-def _is_own(frame: FrameType) -> bool:
+def is_own_frame(frame: FrameType) -> bool:
+    """Whether it is of this package, or of one that it calls through."""
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     return package in ("trio_asgi", "asgiref", "outcome")
 

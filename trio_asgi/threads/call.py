@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,9 @@ def calling() -> Call[Any] | None:
 class Call(Host[T]):
     """One sync call, made and hosted by a task that waits for it, run by a worker."""
 
+    #: When a thread has begun to run it, by `time.perf_counter`.
+    began_at = 0.0
+
     def __init__(
         self,
         loop: Loop,
@@ -46,6 +50,11 @@ class Call(Host[T]):
     def begun(self) -> bool:
         """Whether a thread has begun to run the call. Any thread."""
         return self._fn is None
+
+    @property
+    def over(self) -> bool:
+        """Whether its code has ended, and only that is left to tell. Any thread."""
+        return "_context" not in vars(self)
 
     def begin(self) -> bool:
         """Hand the call to its thread; False if there is none. With the lock.
@@ -89,6 +98,7 @@ class Call(Host[T]):
 
     def run(self) -> None:
         """Run the call and tell the task. Worker thread."""
+        self.began_at = time.perf_counter()
         fn, self._fn = self._fn, None
         assert fn is not None
         outer = None

@@ -75,6 +75,7 @@ class WorkerPool:
         idle_seconds: float = 30.0,
         shutdown_seconds: float = 10.0,
         tidy: Callable[[], object] = lambda: None,
+        on_thread_start: Callable[[], object] = lambda: None,
         on_thread_exit: Callable[[], object] = lambda: None,
     ) -> None:
         """Change the options, also for existing threads.
@@ -86,6 +87,7 @@ class WorkerPool:
             idle_seconds: How long an idle thread waits for its next lease.
             shutdown_seconds: How long to wait for the threads' end.
             tidy: What `run_tidily` calls before and after. Must not raise.
+            on_thread_start: Called first in each thread; returns the worker's `data`.
             on_thread_exit: Called last in each thread.
         """
         self.queue.set_threads(threads)
@@ -98,7 +100,7 @@ class WorkerPool:
         self.idle_seconds = min(idle_seconds, threading.TIMEOUT_MAX)
         self.shutdown_seconds = shutdown_seconds
         self.tidy = tidy
-        self.on_thread_exit = on_thread_exit
+        self.on_thread_start, self.on_thread_exit = on_thread_start, on_thread_exit
 
     def take(self) -> Worker | None:
         """Return an idle worker, or in the Trio thread a new one. With the lock.
@@ -113,6 +115,7 @@ class WorkerPool:
                 return None
             worker = Worker(
                 idle_seconds=lambda: self.idle_seconds,
+                on_start=self.on_thread_start,
                 on_idle=self.forget_idle,
                 on_end=self._on_thread_end,
             )
@@ -253,8 +256,7 @@ class WorkerPool:
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
                 await self._leave_system_tasks()
-                # A copy: a thread that ends leaves the set.
-                workers = list(self.workers)
+                workers = list(self.workers)  # a thread that ends leaves the set
                 await self._join([worker for worker in workers if not worker.left])
 
     async def _leave_system_tasks(self) -> None:

@@ -58,16 +58,19 @@ class Worker:
         self,
         *,
         idle_seconds: Callable[[], float],
+        on_start: Callable[[], object],
         on_idle: Callable[[Worker], bool],
         on_end: Callable[[Worker, Callable[[], object] | None], object],
     ) -> None:
         """Start no thread yet.
 
-        The thread waits for a call for ``idle_seconds()``. If none comes, it calls
-        ``on_idle(self)``, and ends if that is true. ``on_end(self, then)`` is its last
-        act, with the argument of `stop`.
+        The thread first calls ``on_start()``, which returns its `data`. Then it waits
+        for a call for ``idle_seconds()``. If none comes, it calls ``on_idle(self)``,
+        and ends if that is true. ``on_end(self, then)`` is its last act, with the
+        argument of `stop`.
         """
         self._idle_seconds = idle_seconds
+        self._on_start = on_start
         self._on_idle = on_idle
         self._on_end = on_end
         self.inbox: SimpleQueue[Any] = SimpleQueue()
@@ -82,6 +85,8 @@ class Worker:
         self.waits_long = False
         #: Whether a task has left a call here: then nothing waits for the thread's end.
         self.left = False
+        #: What belongs to the thread, for others to look at; None at first.
+        self.data: object = None
 
     def note_idle(self) -> None:
         """Have the thread, which `waits_long`, wait anew for the usual time."""
@@ -95,6 +100,7 @@ class Worker:
         idle_seconds = self._idle_seconds()
         then = None
         try:
+            self.data = self._on_start()
             while True:
                 try:
                     job = self.inbox.get(timeout=idle_seconds)

@@ -26,6 +26,7 @@ urlpatterns = [
     path("boom/", views.boom),
     path("sync/boom/", views.sync_boom),
     path("state/", views.state),
+    path("tasks/", views.tasks),
     path("events/page/", views.events_page),
     path("events/seen/", views.events_seen),
     path("events/for/browser/", views.events_for_browser),

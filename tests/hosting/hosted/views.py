@@ -27,6 +27,7 @@ from django.views.decorators.csrf import csrf_exempt
 from trio_asgi.ranges import apply_range
 from trio_asgi.response.event_stream import EventStream
 from trio_asgi.response.server_sent_event import ServerSentEvent, last_event_id
+from trio_asgi.tasks import snapshot
 
 from . import journal
 
@@ -254,6 +255,11 @@ async def state(request: HttpRequest) -> JsonResponse:
             "peak_kilobytes": _peak_kilobytes(),
         }
     )
+
+
+async def tasks(request: HttpRequest) -> JsonResponse:
+    """Return what runs in this process, without this request."""
+    return JsonResponse(snapshot())
 
 
 def _task_names(task: trio.lowlevel.Task | None) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Looking at what runs: at tasks and threads on request, at a blocked loop always."""
