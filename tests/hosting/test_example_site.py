@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from ._browser import browser
+from ._wire import Connection
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "examples" / "site"
@@ -86,25 +88,37 @@ def wait_for_address(server: subprocess.Popen[bytes], log: Path) -> str:
     pytest.fail("the server did not start:\n" + log.read_text())
 
 
-@pytest.fixture(scope="module")
-def site(database: Path) -> Iterator[str]:
-    """Serve the site with hypercorn on Trio, and return its address."""
-    log = database.with_name("server.log")
-    command = ["hypercorn", "-k", "trio", "--bind", "127.0.0.1:0"]
+@contextmanager
+def serve(
+    database: Path, module: str, *options: str, compare_with: str = "127.0.0.1:1"
+) -> Iterator[str]:
+    """Serve the site with hypercorn, in one process. Nothing listens at port 1."""
+    address = compare_with.removeprefix("http://")
+    log = database.with_name(f"{module}.log")
+    command = [sys.executable, "-m", "hypercorn", "--workers", "0", *options]
+    command += ["--bind", "127.0.0.1:0", f"teahouse.{module}:application"]
     # A file rather than a pipe, which would fill up if nothing reads it.
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", *command, "teahouse.asgi:application"],
+            command,
             cwd=SITE,
-            env=environment(database),
+            env={**environment(database), "TEAHOUSE_COMPARE": address},
             stderr=output,
         )
         try:
             yield wait_for_address(server, log)
         finally:
-            server.terminate()
+            # Django's own handler would make its reports first.
+            server.terminate() if "trio" in options else server.kill()
             server.wait(timeout=60)
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def site(database: Path) -> Iterator[str]:
+    """Serve the site with hypercorn on Trio, and return its address."""
+    with serve(database, "asgi", "-k", "trio") as address:
+        yield address
 
 
 @pytest.fixture
@@ -145,6 +159,7 @@ def watchers(stream: httpx.Response) -> Iterator[int]:
         ("/advice/", "Ask the tea master"),
         ("/uploads/", "Send a file"),
         ("/orders/", "The order book"),
+        ("/load/", "Two hundred visitors leave"),
         ("/accounts/login/", "Sign in"),
     ],
 )
@@ -170,6 +185,7 @@ def test_pages_show_their_source(client: httpx.Client) -> None:
         ("shop/cup.svg", "image/svg+xml"),
         ("shop/advice.js", "javascript"),
         ("shop/live.js", "javascript"),
+        ("shop/load.js", "javascript"),
         ("shop/market.js", "javascript"),
         ("shop/uploads.js", "javascript"),
         ("admin/css/base.css", "text/css"),
@@ -431,6 +447,60 @@ def test_the_tea_master_stops(client: httpx.Client) -> None:
         # The answer has 74 words.
         assert 0 < after["words"] - before["words"] < 74
         assert [next(work), next(work)] == [after, after]
+
+
+def open_visitors(site: str, server: str, client: httpx.Client) -> Connection:
+    """Press the page's button for one of the two servers."""
+    address = httpx.URL(site)
+    sock = socket.create_connection((address.host, address.port or 80), timeout=60)
+    connection = Connection(sock)
+    csrf = client.cookies["csrftoken"]
+    headers = (f"X-CSRFToken: {csrf}", f"Cookie: csrftoken={csrf}", "Content-Length: 0")
+    connection.send_request(f"/load/visitors/{server}/", *headers, method="POST")
+    return connection
+
+
+def test_dropped_requests(database: Path) -> None:
+    """Reports end when their visitors leave, while those of Django's handler go on."""
+    with (
+        serve(database, "asgi_django") as other,
+        serve(database, "asgi", "-k", "trio", compare_with=other) as site,
+        httpx.Client(base_url=site, timeout=60, trust_env=False) as client,
+    ):
+        client.get("/load/")  # sets the cookie
+        with events(client, "/load/figures/") as figures:
+            with (
+                open_visitors(site, "trio", client),
+                open_visitors(site, "asyncio", client),
+            ):
+                for now in figures:
+                    there = now["asyncio"]  # None before its first answer
+                    if there and now["trio"]["reports"] == there["reports"] == 200:
+                        break
+                here = now["trio"]
+                assert min(here["tasks"], here["threads"], here["connections"]) >= 200
+            for now in figures:
+                here = now["trio"]
+                # The threads that began the requests of the visitors may be kept.
+                if not here["reports"] and not here["tasks"] and here["threads"] < 5:
+                    break
+            assert here["connections"] < 5
+            # They take twenty seconds.
+            assert now["asyncio"]["reports"] == 200
+
+
+def test_no_server_to_compare_with(client: httpx.Client) -> None:
+    """The page is told that Django's own handler does not run."""
+    with events(client, "/load/figures/") as figures:
+        now = next(figures)
+    assert now["asyncio"] is None
+    assert now["trio"]["reports"] == 0
+
+
+def test_only_the_page_sends_visitors(client: httpx.Client) -> None:
+    """Another site cannot make this one send 200 requests."""
+    assert client.get("/load/visitors/trio/").status_code == 405
+    assert client.post("/load/visitors/trio/").status_code == 403
 
 
 def test_setup_demo_again(database: Path) -> None:

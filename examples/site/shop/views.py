@@ -2,7 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from operator import attrgetter
@@ -11,15 +12,18 @@ from uuid import UUID, uuid4
 import httpx
 import trio
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib import messages
 from django.core.files.uploadedfile import UploadedFile
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.views.decorators.http import require_POST
 
 import trio_asgi
 
 from .forms import AdviceForm, OrderForm, QuoteForm, UploadForm
+from .load import Counter, figures, figures_on_asyncio
 from .market import Market
 from .models import Order, Supplier, Upload
 from .progress import ProgressHandler
@@ -36,6 +40,7 @@ PLAIN_TEXT = "text/plain; charset=utf-8"
 
 exchange = Market()
 master = TeaMaster()
+reports = Counter()
 # All requests share it: making one takes long, and it keeps connections open.
 client = httpx.AsyncClient(trust_env=False)
 
@@ -198,3 +203,51 @@ def orders(request: HttpRequest) -> HttpResponse:
     book = Order.objects.select_related("user")[:20]
     context = {"form": form, "book": book}
     return render(request, "shop/orders.html", context)
+
+
+def load(request: HttpRequest) -> HttpResponse:
+    """Show the page; its script listens to load_figures()."""
+    return render(request, "shop/load.html", {"other": settings.COMPARE_WITH})
+
+
+def report(request: HttpRequest) -> StreamingHttpResponse:
+    """Send a report that takes twenty seconds: sync code, as in any project."""
+    return StreamingHttpResponse(report_lines(), content_type="text/csv")
+
+
+def report_lines() -> Iterator[str]:
+    """Make the lines, in a thread and with its database connection."""
+    with reports:  # counts those that are being made
+        orders = Order.objects.count()
+        for line in range(80):
+            yield f"{line},{orders}\n"
+            time.sleep(0.25)  # stands for a slow query
+
+
+@require_POST
+async def load_visitors(request: HttpRequest, server: str) -> HttpResponse:
+    """Be 200 visitors of the report, until the real one drops them."""
+    this = request.scope["server"]
+    host, port = this if server == "trio" else settings.COMPARE_WITH
+    async with trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(read_report, host, port)
+    return HttpResponse(status=204)
+
+
+async def read_report(host: str, port: int) -> None:
+    """Ask for the report, and read it to its end."""
+    async with await trio.open_tcp_stream(host, port) as stream:
+        await stream.send_all(b"GET /load/report/ HTTP/1.0\r\n\r\n")
+        async for _ in stream:
+            pass
+
+
+async def load_figures(request: HttpRequest) -> trio_asgi.EventStream:
+    """Stream what both servers do, five times a second."""
+    return trio_asgi.EventStream(figures(reports, client))
+
+
+async def load_on_asyncio(request: HttpRequest) -> JsonResponse:
+    """Say what this process does under Django's own handler."""
+    return JsonResponse(figures_on_asyncio(reports))
