@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from trio_asgi import ASGIHandler
     from trio_asgi.asgi.types import Message
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @asynccontextmanager
 async def requested(
@@ -381,6 +379,42 @@ class Awaitable:
         await trio.sleep_forever()
 
 
+class Ring:
+    """An iterator that refers to the coroutine which awaits it."""
+
+    __slots__ = ("awaiter", "inner")
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.awaiter = self.wait()
+
+    async def wait(self) -> None:
+        await self
+
+    def __await__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self.inner.send(None)
+
+    def send(self, value: Any) -> Any:
+        return self.inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self.inner.throw(*error)
+
+
+async def test_an_object_that_refers_back() -> None:
+    """The search for the line ends."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await Ring(Awaitable("coroutine").wait()).awaiter
+        return HttpResponse()
+
+    async with requested(application(path("", view))):
+        assert "test_tasks_page.py" in (await only_request())["where"]
+
+
 @pytest.mark.parametrize("by", ["coroutine", "generator"])
 async def test_objects_that_can_be_awaited(by: str) -> None:
     """The line is found behind them."""
@@ -572,7 +606,8 @@ async def test_a_database_that_does_not_answer(
         return User()
 
     monkeypatch.setattr("django.contrib.auth.middleware.get_user", get_user)
-    app = site(path("", gated(gate)), THREADS=1)
+    other = path("other/", lambda _: HttpResponse())
+    app = site(path("", gated(gate)), other, THREADS=1)
     async with requested(app):
         await gate.entered.wait()
         if leaves:
@@ -586,6 +621,8 @@ async def test_a_database_that_does_not_answer(
             assert b"does not answer" in answer.body
         assert snapshot()["counts"]["requests"] == 1
         gate.open()
+        # Nobody else waits for the thread.
+        assert (await request(app, "/other/")).status == 200
     assert entered.is_set()
     answers.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import outcome
 import trio
@@ -25,9 +25,11 @@ from .threads.current import current_pool
 from .threads.lease import Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from django.http import HttpRequest
+
+T = TypeVar("T")
 
 #: Seconds to wait for a thread of the usual limit, and then for one beyond it.
 PATIENCE: Final = 1.0
@@ -77,7 +79,7 @@ def _standing_of(user: Any) -> tuple[bool, bool]:
     return user.is_authenticated, staff
 
 
-async def _call_somehow(fn: Any) -> Any:
+async def _call_somehow(fn: Callable[[], T]) -> T:
     """Call ``fn()`` in the request's thread, or soon in another one.
 
     Raises:
@@ -88,7 +90,7 @@ async def _call_somehow(fn: Any) -> Any:
         return await sync_to_async(fn)()
     done = trio.Event()
     token = trio.lowlevel.current_trio_token()
-    results: list[outcome.Outcome[Any]] = []
+    results: list[outcome.Outcome[T]] = []
     pool = current_pool()
 
     def call() -> None:
@@ -96,8 +98,11 @@ async def _call_somehow(fn: Any) -> Any:
         with suppress(trio.RunFinishedError):
             token.run_sync_soon(done.set)
 
-    # The last call of a lease needs no place.
-    Lease(pool).release(last=call)
+    # The last call of a lease needs no place. The thread ends with it: if the call does
+    # not end, nobody must be given the thread.
+    lease = Lease(pool)
+    lease.retire = True
+    lease.release(last=call)
     with trio.fail_after(LAST_PATIENCE):
         await done.wait()
     return results.pop().unwrap()

@@ -66,6 +66,11 @@ def short_path(filename: str) -> str:
     return filename.removeprefix(max(found, key=len, default=""))
 
 
+def package_of(frame: FrameType) -> str:
+    """Return the name of the package, or module, at the top of a frame's module."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
 def describe_frame(frame: FrameType) -> str:
     """Return a frame's file, line and function: ``"shop/views.py:17 in prices"``."""
     name = frame.f_code.co_name
@@ -82,7 +87,7 @@ def place_of(frames: Sequence[FrameType]) -> str | None:
         if is_project_file(frame.f_code.co_filename):
             return describe_frame(frame)
     for frame in innermost_first:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        package = package_of(frame)
         if package not in _BENEATH and package not in sys.stdlib_module_names:
             return describe_frame(frame)
     return None
@@ -103,12 +108,15 @@ def frames_of_task(task: trio.lowlevel.Task) -> list[FrameType]:
     If the task waits for an asyncio task, the frames of that follow. Trio thread.
     """
     frames: list[FrameType] = []
+    waits = _waits_for_asyncio()
     awaited: Any = task.coro
     while awaited is not None:
         inner = None
         for frame in _frames_of(awaited):
+            if frame in frames:  # an object refers back to a coroutine that awaits it
+                break
             frames.append(frame)
-            if frame.f_code in _waits_for_asyncio():
+            if frame.f_code in waits:
                 future = frame.f_locals.get("future")
                 if isinstance(future, asyncio.Task):
                     inner = inspect.unwrap(future.get_coro())  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ import trio
 
 from trio_asgi.threads.abandon import is_own_frame
 
-from .frames import describe_frame, frames_of_stack, is_project_file
+from .frames import describe_frame, frames_of_stack, is_project_file, package_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -40,10 +40,8 @@ AGAIN: Final = 60.0
 #: Seconds that the end of the run waits for a logging handler.
 END_SECONDS: Final = 1.0
 
-#: Modules in whose functions a debugger waits for its user.
-_DEBUGGERS: Final = frozenset(
-    {"bdb", "debugpy", "ipdb", "pdb", "pudb", "pydevd", "_pydevd_bundle"}
-)
+#: Packages in whose functions a debugger waits for its user. Most are based on `bdb`.
+_DEBUGGERS: Final = frozenset({"bdb", "pdb", "debugpy", "pydevd", "_pydevd_bundle"})
 
 
 def watch_loop(handler: Any) -> None:
@@ -133,7 +131,7 @@ class Watchdog:
         for frame in stack:
             if frame.f_code in self._outside:
                 continue
-            if frame.f_globals.get("__name__", "").partition(".")[0] in _DEBUGGERS:
+            if package_of(frame) in _DEBUGGERS:
                 return []
             if suspects or is_project_file(frame.f_code.co_filename):
                 suspects.append(frame)
