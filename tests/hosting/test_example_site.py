@@ -220,7 +220,7 @@ def suppliers(page: str) -> dict[str, str]:
 
 def test_a_supplier_that_fails(client: httpx.Client) -> None:
     """Suppliers that have answered are shown; the others are cancelled at once."""
-    page = client.get("/quotes/?kilos=3&patience=2.0&breakdown=on").text
+    page = client.get("/quotes/?kilos=3&patience=2.0&outage=on").text
     shown = suppliers(page)
     assert shown["Blue Kettle"] == "€ 67.20"
     assert shown["Nilgiri Growers"] == "failed"

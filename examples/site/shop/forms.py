@@ -14,7 +14,7 @@ class QuoteForm(forms.Form):
         coerce=float,
         choices=[("0.5", "half a second"), ("1.0", "1 second"), ("2.0", "2 seconds")],
     )
-    breakdown = forms.BooleanField(required=False, label="Let Nilgiri Growers fail")
+    outage = forms.BooleanField(required=False, label="Let Nilgiri Growers fail")
 
 
 class AdviceForm(forms.Form):

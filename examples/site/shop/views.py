@@ -77,10 +77,10 @@ class Quote:
             self.seconds = trio.current_time() - started
 
 
-async def ask_all(kilos: int, patience: float, *, breakdown: bool) -> list[Quote]:
+async def ask_all(kilos: int, patience: float, *, outage: bool) -> list[Quote]:
     """Ask all suppliers at once, and wait for so many seconds at most."""
     answers = [
-        Quote(supplier, fails=breakdown and supplier.name == "Nilgiri Growers")
+        Quote(supplier, fails=outage and supplier.name == "Nilgiri Growers")
         async for supplier in Supplier.objects.all()
     ]
     try:
