@@ -286,12 +286,25 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Serve the example site at http://127.0.0.1:8000 (or $PORT)."""
+    """Serve the example site at http://127.0.0.1:8000 (or $PORT).
+
+    The next port is for the same site under Django's own handler: the page Load
+    compares them.
+    """
     session.install("-e", ".[example]")
-    address = f"127.0.0.1:{os.environ.get('PORT', '8000')}"
+    port = int(os.environ.get("PORT", "8000"))
+    address, other = f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"
     with session.chdir(SITE):
-        session.run("python", "manage.py", "setup_demo")
-        session.log("The example site: http://%s", address)
-        session.run(
-            "hypercorn", "-k", "trio", "--bind", address, "teahouse.asgi:application"
-        )
+        # Without what it says: the server prints the address.
+        session.run("python", "manage.py", "setup_demo", "--verbosity", "0")
+        command = [f"{session.bin}/hypercorn", "--log-level", "ERROR", "--workers", "0"]
+        command += ["--bind", other, "teahouse.asgi_django:application"]
+        with subprocess.Popen(command) as comparison:  # noqa: S603 - ours
+            try:
+                session.run(
+                    *("hypercorn", "-k", "trio", "--bind", address),
+                    "teahouse.asgi:application",
+                    env={"TEAHOUSE_COMPARE": other},
+                )
+            finally:
+                comparison.kill()  # it may still make reports, for nobody

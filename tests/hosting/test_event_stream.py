@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h11
 import pytest
 
 from event_stream_parser import Dispatched, parse
-from support import skip_without_server
 
+from ._browser import browser
 from ._hosts import HOSTS
 from ._server import eventually, serve
 from ._wire import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from ._server import Connect, Kind, Server
 
@@ -45,49 +39,6 @@ SEEN_FIRST = [
 ]
 #: And when it has reconnected: 0 is EventSource.CONNECTING, not CLOSED.
 SEEN_AGAIN = [["error", 0], ["open"], ["done", "done", ""]]
-
-
-@contextmanager
-def browser(url: str) -> Iterator[None]:
-    """Let a headless browser visit a page."""
-    names = ["chromium", "chromium-browser", "google-chrome"]
-    command = next(filter(None, map(shutil.which, names)), None)
-    if command is None:
-        skip_without_server("there is no Chromium")
-    # Not the test's own directory: a browser that was killed may still write there.
-    # Its sockets have to have short paths.
-    with tempfile.TemporaryDirectory(
-        dir="/tmp" if Path("/tmp").is_dir() else None,  # noqa: S108
-        ignore_cleanup_errors=True,
-    ) as profile:
-        process = subprocess.Popen(
-            [
-                command,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-                # It visits the test's own server.
-                "--no-proxy-server",
-                # With a debugging port that is never used, it keeps running.
-                "--remote-debugging-port=0",
-                f"--user-data-dir={profile}",
-                url,
-            ],
-            env={**os.environ, "TMPDIR": profile},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def seen_by_page(server: Server, identity: str) -> Any:

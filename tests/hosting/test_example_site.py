@@ -4,15 +4,21 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+
+from ._browser import browser
+from ._wire import Connection
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "examples" / "site"
@@ -82,25 +88,37 @@ def wait_for_address(server: subprocess.Popen[bytes], log: Path) -> str:
     pytest.fail("the server did not start:\n" + log.read_text())
 
 
-@pytest.fixture(scope="module")
-def site(database: Path) -> Iterator[str]:
-    """Serve the site with hypercorn on Trio, and return its address."""
-    log = database.with_name("server.log")
-    command = ["hypercorn", "-k", "trio", "--bind", "127.0.0.1:0"]
+@contextmanager
+def serve(
+    database: Path, module: str, *options: str, compare_with: str = "127.0.0.1:1"
+) -> Iterator[str]:
+    """Serve the site with hypercorn, in one process. Nothing listens at port 1."""
+    address = compare_with.removeprefix("http://")
+    log = database.with_name(f"{module}.log")
+    command = [sys.executable, "-m", "hypercorn", "--workers", "0", *options]
+    command += ["--bind", "127.0.0.1:0", f"teahouse.{module}:application"]
     # A file rather than a pipe, which would fill up if nothing reads it.
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", *command, "teahouse.asgi:application"],
+            command,
             cwd=SITE,
-            env=environment(database),
+            env={**environment(database), "TEAHOUSE_COMPARE": address},
             stderr=output,
         )
         try:
             yield wait_for_address(server, log)
         finally:
-            server.terminate()
+            # Django's own handler would make its reports first.
+            server.terminate() if "trio" in options else server.kill()
             server.wait(timeout=60)
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def site(database: Path) -> Iterator[str]:
+    """Serve the site with hypercorn on Trio, and return its address."""
+    with serve(database, "asgi", "-k", "trio") as address:
+        yield address
 
 
 @pytest.fixture
@@ -138,8 +156,10 @@ def watchers(stream: httpx.Response) -> Iterator[int]:
         ("/", "A tea house, run on Trio"),
         ("/quotes/", "Ask every supplier"),
         ("/market/", "The market, live"),
+        ("/advice/", "Ask the tea master"),
         ("/uploads/", "Send a file"),
         ("/orders/", "The order book"),
+        ("/load/", "Two hundred visitors leave"),
         ("/accounts/login/", "Sign in"),
     ],
 )
@@ -163,6 +183,9 @@ def test_pages_show_their_source(client: httpx.Client) -> None:
     [
         ("shop/style.css", "text/css"),
         ("shop/cup.svg", "image/svg+xml"),
+        ("shop/advice.js", "javascript"),
+        ("shop/live.js", "javascript"),
+        ("shop/load.js", "javascript"),
         ("shop/market.js", "javascript"),
         ("shop/uploads.js", "javascript"),
         ("admin/css/base.css", "text/css"),
@@ -184,16 +207,35 @@ def test_quotes_come_at_the_deadline(client: httpx.Client) -> None:
     assert found is not None
     # The slowest supplier takes 4.5 seconds, all of them together take 9.
     assert 1 <= float(found[1]) < 4.5
-    row = r'"name">(.*?) <small>.*?"total">(?:<.*?/span> )?(.*?)</span>'
-    shown = dict(re.findall(row, page, re.DOTALL))
+    shown = suppliers(page)
     assert shown["Blue Kettle"] == "€ 67.20"
     assert shown["The Last Caravan"] == "no answer in time"
+
+
+def suppliers(page: str) -> dict[str, str]:
+    """Return what the page says of each supplier."""
+    row = r'"name">(.*?) <small>.*?"total">(?:<.*?/span> )?(.*?)</span>'
+    return dict(re.findall(row, page, re.DOTALL))
+
+
+def test_a_supplier_that_fails(client: httpx.Client) -> None:
+    """Suppliers that have answered are shown; the others are cancelled at once."""
+    page = client.get("/quotes/?kilos=3&patience=2.0&outage=on").text
+    shown = suppliers(page)
+    assert shown["Blue Kettle"] == "€ 67.20"
+    assert shown["Nilgiri Growers"] == "failed"
+    assert shown["The Last Caravan"] == "cancelled"
+    found = re.search(r'id="elapsed">([\d.]+) s<', page)
+    assert found is not None
+    # That is when it fails; with the others, it would take two seconds.
+    assert 0.7 <= float(found[1]) < 2
 
 
 def test_quotes_refuse_nonsense(client: httpx.Client) -> None:
     """The form reports a mistake, and no supplier is asked."""
     page = client.get("/quotes/", params={"kilos": 0, "patience": "1.0"}).text
     assert "greater than or equal to 1" in page
+    assert "No supplier was asked." in page
     assert 'id="elapsed"' not in page
 
 
@@ -268,6 +310,13 @@ def test_upload_without_a_file(client: httpx.Client) -> None:
     """A form without its file is shown again, with the reason."""
     page = client.post("/uploads/", data=token(client.get("/uploads/")))
     assert "This field is required." in page.text
+
+
+def test_upload_needs_its_csrf_token(client: httpx.Client, media: Path) -> None:
+    """An upload that did not come from the site is refused, and its file deleted."""
+    answer = client.post("/uploads/", files={"file": ("leaves.bin", b"leaves")})
+    assert answer.status_code == 403
+    assert [*media.iterdir()] == []
 
 
 def multipart(**fields: str) -> tuple[dict[str, str], bytes]:
@@ -358,11 +407,108 @@ def test_market_counts_who_leaves(client: httpx.Client) -> None:
         assert 1 in islice(counts, PATIENCE)
 
 
+def test_a_browser_watches_the_market(client: httpx.Client) -> None:
+    """A browser that shows the page counts as a watcher until another tab covers it."""
+    with client.stream("GET", "/market/prices/") as staying:
+        counts = watchers(staying)
+        assert next(counts) == 1
+        with browser(f"{client.base_url}/market/") as open_tab:
+            assert 2 in islice(counts, PATIENCE)
+            open_tab("about:blank")
+            assert 1 in islice(counts, PATIENCE)
+
+
+@contextmanager
+def events(client: httpx.Client, path: str) -> Iterator[Iterator[Any]]:
+    """Read a stream of events, from JSON."""
+    with client.stream("GET", path) as stream:
+        lines = filter(None, stream.iter_lines())
+        yield (json.loads(line.removeprefix("data: ")) for line in lines)
+
+
+def test_the_whole_advice(client: httpx.Client) -> None:
+    """Without JavaScript, the answer is a page of plain text."""
+    answer = client.get("/advice/answer/", params={"tea": "none"})
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.text == "I do not know that tea. "
+
+
+def test_the_tea_master_stops(client: httpx.Client) -> None:
+    """When the visitor leaves, the view's connection to the other server ends."""
+    with events(client, "/tea-master/work/") as work:
+        before = next(work)
+        assert before["listeners"] == 0
+        answer = client.stream("GET", "/advice/answer/", params={"tea": "assam"})
+        with answer as stream:
+            words = stream.iter_text()
+            assert next(words).startswith("Assam")
+            assert any(now["listeners"] == 1 for now in islice(work, PATIENCE))
+        after = next(now for now in islice(work, PATIENCE) if not now["listeners"])
+        # The answer has 74 words.
+        assert 0 < after["words"] - before["words"] < 74
+        assert [next(work), next(work)] == [after, after]
+
+
+def open_visitors(site: str, server: str, client: httpx.Client) -> Connection:
+    """Press the page's button for one of the two servers."""
+    address = httpx.URL(site)
+    sock = socket.create_connection((address.host, address.port or 80), timeout=60)
+    connection = Connection(sock)
+    csrf = client.cookies["csrftoken"]
+    headers = (f"X-CSRFToken: {csrf}", f"Cookie: csrftoken={csrf}", "Content-Length: 0")
+    connection.send_request(f"/load/visitors/{server}/", *headers, method="POST")
+    return connection
+
+
+def test_dropped_requests(database: Path) -> None:
+    """Reports end when their visitors leave, while those of Django's handler go on."""
+    with (
+        serve(database, "asgi_django") as other,
+        serve(database, "asgi", "-k", "trio", compare_with=other) as site,
+        httpx.Client(base_url=site, timeout=60, trust_env=False) as client,
+    ):
+        client.get("/load/")  # sets the cookie
+        with events(client, "/load/figures/") as figures:
+            with (
+                open_visitors(site, "trio", client),
+                open_visitors(site, "asyncio", client),
+            ):
+                for now in figures:
+                    there = now["asyncio"]  # None before its first answer
+                    if there and now["trio"]["reports"] == there["reports"] == 200:
+                        break
+                here = now["trio"]
+                assert min(here["tasks"], here["threads"], here["connections"]) >= 200
+            for now in figures:
+                here = now["trio"]
+                # The threads that began the requests of the visitors may be kept.
+                if not here["reports"] and not here["tasks"] and here["threads"] < 5:
+                    break
+            assert here["connections"] < 5
+            # They take twenty seconds.
+            assert now["asyncio"]["reports"] == 200
+
+
+def test_no_server_to_compare_with(client: httpx.Client) -> None:
+    """The page is told that Django's own handler does not run."""
+    with events(client, "/load/figures/") as figures:
+        now = next(figures)
+    assert now["asyncio"] is None
+    assert now["trio"]["reports"] == 0
+
+
+def test_only_the_page_sends_visitors(client: httpx.Client) -> None:
+    """Another site cannot make this one send 200 requests."""
+    assert client.get("/load/visitors/trio/").status_code == 405
+    assert client.post("/load/visitors/trio/").status_code == 403
+
+
 def test_setup_demo_again(database: Path) -> None:
     """Running setup_demo again changes nothing and says the same."""
     before = manage(database, "dumpdata", "auth.user", "shop.supplier")
     assert "Sign in as demo, password demo" in manage(database, "setup_demo")
     assert manage(database, "dumpdata", "auth.user", "shop.supplier") == before
+    assert manage(database, "setup_demo", "--verbosity", "0") == ""
 
 
 def test_migrations_are_complete(database: Path) -> None:

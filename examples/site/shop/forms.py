@@ -14,6 +14,13 @@ class QuoteForm(forms.Form):
         coerce=float,
         choices=[("0.5", "half a second"), ("1.0", "1 second"), ("2.0", "2 seconds")],
     )
+    outage = forms.BooleanField(required=False, label="Let Nilgiri Growers fail")
+
+
+class AdviceForm(forms.Form):
+    """The tea to ask about."""
+
+    tea = forms.ChoiceField(choices=Order.Tea, label="How do I brew")
 
 
 class OrderForm(forms.ModelForm):

@@ -19,13 +19,14 @@ class Market:
         waves = ((2.4, 97), (1.1, 23), (0.6, 7.3), (0.3, 2.9))
         return 20 + sum(size * math.sin(second / length) for size, length in waves)
 
-    async def watch(self) -> AsyncIterator[dict[str, float]]:
-        """Yield an event each second while someone listens."""
+    async def watch(self) -> AsyncIterator[dict[str, object]]:
+        """Yield the last minute's prices, each second while someone listens."""
         self.watchers += 1
         try:
             while True:
-                price = self.price(time.time())
-                yield {"price": price, "watchers": self.watchers}
+                now = time.time()
+                prices = [self.price(now - ago) for ago in range(60, -1, -1)]
+                yield {"prices": prices, "watchers": self.watchers}
                 await trio.sleep(1)
         finally:
             # The visitor left, and trio_asgi cancelled the sleep.

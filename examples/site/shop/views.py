@@ -1,33 +1,48 @@
 """The pages. Async views are Trio functions; sync views are as in any project."""
 
 import hashlib
+import sys
 import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from operator import attrgetter
 from uuid import UUID, uuid4
 
+import httpx
 import trio
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib import messages
 from django.core.files.uploadedfile import UploadedFile
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.urls import reverse
+from django.views.decorators.http import require_POST
 
 import trio_asgi
-from trio_asgi.uploads import StorageUploadHandler
 
-from .forms import OrderForm, QuoteForm, UploadForm
+from .forms import AdviceForm, OrderForm, QuoteForm, UploadForm
+from .load import Counter, figures, figures_on_asyncio
 from .market import Market
 from .models import Order, Supplier, Upload
 from .progress import ProgressHandler
+from .tea_master import TeaMaster
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 # Each page says who is signed in. That needs the database, so async views
 # render their template in the request's thread.
 arender = sync_to_async(render)
 
+PLAIN_TEXT = "text/plain; charset=utf-8"
+
 exchange = Market()
+master = TeaMaster()
+reports = Counter()
+# All requests share it: making one takes long, and it keeps connections open.
+client = httpx.AsyncClient(trust_env=False)
 
 
 def home(request: HttpRequest) -> HttpResponse:
@@ -35,32 +50,49 @@ def home(request: HttpRequest) -> HttpResponse:
     return render(request, "shop/home.html")
 
 
+class SupplierError(Exception):
+    """A supplier's web site failed."""
+
+
 @dataclass
 class Quote:
-    """A supplier's answer: None until it comes."""
+    """A supplier's answer: the total is None until it comes."""
 
     supplier: Supplier
+    fails: bool = False
+    failed: bool = False
     total: Decimal | None = None
-    seconds: float | None = None
+    seconds: float = 0
 
     async def ask(self, kilos: int) -> None:
         """Pretend to ask the supplier's web site."""
         started = trio.current_time()
-        await trio.sleep(self.supplier.latency)
-        self.total = self.supplier.price * kilos
-        self.seconds = trio.current_time() - started
+        try:
+            await trio.sleep(self.supplier.latency)
+            if self.fails:
+                self.failed = True
+                raise SupplierError(self.supplier)
+            self.total = self.supplier.price * kilos
+        finally:  # also when the nursery cancels this task
+            self.seconds = trio.current_time() - started
 
 
-async def ask_all(kilos: int, patience: float) -> list[Quote]:
+async def ask_all(kilos: int, patience: float, *, outage: bool) -> list[Quote]:
     """Ask all suppliers at once, and wait for so many seconds at most."""
-    suppliers = Supplier.objects.all()
-    answers = [Quote(supplier) async for supplier in suppliers]
-    # No task outlives this block: not after the deadline, not
-    # when another one fails, not when the visitor leaves.
-    with trio.move_on_after(patience):
-        async with trio.open_nursery() as nursery:
-            for quote in answers:
-                nursery.start_soon(quote.ask, kilos)
+    answers = [
+        Quote(supplier, fails=outage and supplier.name == "Nilgiri Growers")
+        async for supplier in Supplier.objects.all()
+    ]
+    try:
+        # No task outlives this block: not after the deadline, not
+        # when another one fails, not when the visitor leaves.
+        with trio.move_on_after(patience):
+            async with trio.open_nursery() as nursery:
+                for quote in answers:
+                    nursery.start_soon(quote.ask, kilos)
+    except ExceptionGroup as group:  # Python 3.11: except* SupplierError
+        if others := group.split(SupplierError)[1]:
+            raise others from None
     return answers
 
 
@@ -69,49 +101,68 @@ async def quotes(request: HttpRequest) -> HttpResponse:
     form = QuoteForm(request.GET or {"kilos": 10, "patience": "1.0"})
     context: dict[str, object] = {"form": form}
     if form.is_valid():
-        started = trio.current_time()
         answers = await ask_all(**form.cleaned_data)
         in_time = [quote for quote in answers if quote.total is not None]
         context |= {
-            "elapsed": trio.current_time() - started,
+            "elapsed": max((quote.seconds for quote in answers), default=0),
             "one_by_one": sum(quote.supplier.latency for quote in answers),
             "in_time": sorted(in_time, key=attrgetter("total")),
             "late": [quote for quote in answers if quote.total is None],
+            "failed": any(quote.failed for quote in answers),
         }
     return await arender(request, "shop/quotes.html", context)
 
 
 def market(request: HttpRequest) -> HttpResponse:
-    """Show the last minute's prices; the page's script then listens to prices()."""
-    now = time.time()
-    past = [exchange.price(now - ago) for ago in range(60, 0, -1)]
-    return render(request, "shop/market.html", {"past": past})
+    """Show the page; its script listens to prices()."""
+    return render(request, "shop/market.html")
 
 
 async def prices(request: HttpRequest) -> trio_asgi.EventStream:
-    """Stream the price while the visitor stays."""
+    """Stream the prices while the visitor watches."""
     return trio_asgi.EventStream(exchange.watch())
 
 
-@csrf_exempt  # take_upload() checks the token, when the form is parsed
+def advice(request: HttpRequest) -> HttpResponse:
+    """Show the form; its script reads answer() as it comes."""
+    return render(request, "shop/advice.html", {"form": AdviceForm()})
+
+
+async def answer(request: HttpRequest) -> StreamingHttpResponse:
+    """Pass on what the tea master says, word by word."""
+    host, port = request.scope["server"]
+    url = f"http://{host}:{port}{reverse('tea_master')}"
+    words = ask_tea_master(url, request.GET.get("tea", ""))
+    return StreamingHttpResponse(words, content_type=PLAIN_TEXT)
+
+
+async def ask_tea_master(url: str, tea: str) -> AsyncIterator[str]:
+    """Ask over HTTP. When the visitor leaves, the connection is closed."""
+    async with client.stream("GET", url, params={"tea": tea}) as response:
+        response.raise_for_status()
+        async for words in response.aiter_text():
+            yield words
+
+
+async def tea_master(request: HttpRequest) -> StreamingHttpResponse:
+    """Be the other server: think of each word, and count the listeners."""
+    words = master.explain(request.GET.get("tea", ""))
+    return StreamingHttpResponse(words, content_type=PLAIN_TEXT)
+
+
+async def tea_master_work(request: HttpRequest) -> trio_asgi.EventStream:
+    """Stream how many listen to the tea master, and how many words he has said."""
+    return trio_asgi.EventStream(master.watch())
+
+
 @trio_asgi.stream_body
 @trio_asgi.limit_body(max_size=20 * 2**30)
 async def uploads(request: HttpRequest) -> HttpResponse:
-    """Write a file to the storage while it arrives."""
-    request.upload_handlers = [
-        ProgressHandler(request),
-        StorageUploadHandler(request),
-    ]
+    """Take a file that the upload handlers write to disk while it arrives."""
     await request.aread()
-    return await take_upload(request)
-
-
-@csrf_protect
-async def take_upload(request: HttpRequest) -> HttpResponse:
-    """Record the file; the file itself is deleted with the request."""
     form = UploadForm(request.POST or None, request.FILES or None)
     if form.is_valid():
-        file = form.cleaned_data["file"]
+        file = form.cleaned_data["file"]  # is deleted with the request
         await Upload.objects.acreate(
             name=file.name,
             size=file.size,
@@ -152,3 +203,51 @@ def orders(request: HttpRequest) -> HttpResponse:
     book = Order.objects.select_related("user")[:20]
     context = {"form": form, "book": book}
     return render(request, "shop/orders.html", context)
+
+
+def load(request: HttpRequest) -> HttpResponse:
+    """Show the page; its script listens to load_figures()."""
+    return render(request, "shop/load.html", {"other": settings.COMPARE_WITH})
+
+
+def report(request: HttpRequest) -> StreamingHttpResponse:
+    """Send a report that takes twenty seconds: sync code, as in any project."""
+    return StreamingHttpResponse(report_lines(), content_type="text/csv")
+
+
+def report_lines() -> Iterator[str]:
+    """Make the lines, in a thread and with its database connection."""
+    with reports:  # counts those that are being made
+        orders = Order.objects.count()
+        for line in range(80):
+            yield f"{line},{orders}\n"
+            time.sleep(0.25)  # stands for a slow query
+
+
+@require_POST
+async def load_visitors(request: HttpRequest, server: str) -> HttpResponse:
+    """Be 200 visitors of the report, until the real one drops them."""
+    this = request.scope["server"]
+    host, port = this if server == "trio" else settings.COMPARE_WITH
+    async with trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(read_report, host, port)
+    return HttpResponse(status=204)
+
+
+async def read_report(host: str, port: int) -> None:
+    """Ask for the report, and read it to its end."""
+    async with await trio.open_tcp_stream(host, port) as stream:
+        await stream.send_all(b"GET /load/report/ HTTP/1.0\r\n\r\n")
+        async for _ in stream:
+            pass
+
+
+async def load_figures(request: HttpRequest) -> trio_asgi.EventStream:
+    """Stream what both servers do, five times a second."""
+    return trio_asgi.EventStream(figures(reports, client))
+
+
+async def load_on_asyncio(request: HttpRequest) -> JsonResponse:
+    """Say what this process does under Django's own handler."""
+    return JsonResponse(figures_on_asyncio(reports))

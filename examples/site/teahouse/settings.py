@@ -64,8 +64,24 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Enough for all forms but the one that sends a file: its view sets its own limit.
-TRIO_ASGI = {"MAX_BODY_SIZE": 2**20}
+TRIO_ASGI = {
+    # Enough for all forms but the one that sends a file: its view sets its own limit.
+    "MAX_BODY_SIZE": 2**20,
+    # For the page Load: Django's own handler does not limit them, so this would not be
+    # a fair comparison if only 40 reports could be made at a time.
+    "THREADS": 200,
+}
+
+# Anybody can have files written by sending them to any form, but only so many bytes,
+# and only for the duration of the request.
+FILE_UPLOAD_HANDLERS = [
+    "shop.progress.ProgressHandler",
+    "trio_asgi.uploads.StorageUploadHandler",
+]
+
+# Where the page Load finds the same site under Django's own handler.
+host, _, port = os.environ.get("TEAHOUSE_COMPARE", "127.0.0.1:8001").rpartition(":")
+COMPARE_WITH = (host, int(port))
 
 ASGI_APPLICATION = "teahouse.asgi.application"  # for runserver
 ROOT_URLCONF = "teahouse.urls"

@@ -7,26 +7,32 @@ from operator import attrgetter
 from textwrap import dedent
 
 from django import template
-from django.utils.html import format_html
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
 
 from shop import views
 
 register = template.Library()
 
 TOKEN = re.compile(
-    r'(?P<comment>#.*)|(?P<string>f?"""[\s\S]*?"""|f?"[^"\n]*")'
+    r'(?P<comment>#.*)|(?P<string>f?""".*?"""|f?"[^"]*")'
     rf"|(?P<keyword>\b(?:{'|'.join(keyword.kwlist)})\b)"
     r'|(?P<other>\w+|[^\w#"]+|")'
 )
 
 
 @register.inclusion_tag("shop/source.html")
-def source(*names: str) -> dict[str, SafeString]:
+def source(*names: str) -> dict[str, list[SafeString]]:
     """Show the source of these names in views.py, with some colour."""
     code = (dedent(inspect.getsource(attrgetter(name)(views))) for name in names)
-    spans = (
-        format_html('<span class="{}">{}</span>', token.lastgroup, token[0])
-        for token in TOKEN.finditer("\n\n".join(code))
+    return {"lines": [coloured(line) for line in "\n\n".join(code).splitlines()]}
+
+
+def coloured(line: str) -> SafeString:
+    """Mark a line, and its tokens: none of them spans two lines."""
+    tokens = ((token.lastgroup, token[0]) for token in TOKEN.finditer(line))
+    return format_html(
+        '<span class="line" style="--indent: {}ch">{}</span>\n',
+        len(line) - len(line.lstrip()),
+        format_html_join("", '<span class="{}">{}</span>', tokens),
     )
-    return {"code": mark_safe("".join(spans))}  # noqa: S308 (escaped just above)

@@ -31,7 +31,7 @@ class Command(BaseCommand):
 
     help = "Creates the database, the suppliers and the user demo, password demo."
 
-    def handle(self, **options: object) -> None:
+    def handle(self, *, verbosity: int, **options: object) -> None:
         """Migrate, and create the demo data that is missing."""
         call_command("migrate", verbosity=0)
         for name, place, price, latency in SUPPLIERS:
@@ -44,4 +44,5 @@ class Command(BaseCommand):
             demo = users.create_superuser("demo", password="demo")  # noqa: S106
             Order.objects.create(tea="sencha", kilos=12, note="As usual", user=demo)
             Order.objects.create(tea="assam", kilos=40)
-        self.stdout.write(NEXT)
+        if verbosity:
+            self.stdout.write(NEXT)

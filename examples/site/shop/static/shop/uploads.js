@@ -31,13 +31,13 @@ document.addEventListener("submit", (event) => {
   const show = ({ received, total }) => {
     if (!received) return;
     bar.value = received / total;
-    say(`${Math.floor(100 * received / total)} % of ${megabytes(total)} MB received`);
+    say(`${Math.floor(100 * received / total)}% of ${megabytes(total)} MB received`);
   };
   const busy = (is) => {
     form.querySelector("button").disabled = is;
     part("cancel").hidden = part("progress").hidden = !is;
   };
-  const failed = (why) => { busy(false); part("progress").hidden = false; say(why); };
+  const failed = (why) => { busy(false); part("failed").textContent = why; };
 
   request.onload = () => {
     const page = request.response?.querySelector("main");
@@ -53,6 +53,9 @@ document.addEventListener("submit", (event) => {
   part("cancel").onclick = () => request.abort();
   bar.value = 0;
   say("");
+  part("failed").textContent = "";
+  // What the last upload has left
+  document.querySelectorAll(".message").forEach((message) => message.remove());
   busy(true);
   const stop = watch(form.dataset.progress, show);
   request.upload.onload = () => { stop(); bar.value = 1; say("Sent. Being hashed …"); };
