@@ -51,6 +51,8 @@ class WorkerPool:
         # are not thread-sensitive, or code that belongs to no request.
         self.slots: trio.CapacityLimiter | None = None
         self.configure(**options)
+        #: Called first in each thread that starts from now on. Must not raise.
+        self.on_thread_start: Callable[[], object] = lambda: None
         #: The workers whose thread has not ended. Each removes itself.
         self.workers: set[Worker] = set()
         #: Whether the run is ending: then no thread is kept.
@@ -113,6 +115,7 @@ class WorkerPool:
                 return None
             worker = Worker(
                 idle_seconds=lambda: self.idle_seconds,
+                on_start=self.on_thread_start,
                 on_idle=self.forget_idle,
                 on_end=self._on_thread_end,
             )
@@ -254,8 +257,7 @@ class WorkerPool:
                 await self.retire_idle()
                 await self._leave_system_tasks()
                 # A copy: a thread that ends leaves the set.
-                workers = list(self.workers)
-                await self._join([worker for worker in workers if not worker.left])
+                await self._join([one for one in [*self.workers] if not one.left])
 
     async def _leave_system_tasks(self) -> None:
         """Wait for other system tasks that call sync code; abandon their waits."""

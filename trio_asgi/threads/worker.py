@@ -58,16 +58,19 @@ class Worker:
         self,
         *,
         idle_seconds: Callable[[], float],
+        on_start: Callable[[], object],
         on_idle: Callable[[Worker], bool],
         on_end: Callable[[Worker, Callable[[], object] | None], object],
     ) -> None:
         """Start no thread yet.
 
-        The thread waits for a call for ``idle_seconds()``. If none comes, it calls
-        ``on_idle(self)``, and ends if that is true. ``on_end(self, then)`` is its last
-        act, with the argument of `stop`.
+        The thread first calls ``on_start()``, which must not raise. Then it waits for a
+        call for ``idle_seconds()``. If none comes, it calls ``on_idle(self)``, and ends
+        if that is true. ``on_end(self, then)`` is its last act, with the argument of
+        `stop`.
         """
         self._idle_seconds = idle_seconds
+        self._on_start = on_start
         self._on_idle = on_idle
         self._on_end = on_end
         self.inbox: SimpleQueue[Any] = SimpleQueue()
@@ -94,6 +97,7 @@ class Worker:
     def _work(self) -> None:
         idle_seconds = self._idle_seconds()
         then = None
+        self._on_start()
         try:
             while True:
                 try:
