@@ -30,10 +30,10 @@ RANKS = [
     "hops",
     "ranges",
     "middleware uploads checks",
-    "apps",
     "handler",
     "application servestatic staticfiles",
     "testing",
+    "apps",
     "management",
     "__init__",
 ]

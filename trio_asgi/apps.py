@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from django.apps import AppConfig
 from django.core.checks import register
 
@@ -23,5 +26,11 @@ class TrioAsgiConfig(AppConfig):
         if any(conf.problems()):
             install_bridge()
         else:
-            install_bridge(async_to_sync_backend=conf.get("ASYNC_TO_SYNC_BACKEND"))
+            backend: Any = conf.get("ASYNC_TO_SYNC_BACKEND") or "trio"
+            install_bridge(async_to_sync_backend=backend)
             configure_threads()
+        if "django.test.testcases" in sys.modules:
+            # A test runner, or a process that one has started, sets up Django.
+            from .testing import install  # noqa: PLC0415 - not in production
+
+            install()
