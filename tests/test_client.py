@@ -150,6 +150,20 @@ async def test_an_endless_stream(url: str, parts: list[bytes]) -> None:
     assert closed == ["closed"]
 
 
+def test_a_stream_that_is_not_closed() -> None:
+    """It is closed at the end of the run at the latest, which does not fail."""
+    left = []
+
+    async def main() -> None:
+        response: Any = await AsyncClient().get("/events/")
+        left.append(response.streaming_content)
+        assert await anext(left[0]) == b""
+        assert await anext(left[0]) == b"data: first\n\n"
+
+    trio.run(main)
+    assert closed == ["closed"]
+
+
 async def test_a_deadline_around_a_stream() -> None:
     """It ends the wait for a part; the stream need not be closed."""
     response: Any = await AsyncClient().get("/events/")

@@ -361,7 +361,23 @@ def test_open_connections() -> None:
                 assert next(response.iter_text()) == "data: first\n\n"
                 begin = time.monotonic()
                 server.thread.terminate()
-        # Less than hypercorn's own time for running requests.
+        assert time.monotonic() - begin < 2
+
+
+def test_a_view_that_waits() -> None:
+    """It is cancelled at once, without hypercorn's time for running requests."""
+    begun = threading.Event()
+
+    async def wait(request: HttpRequest) -> HttpResponse:
+        begun.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with serving(path("", wait)) as server:
+        get_in_thread(server)
+        assert begun.wait(SECONDS)
+        begin = time.monotonic()
+        server.thread.terminate()
         assert time.monotonic() - begin < 2
 
 

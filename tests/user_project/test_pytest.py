@@ -185,6 +185,7 @@ async def test_live_server(
 async def test_asgi_server(asgi_server: str, sync_book: Book) -> None:
     """The ASGI server's requests are in the test's transaction."""
     async with httpx.AsyncClient(base_url=asgi_server) as client:
+        assert asgi_server == f"http://{(await client.get('/host/')).text}"
         for path in ("/books/", "/sync/"):
             assert (await client.get(path)).json() == {"titles": ["sync"]}
         await client.post("/books/")

@@ -72,6 +72,11 @@ async def count(request: trio_asgi.ASGIRequest) -> JsonResponse:
     return JsonResponse({"size": sum([len(part) async for part in request.stream()])})
 
 
+def host(request: HttpRequest) -> HttpResponse:
+    """Return the host, if it is allowed."""
+    return HttpResponse(request.get_host())
+
+
 async def events(request: HttpRequest) -> trio_asgi.EventStream:
     """Stream an event for each book."""
 
@@ -84,6 +89,7 @@ async def events(request: HttpRequest) -> trio_asgi.EventStream:
 
 urlpatterns = [
     path("events/", events),
+    path("host/", host),
     path("count/", count),
     path("books/", books),
     path("sync/", sync_books),
