@@ -21,7 +21,11 @@ class TrioAsgiConfig(AppConfig):
     verbose_name = "Django on Trio"
 
     def ready(self) -> None:
-        """Install the bridge; the system check reports wrong settings."""
+        """Install the bridge; the system check reports wrong settings.
+
+        The app stands for the whole project: so `async_to_sync` starts Trio where no
+        loop runs, unless ``ASYNC_TO_SYNC_BACKEND`` says otherwise.
+        """
         register(check_settings)
         if any(conf.problems()):
             install_bridge()

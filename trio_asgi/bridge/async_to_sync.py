@@ -112,14 +112,16 @@ def _run_on_trio(
 
 
 def _wants_asyncio() -> bool:
-    """Whether the async code above the running sync code is written for asyncio."""
+    """Whether the async code above the running sync code is written for asyncio.
+
+    If there is none, the project's setting says so.
+    """
     below = below_asyncio.get()
     if below is not None:
         return below
     loop = current_loop.get()
     if loop is not None:
         return lease_of(loop).for_asyncio
-    # A new run, for a test or a command of the project.
     return settings.configured and bool(conf.get("ASYNCIO_VIEWS"))
 
 

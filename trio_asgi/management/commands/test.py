@@ -10,7 +10,7 @@ from trio_asgi.testing import install
 
 
 class Command(test.Command):
-    """Runs tests as Django does, with `AsyncClient` and live servers on Trio."""
+    """Runs tests as Django does, with this package's `AsyncClient` and live servers."""
 
     def handle(self, *test_labels: str, **options: Any) -> None:
         """Install the classes, and run Django's command."""
