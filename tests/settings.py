@@ -20,4 +20,5 @@ INSTALLED_APPS = [
 MIDDLEWARE: list[str] = []
 STATIC_URL = "static/"
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
-TRIO_ASGI: dict[str, Any] = {}
+# Tests that start Trio by `async_to_sync` say so.
+TRIO_ASGI: dict[str, Any] = {"ASYNC_TO_SYNC_BACKEND": "asyncio"}

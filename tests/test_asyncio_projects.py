@@ -15,7 +15,7 @@ from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
-from django.test import override_settings
+from django.test import Client, override_settings
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.utils.deprecation import MiddlewareMixin
@@ -25,8 +25,8 @@ from django.views.decorators.gzip import gzip_page
 from django_browser_reload.views import events as browser_reload_events
 
 from support import Answer, application, http_scope, receive_answer, request
-from trio_asgi import EventStream, asyncio_island, trio_island
-from trio_asgi.testing import ApplicationCommunicator
+from trio_asgi import EventStream, asyncio_island, install_bridge, trio_island
+from trio_asgi.testing import ApplicationCommunicator, AsyncClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -520,3 +520,51 @@ async def test_django_browser_reload(monkeypatch: pytest.MonkeyPatch) -> None:
             assert b"ping" in (await client.receive_output())["body"]
             await client.send_input({"type": "http.disconnect"})
             await client.wait()
+
+
+# Its tests
+
+
+async def show_whose(request: HttpRequest) -> HttpResponse:
+    """Answer whose code this is."""
+    return HttpResponse(await whose())
+
+
+urlpatterns = [
+    path("asyncio/", show_whose, name="asyncio"),
+    path("trio/", trio_island(show_whose), name="trio"),
+]
+ITS_TESTS = override_settings(ROOT_URLCONF=__name__, MIDDLEWARE=[])
+
+
+@pytest.fixture
+def trio_backend() -> Iterator[None]:
+    """Have `async_to_sync` start Trio, as the app does by default."""
+    install_bridge(async_to_sync_backend="trio")
+    yield
+    install_bridge(async_to_sync_backend="asyncio")
+
+
+@in_asyncio_project
+@pytest.mark.usefixtures("trio_backend")
+@ITS_TESTS
+def test_sync_tests() -> None:
+    """The sync client runs views on asyncio, but marked ones on Trio."""
+    assert Client().get("/asyncio/").content == b"asyncio"
+    assert Client().get("/trio/").content == b"Trio"
+
+
+@in_asyncio_project
+@pytest.mark.usefixtures("trio_backend")
+@pytest.mark.parametrize(("mark", "library"), [(str, "asyncio"), (trio_island, "Trio")])
+def test_async_tests(mark: Any, library: str) -> None:
+    """Tests run on asyncio, but marked ones on Trio; the views do not depend on it."""
+
+    async def test() -> list[str]:
+        client = AsyncClient()
+        answers = [await client.get("/asyncio/"), await client.get("/trio/")]
+        return [await whose(), *(answer.content.decode() for answer in answers)]
+
+    test = test if mark is str else mark(test)
+    with ITS_TESTS:
+        assert async_to_sync(test)() == [library, "asyncio", "Trio"]

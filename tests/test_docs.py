@@ -608,17 +608,17 @@ def test_testing_by_pytest(testing_project: Path) -> None:
     """Testing: all tests of the page pass with pytest."""
     pytest.importorskip("hypercorn")
     done = run_pytest(testing_project, "-W", "error")
-    assert counts(done) == {"passed": 10}, done.stdout + done.stderr
+    assert counts(done) == {"passed": 12}, done.stdout + done.stderr
 
 
 def test_testing_by_django(testing_project: Path) -> None:
-    """Testing: the test case of the page passes with Django's runner."""
+    """Testing: the test cases of the page pass with Django's runner."""
     options = ("--settings", "mysite.settings")
     done = run_python(
         testing_project, "-W", "error", "-m", "django", "test", "books", *options
     )
     assert done.returncode == 0, done.stderr
-    assert "Ran 2 tests" in done.stderr
+    assert "Ran 4 tests" in done.stderr
 
 
 async def test_servers_that_log_twice(

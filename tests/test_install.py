@@ -302,12 +302,13 @@ def test_the_backend_of_async_to_sync() -> None:
 @pytest.mark.parametrize(
     ("configured", "before", "after"),
     [
-        ({}, None, "asyncio"),
-        ({}, "trio", "trio"),
+        ({}, None, "trio"),
+        ({}, "asyncio", "trio"),
+        ({"ASYNC_TO_SYNC_BACKEND": "asyncio"}, None, "asyncio"),
         ({"ASYNC_TO_SYNC_BACKEND": "trio"}, None, "trio"),
         ({"ASYNC_TO_SYNC_BACKEND": "trio"}, "asyncio", "trio"),
         ({"ASYNC_TO_SYNC_BACKEND": "asyncio"}, "trio", "asyncio"),
-        ({"ASYNC_TO_SYNC_BACKEND": None}, "trio", "trio"),
+        ({"ASYNC_TO_SYNC_BACKEND": None}, "asyncio", "trio"),
         # Wrong settings are left to the system check, and the bridge is installed.
         ({"ASYNC_TO_SYNC_BACKEND": "curio"}, "trio", "trio"),
     ],
@@ -318,7 +319,7 @@ def test_the_setting(
     before: Any,
     after: str,
 ) -> None:
-    """``ASYNC_TO_SYNC_BACKEND``, if set, chooses when the app is ready."""
+    """``ASYNC_TO_SYNC_BACKEND`` chooses when the app is ready: Trio by default."""
     if before is not None:
         trio_asgi.install_bridge(async_to_sync_backend=before)
     settings_dict(configured)
@@ -343,16 +344,14 @@ def settings_dict() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def test_a_management_command_with_the_app_runs_trio() -> None:
-    """With the app and its setting, a program only has to call `django.setup()`."""
+    """With the app, a program only has to call `django.setup()`."""
     output = run_script(
         """
         import trio
         from asgiref.sync import async_to_sync
         from django.conf import settings
 
-        settings.configure(
-            INSTALLED_APPS=["trio_asgi"], TRIO_ASGI={"ASYNC_TO_SYNC_BACKEND": "trio"}
-        )
+        settings.configure(INSTALLED_APPS=["trio_asgi"])
         import django
         django.setup()
 
@@ -364,6 +363,27 @@ def test_a_management_command_with_the_app_runs_trio() -> None:
         """
     )
     assert output == "True\n"
+
+
+def test_an_application_without_the_app_changes_no_loops() -> None:
+    """A project that has not installed the app keeps asyncio where no loop runs."""
+    output = run_script(
+        """
+        from asgiref.sync import async_to_sync
+        from django.conf import settings
+
+        settings.configure(INSTALLED_APPS=[], ROOT_URLCONF="urls")
+        import asyncio, trio_asgi
+        trio_asgi.get_asgi_application()
+
+        async def coroutine():
+            await asyncio.sleep(0)
+            return "asyncio"
+
+        print(async_to_sync(coroutine)())
+        """
+    )
+    assert output == "asyncio\n"
 
 
 def test_the_backend_of_async_to_sync_without_settings() -> None:

@@ -7,8 +7,9 @@ import gc
 import subprocess
 import sys
 import warnings
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -20,6 +21,12 @@ from hypercorn.config import Config
 import trio_asgi
 from support import application, request
 from test_lifespan import Recording
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "single_file.py"
 shared: dict[str, Any] = {}
@@ -157,6 +164,24 @@ async def test_an_address_in_use_is_an_os_error() -> None:
                 await trio_asgi.serve(application(), address.removeprefix("http://"))
             gc.collect()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_start_up_that_fails() -> None:
+    """`trio.Nursery.start` raises the error; it does not say that the server runs."""
+
+    class Failing(trio_asgi.ASGIHandler):
+        @asynccontextmanager
+        async def lifespan(self) -> AsyncIterator[None]:
+            raise ValueError("the start-up failed")
+            yield  # type: ignore[unreachable] # makes it a generator
+
+    started = False
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio_asgi.serve, Failing(), "127.0.0.1:0")
+            started = True
+    assert not started
+    assert "the start-up failed" in str(caught.value.exceptions[0])
 
 
 async def test_without_hypercorn_the_error_says_what_to_install(

@@ -100,7 +100,7 @@ def test_pytest(database: Database, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     on_postgresql = int("POSTGRESQL_NAME" in database)
     assert counts(done) == {
-        "passed": 35 + on_postgresql,
+        "passed": 40 + on_postgresql,
         "skipped": 3 - on_postgresql,
         "xfailed": 1,
     }
@@ -110,7 +110,65 @@ def test_django(database: Database) -> None:
     """Django's test cases pass with ``manage.py test``, with warnings as errors."""
     done = run_python(PROJECT, "-W", "error", "manage.py", "test", **database)
     assert done.returncode == 0, done.stderr
-    assert "Ran 14 tests" in done.stderr
+    assert "Ran 17 tests" in done.stderr
+
+
+def test_in_parallel(database: Database) -> None:
+    """They pass in several processes, which Django forks."""
+    options = ("--parallel", "2")
+    done = run_python(PROJECT, "-W", "error", "manage.py", "test", *options, **database)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 17 tests" in done.stderr
+
+
+SPAWNING = """
+import multiprocessing
+from django.core.management import execute_from_command_line
+
+multiprocessing.set_start_method("spawn")
+execute_from_command_line(["manage.py", "test", "--parallel", "2"])
+"""
+
+
+def test_in_parallel_where_processes_are_spawned() -> None:
+    """They find this package's classes for tests there too, as on macOS."""
+    settings = {"DJANGO_SETTINGS_MODULE": "mysite.settings"}
+    done = run_python(PROJECT, "-c", SPAWNING, **settings)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 17 tests" in done.stderr
+
+
+def test_with_a_database_that_is_kept(database: Database) -> None:
+    """It can be dropped later: a live server has left no connection."""
+    for option in ("--keepdb", "--noinput"):
+        tests = ("test", option, "books.tests.ServerTests")
+        done = run_python(PROJECT, "manage.py", *tests, **database)
+        assert done.returncode == 0, done.stderr
+
+
+OTHER_RUNNER = """
+import unittest
+import django
+from django.test.utils import setup_databases, setup_test_environment
+
+django.setup()
+{install}
+setup_test_environment()
+setup_databases(verbosity=0, interactive=False)
+unittest.main("books.tests", argv=["tests", "ServerTests"])
+"""
+
+
+@pytest.mark.parametrize("install", ["", "import trio_asgi.testing as t; t.install()"])
+def test_another_runner(install: str) -> None:
+    """It calls `install`, unless it has imported Django's test cases before."""
+    script = OTHER_RUNNER.format(install=install)
+    if not install:
+        script = f"import django.test\n{script}"
+    settings = {"DJANGO_SETTINGS_MODULE": "mysite.settings"}
+    done = run_python(PROJECT, "-c", script, **settings)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 3 tests" in done.stderr
 
 
 def test_failures_by_pytest(database: Database, tmp_path: Path) -> None:

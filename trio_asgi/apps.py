@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from django.apps import AppConfig
 from django.core.checks import register
 
@@ -19,12 +22,22 @@ class TrioAsgiConfig(AppConfig):
     verbose_name = "Django on Trio"
 
     def ready(self) -> None:
-        """Install the bridge; the system checks report what is wrong."""
+        """Install the bridge; the system checks report what is wrong.
+
+        The app stands for the whole project: so `async_to_sync` starts Trio where no
+        loop runs, unless ``ASYNC_TO_SYNC_BACKEND`` says otherwise.
+        """
         register(check_settings, "trio_asgi")
         register(check_order_of_apps, "trio_asgi")
         register(check_conversion, "trio_asgi")
         if any(conf.problems()):
             install_bridge()
         else:
-            install_bridge(async_to_sync_backend=conf.get("ASYNC_TO_SYNC_BACKEND"))
+            backend: Any = conf.get("ASYNC_TO_SYNC_BACKEND") or "trio"
+            install_bridge(async_to_sync_backend=backend)
             configure_threads()
+        if "django.test.testcases" in sys.modules:
+            # A test runner, or a process that one has started, sets up Django.
+            from .testing import install  # noqa: PLC0415 - not in production
+
+            install()

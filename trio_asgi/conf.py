@@ -81,7 +81,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "ASYNCIO_VIEWS": _FLAG,
     "ASYNC_TO_SYNC_BACKEND": Key(
         None,
-        "'asyncio' or 'trio', or None for the argument of install_bridge()",
+        "'asyncio' or 'trio', or None for the default",
         lambda value: value in (None, "asyncio", "trio"),
     ),
     "STREAM_BODY": _FLAG,

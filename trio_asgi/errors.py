@@ -117,6 +117,7 @@ _ASYNCIO_BEGINS: Final = (
     "no running event loop",
     "There is no current event loop",
     "trio.run received unrecognized yield message",
+    "Task got bad yield: ",  # `asyncio.run` in a Trio task, and code of this package
     "You're within a Trio environment.",  # trio-asyncio
 )
 _ASYNCIO_ENDS: Final = "is bound to a different event loop"
@@ -137,13 +138,20 @@ _ASYNCIO_NOTE: Final = (
 )
 
 
-def note_asyncio(error: BaseException) -> None:
+#: What else to do where `async_to_sync` has started Trio.
+BACKEND_NOTE: Final = (
+    "async_to_sync() has started Trio here. To have it start asyncio: "
+    'TRIO_ASGI = {"ASYNC_TO_SYNC_BACKEND": "asyncio"}'
+)
+
+
+def note_asyncio(error: BaseException, *more: str) -> None:
     """Add advice to an error of asyncio in a Trio task, or to those in a group."""
     for leaf in leaves(error):
         if _is_from_asyncio(leaf):
             notes = getattr(leaf, "__notes__", [])
             # add_note() is new in Python 3.11; before, exceptiongroup shows notes.
-            leaf.__notes__ = [*dict.fromkeys([*notes, _ASYNCIO_NOTE])]
+            leaf.__notes__ = [*dict.fromkeys([*notes, _ASYNCIO_NOTE, *more])]
 
 
 def _is_from_asyncio(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import pytest
 import trio
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
+from django.test import AsyncClient
 
 from books.models import Book
 from trio_asgi.testing import ApplicationCommunicator, http_scope, run, sync_context
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from django.contrib.auth.models import User
-    from django.test import AsyncClient, Client
+    from django.test import Client
 
     from trio_asgi import ASGIHandler
 
@@ -60,6 +61,14 @@ async def test_requests_of_the_client_have_streams(async_client: AsyncClient) ->
     assert response.json() == {"form": ["name"]}
     response = await async_client.post("/count/")
     assert response.json() == {"form": []}
+    response = await AsyncClient().post("/count/", "four", content_type="text/plain")
+    assert response.json() == {"size": 4}
+
+
+async def test_requests_of_the_factory_have_streams(async_rf: Any) -> None:
+    """So can a view that is called without its URL."""
+    request = async_rf.post("/count/", "four", content_type="text/plain")
+    assert b"".join([part async for part in request.stream()]) == b"four"
 
 
 @pytest.mark.django_db
@@ -166,6 +175,9 @@ async def test_live_server(
     async with httpx.AsyncClient() as client:
         response = await client.get(f"{live_server.url}/books/")
         assert response.json() == {"titles": ["sync"]}
+        assert response.headers["Server"].startswith("hypercorn")
+        response = await client.get(f"{live_server.url}/static/cover.txt")
+        assert response.text == "a cover\n"
         await client.post(f"{live_server.url}/books/")
     assert await Book.objects.acount() == 2
 
@@ -173,11 +185,17 @@ async def test_live_server(
 async def test_asgi_server(asgi_server: str, sync_book: Book) -> None:
     """The ASGI server's requests are in the test's transaction."""
     async with httpx.AsyncClient(base_url=asgi_server) as client:
+        assert asgi_server == f"http://{(await client.get('/host/')).text}"
         for path in ("/books/", "/sync/"):
             assert (await client.get(path)).json() == {"titles": ["sync"]}
         await client.post("/books/")
     assert await sync_to_async(lambda: connection.in_atomic_block)()
     assert await Book.objects.acount() == 2
+
+
+async def test_the_host_of_asgi_server_is_allowed_there_alone(settings: Any) -> None:
+    """After such a test, the settings are as they were."""
+    assert settings.ALLOWED_HOSTS == ["books.example", "testserver"]
 
 
 async def test_communicator(

@@ -14,8 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import outcome
 from asgiref.sync import AsyncToSync, SyncToAsync
+from django.conf import settings
 
+from trio_asgi import conf
+from trio_asgi.errors import BACKEND_NOTE, note_asyncio
 from trio_asgi.islands.context import restore_context, with_context
 from trio_asgi.islands.functions import asyncio_island, is_trio_island
 from trio_asgi.threads.call import calling
@@ -98,6 +102,8 @@ def _run_on_trio(
             awaitable.close()
         raise
     restore_context(context)
+    if isinstance(result, outcome.Error) and not in_trio_thread():
+        note_asyncio(result.error, BACKEND_NOTE)
     try:
         return result.unwrap()
     finally:
@@ -106,12 +112,17 @@ def _run_on_trio(
 
 
 def _wants_asyncio() -> bool:
-    """Whether the async code above the running sync code is written for asyncio."""
+    """Whether the async code above the running sync code is written for asyncio.
+
+    If there is none, the project's setting says so.
+    """
     below = below_asyncio.get()
-    if below is None:
-        loop = current_loop.get()
-        return loop is not None and lease_of(loop).for_asyncio
-    return below
+    if below is not None:
+        return below
+    loop = current_loop.get()
+    if loop is not None:
+        return lease_of(loop).for_asyncio
+    return settings.configured and bool(conf.get("ASYNCIO_VIEWS"))
 
 
 def _asyncio_waits() -> bool:

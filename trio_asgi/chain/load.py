@@ -152,13 +152,7 @@ class ChainHandler(asgi.ASGIHandler):
         declared as a Trio view.
         """
         view = super().make_view_atomic(view)
-        if (
-            self._asyncio_views
-            and iscoroutinefunction(view)
-            and not is_trio_island(view)
-        ):
-            return asyncio_island(view)
-        return view
+        return as_island(view) if self._asyncio_views else view
 
     @property
     def nothing_follows(self) -> bool:
@@ -186,6 +180,13 @@ class ChainHandler(asgi.ASGIHandler):
         passage = self._chain.passage()
         response: HttpResponseBase = await passage.drive(passage.all(request))
         return response
+
+
+def as_island(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an async view as an asyncio island, unless it is declared as Trio's."""
+    if iscoroutinefunction(view) and not is_trio_island(view):
+        return asyncio_island(view)
+    return view
 
 
 def _warn_of_tools() -> None:

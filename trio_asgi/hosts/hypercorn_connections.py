@@ -1,8 +1,11 @@
-"""hypercorn's server, changed so that an error in a connection ends only that one.
+"""hypercorn's server, with two changes.
 
 hypercorn does not catch what its protocols raise. Such an error ends the server, and
 the program around it. Clients can cause some: by an ``Upgrade: h2c`` with settings that
-cannot be decoded, or by leaving at the wrong moment.
+cannot be decoded, or by leaving at the wrong moment. Here it ends only the connection.
+
+If the application's start-up fails, hypercorn says for a moment that it is ready. Here
+it does not.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import sys
 from types import FunctionType
 from typing import Any
 
+import trio
+
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
@@ -19,13 +24,28 @@ logger = logging.getLogger("trio_asgi")
 
 
 def load_serve() -> Any:
-    """Return a copy of `hypercorn.trio.serve` with another class for connections.
+    """Return a copy of `hypercorn.trio.serve` with other classes.
 
     hypercorn itself stays unchanged: the program may use it elsewhere.
     """
     import hypercorn.trio  # noqa: PLC0415 - an optional dependency
     import hypercorn.trio.run  # noqa: PLC0415
+    from hypercorn.trio.lifespan import Lifespan  # noqa: PLC0415
     from hypercorn.trio.tcp_server import TCPServer  # noqa: PLC0415
+
+    class OwnLifespan(Lifespan):
+        """A lifespan that does not let the server go on after a failed start-up."""
+
+        has_failed = False
+
+        async def asgi_send(self, message: Any) -> None:
+            self.has_failed = message["type"] == "lifespan.startup.failed"
+            await super().asgi_send(message)
+
+        async def wait_for_startup(self) -> None:
+            await super().wait_for_startup()
+            if self.has_failed:
+                await trio.sleep_forever()  # the error is on its way
 
     class Connection(TCPServer):
         """A connection that raises nothing but cancellations and the like."""
@@ -44,7 +64,7 @@ def load_serve() -> Any:
 
     serve, worker_serve = hypercorn.trio.serve, hypercorn.trio.run.worker_serve
     if not (
-        "TCPServer" in worker_serve.__code__.co_names
+        {"TCPServer", "Lifespan"} <= {*worker_serve.__code__.co_names}
         and "worker_serve" in serve.__code__.co_names
     ):
         logger.warning(
@@ -52,7 +72,7 @@ def load_serve() -> Any:
             "one connection can end the server. Is there a newer trio_asgi?"
         )
         return serve
-    worker_serve = _with_names(worker_serve, TCPServer=Connection)
+    worker_serve = _with_names(worker_serve, TCPServer=Connection, Lifespan=OwnLifespan)
     return _with_names(serve, worker_serve=worker_serve)
 
 

@@ -34,7 +34,13 @@ from .send import send_parts
 from .server_sent_event import EMPTY_COMMENT, encode_item
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        AsyncIterator,
+        Callable,
+        Mapping,
+    )
     from contextlib import AbstractAsyncContextManager
 
     from typing_extensions import Self
@@ -139,6 +145,17 @@ class EventParts(ManagedStream):
     ) -> None:
         """Wrap the events, for example in an iterator that runs them on asyncio."""
         self._events = wrap(self._events)
+
+    async def _iterate_alone(self) -> AsyncGenerator[bytes, None]:
+        """Iterate without a nursery, which might never be left, and so no comments."""
+        self._is_taken = True
+        yield b""  # see `_Handover`
+        try:
+            async for event in self._events:
+                yield encode_item(event)
+        finally:
+            if (aclose := getattr(self._events, "aclose", None)) is not None:
+                await aclose()
 
     async def aclose(self) -> None:
         """Leave the context manager; close the events if it was never entered."""

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from trio_asgi.transactions import sync_context
 
+from .client import AsyncClient, AsyncRequestFactory
 from .communicator import ApplicationCommunicator
+from .install import install
+from .live_server import LiveServerThread
 from .scopes import http_scope
 from .threads import run
 
-__all__ = ["ApplicationCommunicator", "http_scope", "run", "sync_context"]
+__all__ = [
+    "ApplicationCommunicator",
+    "AsyncClient",
+    "AsyncRequestFactory",
+    "LiveServerThread",
+    "http_scope",
+    "install",
+    "run",
+    "sync_context",
+]

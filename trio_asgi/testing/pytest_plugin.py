@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import math
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from django.core.handlers import asgi
-from django.test import client
 
-from trio_asgi import ASGIHandler, ASGIRequest, install_bridge, serve
+from trio_asgi import ASGIHandler, serve
 
 from .communicator import ApplicationCommunicator
+from .install import install
 from .threads import run
 
 if TYPE_CHECKING:
@@ -30,14 +29,17 @@ if TYPE_CHECKING:
 
     from trio_asgi.asgi.types import ASGIApplication
 
+#: Where `asgi_server` listens.
+_HOST: Final = "127.0.0.1"
+
 #: A test that uses one of these fixtures of pytest-django uses the database.
 _DATABASE_FIXTURES = {"db", "transactional_db", "live_server"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Install the bridge, and give the requests of `AsyncClient` the handler's class.
+    """Install the bridge, and this package's classes for tests: see `install`.
 
-    So they have `stream()` and `aread()`. The settings choose the bridge's backend.
+    The settings choose the bridge's backend.
 
     Raises:
         pytest.UsageError: pytest-trio is not installed, or is disabled.
@@ -47,13 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
             f"{__name__} needs pytest-trio: pip install pytest-trio, and do not "
             "disable it."
         )
-    install_bridge()
-    vars(client)["ASGIRequest"] = ASGIRequest
-
-
-def pytest_unconfigure() -> None:
-    """Restore the request class of Django's client."""
-    vars(client)["ASGIRequest"] = asgi.ASGIRequest
+    install()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -113,9 +109,15 @@ async def asgi_lifespan(asgi_application: ASGIApplication) -> AsyncIterator[None
 
 
 @pytest.fixture
-async def asgi_server(asgi_application: ASGIApplication) -> AsyncIterator[str]:
-    """The URL of a real hypercorn on a free port, without a slash at the end."""
+async def asgi_server(
+    asgi_application: ASGIApplication, settings: Any
+) -> AsyncIterator[str]:
+    """The URL of a real hypercorn on a free port, without a slash at the end.
+
+    The test's ``ALLOWED_HOSTS`` have its host, too.
+    """
+    settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, _HOST]
     async with trio.open_nursery() as nursery:
-        (url,) = await nursery.start(serve, asgi_application, "127.0.0.1:0")
+        (url,) = await nursery.start(serve, asgi_application, f"{_HOST}:0")
         yield url
         nursery.cancel_scope.cancel()

@@ -256,8 +256,8 @@ class WorkerPool:
             with trio.CancelScope(shield=True):
                 await self.retire_idle()
                 await self._leave_system_tasks()
-                workers = list(self.workers)  # a thread that ends leaves the set
-                await self._join([worker for worker in workers if not worker.left])
+                # A copy: a thread that ends leaves the set.
+                await self._join([one for one in [*self.workers] if not one.left])
 
     async def _leave_system_tasks(self) -> None:
         """Wait for other system tasks that call sync code; abandon their waits."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from urllib.request import urlopen
 
 import trio
 from asgiref.sync import sync_to_async
+from django.contrib.staticfiles.testing import StaticLiveServerTestCase
 from django.db import connection, transaction
 from django.test import (
+    AsyncClient,
+    AsyncRequestFactory,
     LiveServerTestCase,
     SimpleTestCase,
     TestCase,
@@ -16,6 +20,7 @@ from django.test import (
 )
 
 from books.models import Book
+from mysite.urls import count
 from trio_asgi import ASGIHandler
 from trio_asgi.testing import ApplicationCommunicator, http_scope, sync_context
 
@@ -89,6 +94,17 @@ class InTransactionTests(TestCase):
             answer = await communicator.receive_output()
         self.assertIn(b"of setUp", answer["body"])
 
+    async def test_bodies_and_event_streams(self) -> None:
+        """Views can read their body as a stream, and answer with events."""
+        for client in (self.async_client, AsyncClient()):
+            response = await client.post("/count/", "four", content_type="text/plain")
+            self.assertEqual(response.json(), {"size": 4})
+        request = AsyncRequestFactory().post("/count/", "four", "text/plain")
+        self.assertEqual((await count(request)).content, b'{"size": 4}')
+        response = await self.async_client.get("/events/")
+        parts = [part async for part in response.streaming_content]
+        self.assertEqual(b"".join(parts), b"data: of setUp\n\ndata: of the class\n\n")
+
     async def test_errors(self) -> None:
         """The client raises a view's error."""
         with self.assertRaisesMessage(ValueError, "the view failed"):
@@ -122,19 +138,43 @@ class SimpleTests(SimpleTestCase):
 
 
 class ServerTests(LiveServerTestCase):
-    """Tests with Django's server."""
+    """Tests with a live server."""
 
-    def read(self) -> bytes:
-        with urlopen(f"{self.live_server_url}/books/", timeout=30) as response:
+    def read(self, path: str = "/books/") -> bytes:
+        with urlopen(f"{self.live_server_url}{path}", timeout=30) as response:
             body: bytes = response.read()
+            self.assertIn("hypercorn", response.headers["Server"])
         return body
 
     def test_sync(self) -> None:
         """The server runs async views on Trio, and sees the rows."""
         Book.objects.create(title="by the test")
         self.assertIn(b"by the test", self.read())
+        self.assertIn(b"by the test", self.read("/sync/"))
 
     async def test_async(self) -> None:
         """So it does for a test on Trio."""
         await Book.objects.acreate(title="by the test")
         self.assertIn(b"by the test", await trio.to_thread.run_sync(self.read))
+        self.assertIn(
+            b"by the test", await trio.to_thread.run_sync(self.read, "/events/")
+        )
+
+    def test_at_the_same_time(self) -> None:
+        """Many requests use the database at the same time."""
+        Book.objects.create(title="by the test")
+        with ThreadPoolExecutor(8) as executor:
+            answers = [*executor.map(self.read, ["/books/", "/sync/"] * 8)]
+        self.assertEqual({*answers}, {b'{"titles": ["by the test"]}'})
+
+
+class StaticServerTests(StaticLiveServerTestCase):
+    """Tests with a live server that finds static files."""
+
+    def test_static_file(self) -> None:
+        """A file of an app is served."""
+        with urlopen(
+            f"{self.live_server_url}/static/cover.txt", timeout=30
+        ) as response:
+            self.assertEqual(response.read(), b"a cover\n")
+            self.assertIn("hypercorn", response.headers["Server"])

@@ -6,6 +6,7 @@ import os
 
 SECRET_KEY = "for the tests alone"
 USE_TZ = True
+ALLOWED_HOSTS = ["books.example"]
 ROOT_URLCONF = "mysite.urls"
 STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -22,7 +23,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "mysite.middleware.sync_middleware",
 ]
-TRIO_ASGI = {"ASYNC_TO_SYNC_BACKEND": "trio"}
 if "POSTGRESQL_NAME" in os.environ:
     DATABASES = {
         "default": {

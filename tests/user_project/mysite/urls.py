@@ -72,7 +72,24 @@ async def count(request: trio_asgi.ASGIRequest) -> JsonResponse:
     return JsonResponse({"size": sum([len(part) async for part in request.stream()])})
 
 
+def host(request: HttpRequest) -> HttpResponse:
+    """Return the host, if it is allowed."""
+    return HttpResponse(request.get_host())
+
+
+async def events(request: HttpRequest) -> trio_asgi.EventStream:
+    """Stream an event for each book."""
+
+    async def titles() -> AsyncIterator[str]:
+        async for book in Book.objects.order_by("title"):
+            yield book.title
+
+    return trio_asgi.EventStream(titles())
+
+
 urlpatterns = [
+    path("events/", events),
+    path("host/", host),
     path("count/", count),
     path("books/", books),
     path("sync/", sync_books),
