@@ -792,3 +792,41 @@ async def test_arguments_are_gone_when_the_call_returns(lease: Lease) -> None:
     with no_garbage_collection():
         for _ in range(50):
             assert (await call())() is None
+
+
+async def test_a_coroutine_that_another_library_runs() -> None:
+    """asyncio raises an error in it; the call's end then disturbs no Trio task."""
+    begun, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert go.wait(SECONDS)
+
+    async with open_pool() as pool:
+        lease = Lease(pool)
+        call = lease.run_sync(wait)
+        # Trio sees none of this, as if asyncio.run() ran the coroutine.
+        call.send(None)
+        assert begun.wait(SECONDS)
+        with pytest.raises(RuntimeError, match="bad yield"):
+            call.throw(RuntimeError("Task got bad yield"))
+        go.set()
+        assert lease.abandoned
+        lease.release()
+        await pool.run_sync(nothing)
+
+
+async def test_a_call_that_another_library_runs_and_that_has_not_begun() -> None:
+    """It never begins."""
+    async with open_pool(threads=1) as pool, trio.open_nursery() as nursery:
+        gate = Gate(nothing)
+        nursery.start_soon(pool.run_sync, gate)
+        await gate.entered.wait()
+        with open_lease(pool) as lease:
+            call = lease.run_sync(lambda: pytest.fail("it has begun"))
+            call.send(None)
+            with pytest.raises(RuntimeError, match="bad yield"):
+                call.throw(RuntimeError("Task got bad yield"))
+            assert not lease.abandoned
+            gate.open()
+            await lease.run_sync(nothing)

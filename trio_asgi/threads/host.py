@@ -106,7 +106,11 @@ class Host(AbandonableWait, Generic[T]):
                 if self._early:
                     early = self._early.popleft()
                     self._queue.wakeups.run_sync_soon(self._deliver, *early)
-                message = await trio.lowlevel.wait_task_rescheduled(self._abort)
+                try:
+                    message = await trio.lowlevel.wait_task_rescheduled(self._abort)
+                except BaseException as error:
+                    self._on_error(error)
+                    raise
                 if self._ended:
                     if failure is not None:
                         raise failure
@@ -179,6 +183,19 @@ class Host(AbandonableWait, Generic[T]):
 
     def __str__(self) -> str:
         return f"sync code in {self.loop.lease.describe_thread()}"
+
+    def _on_error(self, error: BaseException) -> None:
+        """Leave the call if it was not Trio that has raised the error.
+
+        It is asyncio's, if this coroutine runs in a nested `asyncio.run`. Trio knows
+        nothing of the wait, so the result must not reschedule the task.
+        """
+        if self._waiting and not isinstance(error, trio.Cancelled):
+            self._waiting = False
+            if not self.withdraw():
+                with self._queue.lock:
+                    self._task[0] = None
+                self.loop.lease.abandon()
 
     def _leave(self) -> bool:
         """Note that the task waits no more; False if it has to stay for a message."""
