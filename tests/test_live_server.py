@@ -136,7 +136,9 @@ def test_without_hypercorn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install."""
     monkeypatch.setitem(sys.modules, "hypercorn.config", None)
     with (
-        pytest.raises(ImportError, match="needs hypercorn: pip install hypercorn"),
+        pytest.raises(
+            ImportError, match="needs hypercorn: pip install 'hypercorn>=0.18'"
+        ),
         serving(),
     ):
         raise AssertionError

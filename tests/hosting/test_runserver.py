@@ -347,7 +347,7 @@ def test_no_hypercorn(project: Path) -> None:
     """The error says what to install, before any process is started."""
     with manage(project, "runserver", "0", WITHOUT_HYPERCORN="1") as server:
         assert server.wait_for_end() == 1
-    assert server.output.count("pip install hypercorn") == 1
+    assert server.output.count("pip install 'hypercorn>=0.18'") == 1
     assert "Traceback" not in server.output
 
 

@@ -248,6 +248,7 @@ async def load_figures(request: HttpRequest) -> trio_asgi.EventStream:
     return trio_asgi.EventStream(figures(reports, client))
 
 
+@trio_asgi.asyncio_island  # it asks asyncio for its tasks
 async def load_on_asyncio(request: HttpRequest) -> JsonResponse:
     """Say what this process does under Django's own handler."""
     return JsonResponse(figures_on_asyncio(reports))

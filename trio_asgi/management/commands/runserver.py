@@ -57,7 +57,7 @@ class Command(DjangosCommand):
         if find_spec("hypercorn") is None:
             raise CommandError(
                 "runserver serves the site on Trio with hypercorn, which is not "
-                "installed: pip install hypercorn"
+                "installed: pip install 'hypercorn>=0.18'"
             )
         if not any(conf.problems()):
             # What does not end must not keep the lifespan from ending in time.
