@@ -137,7 +137,7 @@ def test_without_hypercorn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hypercorn.config", None)
     with (
         pytest.raises(
-            ImportError, match="needs hypercorn: pip install 'hypercorn>=0.18'"
+            ImportError, match=r"needs hypercorn: pip install 'hypercorn>=0\.18'"
         ),
         serving(),
     ):
