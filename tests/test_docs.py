@@ -289,9 +289,13 @@ async def test_converting(execute: Callable[[str], Site]) -> None:
 
 
 def test_converting_settings(tmp_path: Path) -> None:
-    """Converting: the checks have nothing to say of the page's settings."""
-    page = ROOT / "docs/howto/converting.md"
-    blocks = [code for name, code in code_of(page) if name == "mysite.settings"]
+    """Converting: the checks have nothing to say of the settings that it leads to."""
+    blocks = [
+        code
+        for page in ("docs/howto/converting.md", "docs/howto/logging.md")
+        for name, code in code_of(ROOT / page)
+        if name == "mysite.settings"
+    ]
     settings = "\n".join([*blocks, 'SECRET_KEY = "for the tests alone"'])
     write_files(tmp_path, {"mysite/settings.py": settings})
     options = ("--settings", "mysite.settings", "--tag", "trio_asgi")
