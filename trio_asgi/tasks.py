@@ -68,7 +68,7 @@ _WAITS: Final = {
 def snapshot() -> dict[str, Any]:
     """Return what runs in this process now, as objects that JSON knows.
 
-    The request or background task that calls is left out. :doc:`/howto/debugging`
+    The request or background task that calls is left out. :doc:`/reference/tasks`
     explains the keys. Call it in a Trio task. It takes no thread, and is no checkpoint.
 
     Raises:

@@ -42,8 +42,8 @@ LAST_PATIENCE: Final = 5.0
 async def tasks(request: HttpRequest) -> HttpResponse:
     """Show staff what runs in this process: as a page, or as JSON.
 
-    Anonymous users are sent to the login page, and others get 403. Who asks is looked
-    up in a thread. If none is free, another one looks, beyond all limits.
+    Anonymous users are sent to the login page, and others get 403. The user is looked
+    up in the request's thread, or soon in another one, beyond all limits.
     """
     if not hasattr(request, "user"):
         raise ImproperlyConfigured(

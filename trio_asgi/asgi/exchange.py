@@ -1,4 +1,4 @@
-"""One request and its response: who cancels whom.
+"""One request and its response, and what cancels them.
 
 run(respond)                      the watcher, in the same nursery
 ────────────                      ────────────────────────────────

@@ -95,7 +95,7 @@ def install_bridge(
             ``"asyncio"``: as without the bridge. None: no change; asyncio at first.
 
     Raises:
-        ValueError: ``async_to_sync_backend`` is none of these.
+        ValueError: ``async_to_sync_backend`` has another value.
         RuntimeError: asgiref or Trio is too old, or another library has replaced one of
             the functions. Then nothing is installed.
     """

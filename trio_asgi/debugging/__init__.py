@@ -1,1 +1,1 @@
-"""Looking at what runs: at tasks and threads on request, at a blocked loop always."""
+"""What runs: tasks and threads on request, and under ``DEBUG`` a blocked loop."""

@@ -1,6 +1,6 @@
-"""Where tasks and threads are: their frames, and the line that a reader looks for.
+"""Where tasks and threads are: their frames, and the line to show of them.
 
-Nothing is recorded while the code runs: whoever looks walks through what is there.
+Nothing is recorded while the code runs. Only a look walks through what is there.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Watchdog:
     def _suspects(self) -> list[FrameType]:
         """Return the running frames from the project's outermost one on.
 
-        None if there is none, or if a debugger waits for its user.
+        Empty if the project has no frame there, or if a debugger waits for its user.
         """
         stack = frames_of_stack(sys._current_frames().get(self._loop_thread))
         suspects: list[FrameType] = []
