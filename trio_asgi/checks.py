@@ -25,7 +25,7 @@ def check_order_of_apps(**_kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         CheckWarning(
-            "'trio_asgi' is behind 'django.contrib.staticfiles' in INSTALLED_APPS, so "
+            "'trio_asgi' is after 'django.contrib.staticfiles' in INSTALLED_APPS, so "
             "'manage.py runserver' does not serve the site on Trio.",
             hint="Put 'trio_asgi' first in INSTALLED_APPS.",
             id="trio_asgi.W001",

@@ -133,6 +133,6 @@ def closure_of(function: FunctionType) -> dict[str, Any]:
     found = {}
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     for name, cell in cells:
-        with suppress(ValueError):  # it is empty yet
+        with suppress(ValueError):  # it is still empty
             found[name] = cell.cell_contents
     return found

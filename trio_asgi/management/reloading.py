@@ -56,7 +56,7 @@ def end_child(child: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait for the child, which has seen the same signal; then kill it."""
     try:
         if sys.platform != "win32":  # where this would kill it
-            child.terminate()  # in case that only this process has seen the signal
+            child.terminate()  # in case only this process has seen the signal
         child.wait(seconds)
     except (KeyboardInterrupt, subprocess.TimeoutExpired):
         child.kill()
