@@ -183,7 +183,7 @@ async def test_tutorial_views(
 ) -> None:
     """Tutorial: the views answer as the page says."""
     app = execute("docs/tutorial.md")["application"]
-    assert (await request(app, "/hello/")).body == b"Hello, you are number 0.\n"
+    assert (await request(app, "/hello/")).body == b"Hello! We have 0 users.\n"
     answer = await request(app, "/weather/")
     assert answer.body == b'{"Oslo": "12 degrees", "Rome": "24 degrees"}'
 
@@ -612,7 +612,7 @@ def test_testing_by_pytest(testing_project: Path) -> None:
     """Testing: all tests of the page pass with pytest."""
     pytest.importorskip("hypercorn")
     done = run_pytest(testing_project, "-W", "error")
-    assert counts(done) == {"passed": 12}, done.stdout + done.stderr
+    assert counts(done) == {"passed": 13}, done.stdout + done.stderr
 
 
 def test_testing_by_django(testing_project: Path) -> None:
@@ -622,7 +622,7 @@ def test_testing_by_django(testing_project: Path) -> None:
         testing_project, "-W", "error", "-m", "django", "test", "books", *options
     )
     assert done.returncode == 0, done.stderr
-    assert "Ran 4 tests" in done.stderr
+    assert "Ran 5 tests" in done.stderr
 
 
 async def test_servers_that_log_twice(

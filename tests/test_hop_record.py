@@ -179,7 +179,7 @@ CASES: list[tuple[Any, Any, str]] = [
     (
         test_hops.async_not_found,
         STARTPROJECT,
-        "answering a Http404 + process_response of CommonMiddleware"
+        "answering Http404 + process_response of CommonMiddleware"
         " + logging the status of a HttpResponseNotFound",
     ),
     (

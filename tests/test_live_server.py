@@ -17,6 +17,7 @@ import trio
 from asgiref.sync import sync_to_async
 from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.servers.basehttp import ThreadedWSGIServer
+from django.core.signals import request_started
 from django.db import connection, connections, transaction
 from django.http import HttpResponse
 from django.test import override_settings
@@ -24,7 +25,7 @@ from django.test.testcases import _StaticFilesHandler
 from django.urls import path
 from hypercorn.utils import LifespanFailureError
 
-from trio_asgi import ASGIHandler, EventStream
+from trio_asgi import ASGIHandler, EventStream, start_soon
 from trio_asgi.testing import LiveServerThread, live_server
 
 if TYPE_CHECKING:
@@ -99,6 +100,34 @@ def test_it_serves_on_trio() -> None:
         other.start()
         assert server.get("/meet/").text == "met"
         other.join()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_receiver_starts_a_task_in_a_request_for_a_file(
+    tmp_path: Path, debug: bool
+) -> None:
+    """Files are served with ``DEBUG``, too, and belong to the application."""
+    ran = threading.Event()
+
+    async def task() -> None:
+        ran.set()
+
+    def start(**kwargs: Any) -> None:
+        start_soon(task)
+
+    (tmp_path / "file.txt").write_text("content")
+    request_started.connect(start)
+    try:
+        with (
+            override_settings(
+                DEBUG=debug, STATIC_ROOT=str(tmp_path), STATIC_URL="/static/"
+            ),
+            serving(path("", nothing)) as server,
+        ):
+            assert server.get("/static/file.txt").text == "content"
+            assert ran.wait(SECONDS)
+    finally:
+        request_started.disconnect(start)
 
 
 def test_a_given_port_and_one_in_use() -> None:

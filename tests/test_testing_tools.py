@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,10 +18,17 @@ from trio.testing import MockClock
 
 import trio_asgi
 from support import application, request
-from trio_asgi.testing import ApplicationCommunicator, http_scope, run, sync_context
+from trio_asgi import ASGIHandler
+from trio_asgi.testing import (
+    ApplicationCommunicator,
+    http_scope,
+    lifespan,
+    run,
+    sync_context,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from django.http import HttpRequest
 
@@ -254,3 +261,25 @@ def test_http_scope() -> None:
     assert scope["method"] == "POST"
     assert scope["headers"] == [(b"host", b"example.com"), (b"x-colour", b"blue")]
     assert scope["client"] == ("192.0.2.1", 1)
+
+
+# lifespan
+
+
+@pytest.mark.parametrize("phase", ["startup", "shutdown"])
+async def test_a_lifespan_that_fails(phase: str) -> None:
+    """The error names the phase, and the application's error."""
+
+    class Handler(ASGIHandler):
+        @asynccontextmanager
+        async def lifespan(self) -> AsyncIterator[None]:
+            if phase == "startup":
+                raise LookupError("no kettle")
+            yield
+            raise LookupError("no kettle")
+
+    ran = False
+    with pytest.raises(RuntimeError, match=f"The {phase} failed: LookupError: no ket"):
+        async with lifespan(Handler()):
+            ran = True
+    assert ran is (phase == "shutdown")

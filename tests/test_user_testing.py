@@ -100,7 +100,7 @@ def test_pytest(database: Database, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     on_postgresql = int("POSTGRESQL_NAME" in database)
     assert counts(done) == {
-        "passed": 40 + on_postgresql,
+        "passed": 41 + on_postgresql,
         "skipped": 3 - on_postgresql,
         "xfailed": 1,
     }
@@ -110,7 +110,7 @@ def test_django(database: Database) -> None:
     """Django's test cases pass with ``manage.py test``, with warnings as errors."""
     done = run_python(PROJECT, "-W", "error", "manage.py", "test", **database)
     assert done.returncode == 0, done.stderr
-    assert "Ran 17 tests" in done.stderr
+    assert "Ran 18 tests" in done.stderr
 
 
 def test_in_parallel(database: Database) -> None:
@@ -118,7 +118,7 @@ def test_in_parallel(database: Database) -> None:
     options = ("--parallel", "2")
     done = run_python(PROJECT, "-W", "error", "manage.py", "test", *options, **database)
     assert done.returncode == 0, done.stderr
-    assert "Ran 17 tests" in done.stderr
+    assert "Ran 18 tests" in done.stderr
 
 
 SPAWNING = """
@@ -135,7 +135,7 @@ def test_in_parallel_where_processes_are_spawned() -> None:
     settings = {"DJANGO_SETTINGS_MODULE": "mysite.settings"}
     done = run_python(PROJECT, "-c", SPAWNING, **settings)
     assert done.returncode == 0, done.stderr
-    assert "Ran 17 tests" in done.stderr
+    assert "Ran 18 tests" in done.stderr
 
 
 def test_with_a_database_that_is_kept(database: Database) -> None:

@@ -47,14 +47,14 @@ async def tasks(request: HttpRequest) -> HttpResponse:
     """
     if not hasattr(request, "user"):
         raise ImproperlyConfigured(
-            "The page of tasks needs to know who asks: add SessionMiddleware and "
+            "The page of tasks needs to know the user: add SessionMiddleware and "
             "AuthenticationMiddleware to MIDDLEWARE."
         )
     user: Any = request.user
     try:
         known, staff = await _call_somehow(lambda: _standing_of(user))
     except trio.TooSlowError:
-        message = "No thread could look up who asks: the database does not answer."
+        message = "No thread could look up the user: the database does not answer."
         answer = HttpResponse(message, status=503, content_type="text/plain")
         # Django would need the request's thread to log the status.
         answer._has_been_logged = True  # type: ignore[attr-defined]

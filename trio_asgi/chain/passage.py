@@ -246,7 +246,7 @@ class Passage(Driver):
             except trio.Cancelled:
                 log_lost(error, request.path)
                 raise
-        self.note("answering a", type(error))
+        self.note("answering", type(error))
 
 
 def _is_async(view: Any) -> bool:

@@ -114,7 +114,7 @@ def check_asgi_module() -> Iterator[CheckMessage]:
         if names := names & _DJANGOS.get(module, set()):
             name = min(names)
             yield CheckWarning(
-                f"{name} is imported from {module}, so the site runs on asyncio.",
+                f"{name} is imported from {module}: servers run it on asyncio.",
                 hint=f"Write: from trio_asgi import {name}",
                 obj=Place(file, node.lineno),
                 id="trio_asgi.W010",

@@ -194,6 +194,9 @@ def _hint(use: Use, otherwise: str) -> str:
     instead = ON_TRIO.get(use.name)
     if instead is None:
         return otherwise[0].upper() + otherwise[1:]
+    if conf.get("ASYNCIO_VIEWS"):
+        # It is about middleware, which tests may still run on asyncio.
+        return f"Write AnyIO's equivalent of {instead}. Or {otherwise}"
     return f"On Trio, write {instead} instead. Or {otherwise}"
 
 

@@ -97,8 +97,9 @@ def start_soon(
 
 _NO_APPLICATION: Final = (
     "start_soon() found no application with a nursery: the server has sent no "
-    "lifespan.startup, or is shutting down. Use a server with lifespan support, and in "
-    "tests the fixture asgi_lifespan; or start the task in a nursery of your own."
+    "lifespan.startup, or is shutting down. Use a server with lifespan support, or in "
+    "a test trio_asgi.testing.lifespan() or the fixture asgi_lifespan. Or start the "
+    "task in a nursery of your own."
 )
 _SEVERAL_APPLICATIONS: Final = (
     "start_soon() was called outside the requests and tasks of an application, and "
@@ -199,7 +200,7 @@ async def _run_in_background(
     owner: object, async_fn: Callable[..., Awaitable[Any]], coro: Awaitable[Any]
 ) -> None:
     """Run the task, with its own thread, in the context of `_task_context`."""
-    lease = current_pool().lease()
+    lease = current_pool().background_lease()
     lease.owner = owner
     if not lease.borrowed:
         # The connections of its thread may have been idle for a long time.

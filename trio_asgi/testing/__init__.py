@@ -7,6 +7,7 @@ from trio_asgi.transactions import sync_context
 from .client import AsyncClient, AsyncRequestFactory
 from .communicator import ApplicationCommunicator
 from .install import install
+from .lifespan import lifespan
 from .live_server import LiveServerThread
 from .scopes import http_scope
 from .threads import run
@@ -18,6 +19,7 @@ __all__ = [
     "LiveServerThread",
     "http_scope",
     "install",
+    "lifespan",
     "run",
     "sync_context",
 ]

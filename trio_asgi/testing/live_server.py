@@ -143,12 +143,13 @@ class FilesHandler(ASGIHandler):
 
     def __init__(self, application: ASGIHandler, files: list[Any]) -> None:
         """Take Django's WSGI handlers for files; only they know where those are."""
-        super().__init__()
+        # Not `super().__init__`: there is nothing else to prepare, as in Django's.
         self.application = application
         self._files = files
 
-    def load_middleware(self, is_async: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Load none, as in Django's handlers for files: the application has it."""
+    def start_soon(self, *args: Any, **kwargs: Any) -> None:
+        """Start a task in the application's lifespan; see `trio_asgi.start_soon`."""
+        self.application.start_soon(*args, **kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Choose who answers. The lifespan is the application's."""

@@ -11,7 +11,6 @@ Other tests run as usual.
 
 from __future__ import annotations
 
-import math
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +19,8 @@ import trio
 
 from trio_asgi import ASGIHandler, serve
 
-from .communicator import ApplicationCommunicator
 from .install import install
+from .lifespan import lifespan
 from .threads import run
 
 if TYPE_CHECKING:
@@ -97,15 +96,8 @@ async def asgi_lifespan(asgi_application: ASGIApplication) -> AsyncIterator[None
 
     The test fails if startup or shutdown fails.
     """
-    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-    async with ApplicationCommunicator(asgi_application, scope) as server:
-        for phase in ("startup", "shutdown"):
-            await server.send_input({"type": f"lifespan.{phase}"})
-            answer = await server.receive_output(timeout=math.inf)
-            if answer["type"] != f"lifespan.{phase}.complete":
-                pytest.fail(f"The {phase} failed: {answer.get('message')}")
-            if phase == "startup":
-                yield
+    async with lifespan(asgi_application):
+        yield
 
 
 @pytest.fixture

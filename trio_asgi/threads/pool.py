@@ -161,24 +161,24 @@ class WorkerPool:
         self._shall_lend = lend
 
     def lend_to_requests(self) -> None:
-        """Run requests' code too in the thread of `work_for`, if there is one.
-
-        A test has its transaction there.
-        """
+        """Run requests' code, too, in the thread of `work_for`: a test's, if any."""
         self._requests_inbox = self._caller_inbox
 
     def lease(
         self, kind: Callable[..., Lease] = Lease, *, needs_slot: bool = True
     ) -> Lease:
-        """Return a lease for a request, a background task, or what needs no slot."""
-        if self._shall_lend:
-            assert self._caller_lease is not None
-            if self._caller_lease.running is None:
-                self._shall_lend = False
-                self.lend_to_requests()
+        """Return a lease for a request, or for what needs no slot."""
+        caller = self._caller_lease
+        if self._shall_lend and caller is not None and caller.running is None:
+            self._shall_lend = False
+            self.lend_to_requests()
         if self._requests_inbox is not None:
             return kind(self, self._requests_inbox)
         return kind(self, slots=self.slots if needs_slot else None)
+
+    def background_lease(self) -> Lease:
+        """Return a lease for a background task, for which no code waits."""
+        return Lease(self, self._caller_inbox) if self._shall_lend else self.lease()
 
     def program_lease(self) -> CallLoop:
         """Return the loop for sensitive code that belongs to no request."""

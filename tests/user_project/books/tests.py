@@ -21,8 +21,13 @@ from django.test import (
 
 from books.models import Book
 from mysite.urls import count
-from trio_asgi import ASGIHandler
-from trio_asgi.testing import ApplicationCommunicator, http_scope, sync_context
+from trio_asgi import ASGIHandler, start_soon
+from trio_asgi.testing import (
+    ApplicationCommunicator,
+    http_scope,
+    lifespan,
+    sync_context,
+)
 
 
 class InTransactionTests(TestCase):
@@ -93,6 +98,22 @@ class InTransactionTests(TestCase):
             await communicator.receive_output()
             answer = await communicator.receive_output()
         self.assertIn(b"of setUp", answer["body"])
+
+    async def test_background_tasks(self) -> None:
+        """They are in the transaction, too, while sync code of their request runs."""
+
+        async def write() -> None:
+            await Book.objects.acreate(title="in the background")
+
+        app = ASGIHandler()
+        async with lifespan(app):
+            await sync_to_async(start_soon)(write)
+            start_soon(write, on_commit=True)
+            response = await self.async_client.post("/ordered/")
+            self.assertEqual(response.status_code, 202)
+        titles = [title for title in await self.all_titles() if "in the" in title]
+        # Nothing is committed.
+        self.assertEqual(titles, ["in the background"] * 2)
 
     async def test_bodies_and_event_streams(self) -> None:
         """Views can read their body as a stream, and answer with events."""

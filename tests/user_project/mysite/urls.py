@@ -45,6 +45,16 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(titles())
 
 
+async def ordered(request: HttpRequest) -> HttpResponse:
+    """Add a book in the background."""
+
+    async def write() -> None:
+        await Book.objects.acreate(title="in the background")
+
+    trio_asgi.start_soon(write)
+    return HttpResponse(status=202)
+
+
 async def me(request: HttpRequest) -> HttpResponse:
     """Return the signed-in user."""
     return HttpResponse((await request.auser()).username)
@@ -95,6 +105,7 @@ urlpatterns = [
     path("sync/", sync_books),
     path("stream/", stream),
     path("me/", me),
+    path("ordered/", ordered),
     path("nothing/", nothing),
     path("fails/", fails),
 ]

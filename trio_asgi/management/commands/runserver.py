@@ -97,8 +97,8 @@ class Command(DjangosCommand):
         if not options["use_threading"]:
             self.stdout.write(
                 self.style.NOTICE(
-                    "--nothreading is ignored: on Trio requests always run at the same "
-                    "time."
+                    "--nothreading is ignored: on Trio, requests always run "
+                    "concurrently."
                 )
             )
         options["use_threading"] = False  # a mixin of Django's server

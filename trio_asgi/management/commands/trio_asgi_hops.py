@@ -81,7 +81,7 @@ class Command(BaseCommand):
             for cause in hop.causes:
                 advice = advice_for(cause)
                 self.stdout.write(f"  {cause}" + (advice and f"\n    {advice}"))
-        self.stdout.write("\nAnything the page stored was kept.")
+        self.stdout.write("\nThe page's changes in the database were not rolled back.")
 
 
 async def _request(handler: ASGIHandler, scope: Scope, body: bytes) -> object:
