@@ -568,6 +568,72 @@ async def test_a_task_that_outlives_its_request_is_told(
     assert await stored(alias) == set()
 
 
+# Async generators
+
+
+async def numbers(alias: str, name: str) -> AsyncIterator[int]:
+    """Give two numbers in a block."""
+    async with atomic(alias):
+        await add(alias, name)
+        yield 1
+        yield 2
+
+
+async def begin(alias: str) -> None:
+    """Begin such a generator, and leave it to Trio."""
+    async for _ in numbers(alias, "dropped"):
+        break
+
+
+async def no_block(turns: Any) -> None:
+    """Wait until no block has a turn there."""
+    while turns.block is not None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_a_generator_that_was_not_closed(alias: str) -> None:
+    """Trio closes it in another task; its block ends in the right thread."""
+    async with own_thread():
+        loop: Any = current_loop.get()
+        await begin(alias)
+        await no_block(loop)
+        assert not await in_transaction(alias)
+        await add(alias, "after")
+        # The same in a block of the task.
+        async with atomic(alias):
+            await add(alias, "outer")
+            await begin(alias)
+            await no_block(loop.block)
+            await add(alias, "last")
+        assert await stored(alias) == {"after", "outer", "last"}
+
+
+async def test_a_generator_closed_by_another_task(alias: str) -> None:
+    """The block ends at once, and the next call does not wait."""
+    async with own_thread():
+        generator = numbers(alias, "one")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(anext, generator)
+        await generator.aclose()  # type: ignore[attr-defined]
+        assert not await in_transaction(alias)
+    assert await stored(alias) == set()
+
+
+async def test_generators_end_in_any_order(alias: str) -> None:
+    """The one that began last goes on; others still wait for it."""
+    async with own_thread(), trio.open_nursery() as nursery:
+        first, second = (numbers(alias, name) for name in ("first", "second"))
+        assert await anext(first) == await anext(second) == 1
+        nursery.start_soon(add, alias, "outside")
+        await wait_all_tasks_blocked()
+        assert [number async for number in first] == [2]
+        await wait_all_tasks_blocked()
+        assert await stored(alias) == set()
+        assert [number async for number in second] == [2]
+    assert await stored(alias) == {"first", "second", "outside"}
+
+
 # Outside requests, and asyncio
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
 from . import conf
-from .bridge.hop import retire_thread, was_left
 from .bridge.sync_to_async import check_deadlock
 from .threads.current import sensitive_loop
+from .threads.lease import lease_of
+from .threads.loop import current_loop
 from .threads.trio_state import in_trio_task
 
 if TYPE_CHECKING:
@@ -48,11 +49,20 @@ async def sync_context(
         Exception: what the context manager raises.
     """
     _check_task()
+    loop = sensitive_loop()
     stack = ExitStack()
-    leave = sync_to_async(stack.__exit__)
 
     def enter() -> T:
         return stack.enter_context(make(*args, **kwargs))
+
+    async def leave(*exc_info: Any) -> bool | None:
+        # An async generator that was not closed is left in a task of Trio, which would
+        # call another thread.
+        marker = current_loop.set(loop)
+        try:
+            return await sync_to_async(stack.__exit__)(*exc_info)
+        finally:
+            current_loop.reset(marker)
 
     value = await sync_to_async(enter)()
     try:
@@ -62,12 +72,12 @@ async def sync_context(
     except BaseException as error:
         # Left already, if leaving has raised this: then the stack is empty. A thread
         # that was left at a shutdown cannot be asked any more.
-        if was_left():
+        if lease_of(loop).abandoned:
             raise
         with trio.move_on_after(conf.get("CLEANUP_SECONDS"), shield=True) as scope:
             swallowed = await leave(type(error), error, error.__traceback__)
         if scope.cancelled_caught:
-            retire_thread()
+            lease_of(loop).retire = True
             raise RuntimeError(
                 f"{make!r} could not be left within CLEANUP_SECONDS, because its "
                 "thread was busy. The thread ends with the request."
@@ -121,7 +131,10 @@ async def atomic(
     block = await loop.begin_block()
     try:
         async with sync_context(transaction.atomic, using, savepoint, durable):
-            yield
+            try:
+                yield
+            finally:
+                block.move_here()
     finally:
         await block.end()
 

@@ -105,8 +105,17 @@ class Block(Turns):
         self._outer_nurseries = len(self.task.child_nurseries)
         parent.block = self
 
+    def move_here(self) -> None:
+        """Make the running task the block's: it may end what another has begun.
+
+        Trio closes an async generator in a task of its own if nobody else does.
+        """
+        task = trio.lowlevel.current_task()
+        if task is not self.task:
+            self.task, self._outer_nurseries = task, len(task.child_nurseries)
+
     def has_running_task(self) -> bool:
-        """Whether the running task is the block's, or below."""
+        """Whether the running task is the block's, or below, or a block's inside."""
         # No task of Trio runs in the code of an island under an asyncio server.
         if trio.lowlevel.in_trio_task() and self._has(trio.lowlevel.current_task()):
             return True
@@ -116,7 +125,8 @@ class Block(Turns):
             task = ref()
             if task is not None and self._has(task):
                 return True
-        return False
+        # It is not below if the block inside has moved.
+        return self.block is not None and self.block.has_running_task()
 
     def _has(self, task: trio.lowlevel.Task) -> bool:
         while task is not self.task:
@@ -134,14 +144,20 @@ class Block(Turns):
 
         Only asyncio tasks that live on can still make calls, which then run outside.
         """
-        if self._has_turn:
-            with trio.CancelScope(shield=True):
-                await self._park()
+        inner = self.block
+        if inner is not None and inner.task is self.task:
+            # The task does not end them in order, as with two async generators: waiting
+            # would never end. The inner one goes on in the place of this one.
+            inner._parent, self._parent.block = self._parent, inner
+        else:
+            if self._has_turn:
+                with trio.CancelScope(shield=True):
+                    await self._park()
+            self._parent.block = None
+            self._parent._pass_on()
         self.ended = True
-        self._parent.block = None
         if self._waiting is not None:
             self._waiting.unpark_all()
-        self._parent._pass_on()
 
 
 async def _warn(watch: trio.CancelScope, block: Block) -> None:
