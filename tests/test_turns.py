@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from thread_support import Gate, assert_at_rest, lease, nothing, open_lease, pool
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.turns import PATIENCE
+from trio_asgi.threads.turns import PATIENCE, Block
 
 if TYPE_CHECKING:
     from trio_asgi.threads.lease import Lease
@@ -132,6 +132,27 @@ async def test_a_long_wait_is_logged_with_the_blocks_stack(
     assert "has waited 10 seconds for the end of a transaction" in record.getMessage()
     assert ", in sleep_here\n" in record.getMessage()
     assert record.thread != threading.get_ident()
+
+
+async def test_a_long_wait_for_the_block_of_a_task_that_has_ended(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no stack, and the log still tells of the wait."""
+    blocks: list[Block] = []
+
+    with open_lease(current_pool()) as lease:
+
+        async def begin() -> None:
+            blocks.append(await lease.begin_block())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+        with trio.move_on_after(PATIENCE * 2):
+            await lease.run_sync(nothing)
+        while not caplog.records:
+            await trio.lowlevel.checkpoint()
+        await blocks[0].end()
+    assert "has waited 10 seconds" in caplog.text
 
 
 async def test_a_posted_function_runs_after_the_call(lease: Lease) -> None:

@@ -164,7 +164,9 @@ async def _warn(watch: trio.CancelScope, block: Block) -> None:
     """Log that a call waits long for a block, which may wait for the call. Its task."""
     with watch:
         await trio.sleep(PATIENCE)
-        stack = traceback.StackSummary.extract(block.task.iter_await_frames())
+        # Trio 0.31 fails at a task that has ended without ending the block.
+        frames = block.task.iter_await_frames() if block.task.coro.cr_frame else ()
+        stack = traceback.StackSummary.extract(frames)
         message = (
             "A sync call has waited %s seconds for the end of a transaction in %r. If "
             "that waits for the task of the call, both wait for ever: start the task "
