@@ -155,9 +155,15 @@ class BackgroundTask:
             return
         # The transaction is in the thread. A block of another task is not the caller's.
         loop = sensitive_loop()
-        other = loop.block is not None and not loop.block.has_running_task()
-        if other or not loop.post(register):
+        turns = loop.innermost()
+        if turns.block is None:
+            if not loop.post(register):
+                self.start()
+        elif turns is loop and loop.parent is None:
             self.start()
+        else:
+            # That block is inside the caller's, or below sync code with a transaction.
+            turns.block.at_end.append(lambda: loop.open and loop.post(register))
 
 
 def _task_context() -> contextvars.Context:

@@ -240,8 +240,12 @@ class CallLoop(Turns):
         """Have the thread call ``fn()`` after the call that it runs; do not wait.
 
         Errors are logged. Returns False if there is no thread.
+
+        Raises:
+            RuntimeError: the running task's block has lost its thread.
         """
         if not self.open:
+            self._check_block()
             return self._outer_loop().post(fn)
         with self.pool.queue.lock:
             inbox = self.thread_inbox() if self.has_thread else self._inbox

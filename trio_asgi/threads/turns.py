@@ -21,6 +21,7 @@ import trio
 
 if TYPE_CHECKING:
     import weakref
+    from collections.abc import Callable
 
 logger = logging.getLogger("trio_asgi")
 
@@ -45,6 +46,13 @@ class Turns:
     #: What has the turn, if it is a block.
     block: Block | None = None
 
+    def innermost(self) -> Turns:
+        """Return the innermost block that the running task is in; itself if none."""
+        turns = self
+        while turns.block is not None and turns.block.has_running_task():
+            turns = turns.block
+        return turns
+
     async def _wait_turn(self) -> Turns:
         """Wait for a turn here, or in the block that the running task is in.
 
@@ -55,9 +63,7 @@ class Turns:
             trio.Cancelled: cancelled before.
         """
         while True:
-            turns: Turns = self
-            while turns.block is not None and turns.block.has_running_task():
-                turns = turns.block
+            turns = self.innermost()
             if not turns._has_turn:
                 turns._has_turn = True
                 return turns
@@ -103,6 +109,8 @@ class Block(Turns):
         self._parent = parent
         self.task = trio.lowlevel.current_task()
         self._outer_nurseries = len(self.task.child_nurseries)
+        #: Called when it has ended, before calls that have waited for that.
+        self.at_end: list[Callable[[], object]] = []
         parent.block = self
 
     def move_here(self) -> None:
@@ -158,6 +166,8 @@ class Block(Turns):
         self.ended = True
         if self._waiting is not None:
             self._waiting.unpark_all()
+        for fn in self.at_end:
+            fn()
 
 
 async def _warn(watch: trio.CancelScope, block: Block) -> None:
