@@ -20,7 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 from database_support import PostgreSQL, Server, open_database, open_server
 from guest_support import run_in_guest
 from support import application, request
-from thread_support import Gate, open_lease
+from thread_support import Gate, nothing, open_lease
 from trio_asgi import (
     asyncio_island,
     atomic,
@@ -346,25 +346,51 @@ async def test_a_block_cancelled_while_it_waits_for_another(alias: str) -> None:
     assert await stored(alias) == {"first", "next"}
 
 
-async def test_a_rollback_that_gets_no_thread_raises(alias: str) -> None:
-    """After ``CLEANUP_SECONDS``: the code around must not go on in the transaction."""
+@contextmanager
+def no_place_in_time(gate: Gate[None]) -> Iterator[None]:
+    """Expect the error about a block that another call keeps from ending."""
+    with (
+        override_settings(TRIO_ASGI={"CLEANUP_SECONDS": 0.01}),
+        pytest.raises(RuntimeError, match="within CLEANUP_SECONDS") as raised,
+    ):
+        yield
+    assert isinstance(raised.value.__cause__, LookupError)
+    gate.open()
+
+
+async def add_and_fail(alias: str, nursery: trio.Nursery, gate: Gate[None]) -> None:
+    """Write in a block that fails while other sync code has the only place."""
+    async with atomic(alias):
+        await add(alias, "one")
+        current_pool().queue.set_threads(1)
+        nursery.start_soon(sync_to_async(gate, thread_sensitive=False))
+        await gate.entered.wait()
+        raise LookupError
+
+
+async def test_a_rollback_that_gets_no_place_raises(alias: str) -> None:
+    """After ``CLEANUP_SECONDS``. It comes before the next call all the same."""
     async with own_thread(), trio.open_nursery() as nursery:
-        gate = Gate(lambda: None)
-        busy = sync_to_async(gate, thread_sensitive=False)
-        with (
-            override_settings(TRIO_ASGI={"CLEANUP_SECONDS": 0.01}),
-            pytest.raises(RuntimeError, match="within CLEANUP_SECONDS") as raised,
-        ):
-            async with atomic(alias):
-                await add(alias, "one")
-                current_pool().queue.set_threads(1)
-                nursery.start_soon(busy)
-                await gate.entered.wait()
-                raise LookupError
-        assert isinstance(raised.value.__cause__, LookupError)
-        gate.open()
-    await sync_to_async(lambda: None)()
-    assert await stored(alias) == set()
+        gate = Gate(nothing)
+        with no_place_in_time(gate):
+            await add_and_fail(alias, nursery, gate)
+        assert not await in_transaction(alias)
+        await add(alias, "two")
+    assert await stored(alias) == {"two"}
+
+
+async def test_a_savepoint_that_gets_no_place_leaves_the_block_usable(
+    alias: str,
+) -> None:
+    """The outer block does not end the inner one in the place of itself."""
+    async with own_thread(), trio.open_nursery() as nursery:
+        gate = Gate(nothing)
+        async with atomic(alias):
+            with no_place_in_time(gate):
+                await add_and_fail(alias, nursery, gate)
+            await add(alias, "two")
+        assert not await in_transaction(alias)
+    assert await stored(alias) == {"two"}
 
 
 # Several tasks

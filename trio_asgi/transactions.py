@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
@@ -39,7 +41,8 @@ async def sync_context(
     before the manager has been entered, it never is. If it is cancelled later, the
     manager is left with that `trio.Cancelled`, which leaving does not interrupt: it
     may take ``TRIO_ASGI["CLEANUP_SECONDS"]``, or longer if its sync code has begun
-    and does not end.
+    and does not end. If there is no thread for so long, it is left later, before the
+    thread's next call.
 
     Yields:
         What the context manager's ``__enter__`` returns.
@@ -78,6 +81,9 @@ async def sync_context(
             swallowed = await leave(type(error), error, error.__traceback__)
         if scope.cancelled_caught:
             lease_of(loop).retire = True
+            if loop.open:
+                # Later calls must not be part of it. That needs no place in the queue.
+                loop.post(partial(stack.__exit__, *sys.exc_info()))
             raise RuntimeError(
                 f"{make!r} could not be left within CLEANUP_SECONDS, because its "
                 "thread was busy. The thread ends with the request."
