@@ -290,6 +290,32 @@ async def test_on_commit(tasks: Tasks, alias: str, code: Any, fails: bool) -> No
         await tasks.wait("before", "outer", *([] if fails else ["inner"]))
 
 
+async def test_on_commit_without_a_transaction_opens_no_connection(
+    tasks: Tasks, alias: str
+) -> None:
+    """Neither in async nor in sync code; a thread may not be Django's at all."""
+
+    def is_open() -> bool:
+        return connections[alias].connection is not None
+
+    def in_other_thread() -> bool:
+        start_soon(tasks.note, "other thread", on_commit=True, using=alias)
+        return is_open()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        assert not await sync_to_async(is_open)()
+        start_soon(tasks.note, "async", on_commit=True, using=alias)
+        await sync_to_async(start_soon)(tasks.note, "sync", on_commit=True, using=alias)
+        assert not await sync_to_async(is_open)()
+        assert not await trio.to_thread.run_sync(in_other_thread)
+        return HttpResponse()
+
+    app = application(path("", view))
+    async with serving(app):
+        assert (await request(app)).status == 200
+        await tasks.wait("async", "sync", "other thread")
+
+
 async def test_on_commit_of_the_sync_code_above(tasks: Tasks, alias: str) -> None:
     """Async code below a sync transaction waits for that."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.core.cache import close_caches
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
 from django.utils import timezone, translation
 
@@ -147,9 +147,7 @@ class BackgroundTask:
 
     def start_on_commit(self, using: str | None) -> None:
         """Start it when the transaction of the calling code is committed."""
-        register = functools.partial(
-            transaction.on_commit, self.start, using, robust=True
-        )
+        register = functools.partial(self._register, using)
         if not in_trio_run():
             register()
             return
@@ -164,6 +162,14 @@ class BackgroundTask:
         else:
             # That block is inside the caller's, or below sync code with a transaction.
             turns.block.at_end.append(lambda: loop.open and loop.post(register))
+
+    def _register(self, using: str | None) -> None:
+        """Start it when this thread's transaction is committed, or now. Any thread."""
+        connection = connections[using or DEFAULT_DB_ALIAS]
+        if connection.connection is None and not connection.in_atomic_block:
+            self.start()  # to ask Django would open the connection
+        else:
+            transaction.on_commit(self.start, using, robust=True)
 
 
 def _task_context() -> contextvars.Context:
