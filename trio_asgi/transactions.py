@@ -20,6 +20,7 @@ from .threads.trio_state import in_trio_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from contextlib import _AsyncGeneratorContextManager
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,12 +93,11 @@ async def sync_context(
             raise
 
 
-@asynccontextmanager
-async def atomic(
+def atomic(
     using: str | None = None,
     savepoint: bool = True,  # noqa: FBT001, FBT002 - as in Django
     durable: bool = False,  # noqa: FBT001, FBT002
-) -> AsyncIterator[None]:
+) -> _AsyncGeneratorContextManager[None]:
     """Run a block of async code in a database transaction.
 
     Django's `django.db.transaction.atomic` (ticket 33882), for Trio tasks::
@@ -130,13 +130,19 @@ async def atomic(
         Exception: what the database raises.
     """
     if callable(using):
+        # At once: a decorated function is not entered.
         raise TypeError("Use @trio_asgi.atomic() as a decorator with parentheses.")
+    return _atomic(using, savepoint, durable)
+
+
+@asynccontextmanager
+async def _atomic(*args: Any) -> AsyncIterator[None]:
     _check_task()
     loop = sensitive_loop()
     check_deadlock(loop)
     block = await loop.begin_block()
     try:
-        async with sync_context(transaction.atomic, using, savepoint, durable):
+        async with sync_context(transaction.atomic, *args):
             try:
                 yield
             finally:
