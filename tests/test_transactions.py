@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager, contextmanager, suppress
+from inspect import isasyncgen
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -632,6 +634,26 @@ async def test_a_generator_that_was_not_closed(alias: str) -> None:
             await no_block(loop.block)
             await add(alias, "last")
         assert await stored(alias) == {"after", "outer", "last"}
+
+
+async def test_generators_that_are_closed_from_the_inside(alias: str) -> None:
+    """Trio closes all that are garbage at the same time, in any order."""
+    async with own_thread():
+        generator = numbers(alias, "one")
+        await anext(generator)
+        [inner] = [
+            found
+            for found in gc.get_objects()
+            if isasyncgen(found) and found.__name__ == "_entered" and found.ag_frame
+        ]
+        trio.lowlevel.spawn_system_task(inner.aclose)
+        while inner.ag_frame is not None:
+            await trio.sleep(0.001)
+        with pytest.raises(RuntimeError, match="didn't stop"):
+            await generator.aclose()  # type: ignore[attr-defined]
+        assert not await in_transaction(alias)
+        await add(alias, "after")
+    assert await stored(alias) == {"after"}
 
 
 async def test_a_generator_closed_by_another_task(alias: str) -> None:

@@ -52,16 +52,28 @@ async def sync_context(
         RuntimeError: called outside a Trio task, in an asyncio island for example.
         Exception: what the context manager raises.
     """
+    async with _entered(partial(make, *args, **kwargs)) as value:
+        yield value
+
+
+@asynccontextmanager
+async def _entered(
+    make: Callable[[], AbstractContextManager[T]],
+    before_leaving: Callable[[], object] | None = None,
+) -> AsyncIterator[T]:
+    """Be what `sync_context` returns; call a function in the task that leaves it."""
     _check_task()
     loop = sensitive_loop()
     stack = ExitStack()
 
     def enter() -> T:
-        return stack.enter_context(make(*args, **kwargs))
+        return stack.enter_context(make())
 
     async def leave(*exc_info: Any) -> bool | None:
         # An async generator that was not closed is left in a task of Trio, which would
-        # call another thread.
+        # call another thread. So is this one, and perhaps before those around it.
+        if before_leaving is not None:
+            before_leaving()
         marker = current_loop.set(loop)
         try:
             return await sync_to_async(stack.__exit__)(*exc_info)
@@ -142,11 +154,8 @@ async def _atomic(*args: Any) -> AsyncIterator[None]:
     check_deadlock(loop)
     block = await loop.begin_block()
     try:
-        async with sync_context(transaction.atomic, *args):
-            try:
-                yield
-            finally:
-                block.move_here()
+        async with _entered(partial(transaction.atomic, *args), block.move_here):
+            yield
     finally:
         await block.end()
 
