@@ -11,11 +11,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from thread_support import Gate, assert_at_rest, lease, nothing, open_lease, pool
 from trio_asgi.threads.current import current_pool
+from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
 from trio_asgi.threads.turns import PATIENCE, Block
 
 if TYPE_CHECKING:
-    from trio_asgi.threads.lease import Lease
     from trio_asgi.threads.pool import WorkerPool
 
 __all__ = ["lease", "pool"]
@@ -101,6 +101,26 @@ async def test_a_release_during_a_block_ends_it(lease: Lease) -> None:
     with pytest.raises(RuntimeError, match="has ended in which this transaction"):
         await lease.begin_block()
     await block.end()
+
+
+async def test_a_release_during_a_call_in_a_block_frees_the_thread(
+    pool: WorkerPool,
+) -> None:
+    """After the call: the block may last, but nothing can run in it any more."""
+    limiter = trio.CapacityLimiter(1)
+    lease = Lease(pool, slots=limiter)
+    gate = Gate(nothing)
+    block = await lease.begin_block()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease.run_sync, gate)
+        await gate.entered.wait()
+        lease.release()
+        assert limiter.borrowed_tokens == 1
+        gate.open()
+    assert not lease.has_thread
+    assert limiter.borrowed_tokens == 0
+    await block.end()
+    assert_at_rest(pool)
 
 
 async def test_a_long_wait_is_logged_with_the_blocks_stack(

@@ -149,10 +149,19 @@ class CallLoop(Turns):
             finally:
                 self.running = None
                 turns._pass_on()
+                if turns is not self:  # it is a block inside
+                    self._end_turn()
             if result is not MOVED:
                 return result
         self._check_block()
         return await self._outer_loop().run_sync(fn, context=context)
+
+    def _pass_on(self) -> None:
+        super()._pass_on()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Note that a call has ended, or a block: a lease may not need its thread."""
 
     @trio.lowlevel.enable_ki_protection
     async def begin_block(self) -> Block:
