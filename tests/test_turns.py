@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import threading
+from threading import Thread, get_ident
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from thread_support import Gate, assert_at_rest, lease, nothing, open_lease, pool
+from thread_support import (
+    Gate,
+    assert_at_rest,
+    cannot_start,
+    lease,
+    nothing,
+    open_lease,
+    pool,
+)
 from trio_asgi.threads.current import current_pool
 from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
@@ -151,7 +159,7 @@ async def test_a_long_wait_is_logged_with_the_blocks_stack(
     assert (record.name, record.levelname) == ("trio_asgi", "WARNING")
     assert "has waited 10 seconds for the end of a transaction" in record.getMessage()
     assert ", in sleep_here\n" in record.getMessage()
-    assert record.thread != threading.get_ident()
+    assert record.thread != get_ident()
 
 
 async def test_a_long_wait_for_the_block_of_a_task_that_has_ended(
@@ -173,6 +181,24 @@ async def test_a_long_wait_for_the_block_of_a_task_that_has_ended(
             await trio.lowlevel.checkpoint()
         await blocks[0].end()
     assert "has waited 10 seconds" in caplog.text
+
+
+async def test_a_long_wait_is_logged_without_threads(
+    lease: Lease,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error of a system task would end the whole run."""
+    monkeypatch.setattr("trio_asgi.threads.turns.PATIENCE", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("trio.to_thread.run_sync", lambda *_: cannot_start(Thread()))
+        async with trio.open_nursery() as nursery:
+            block = await lease.begin_block()
+            nursery.start_soon(lease.run_sync, nothing)
+            while not caplog.records:
+                await trio.lowlevel.checkpoint()
+            await block.end()
+    assert "for the end of a transaction" in caplog.text
 
 
 async def test_a_posted_function_runs_after_the_call(lease: Lease) -> None:

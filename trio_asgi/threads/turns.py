@@ -13,6 +13,7 @@ Everything here is called in the Trio thread.
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import traceback
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -182,6 +183,10 @@ async def _warn(watch: trio.CancelScope, block: Block) -> None:
             "that waits for the task of the call, both wait for ever: start the task "
             "in a nursery inside the transaction. The transaction's task is here:\n%s"
         )
-        await trio.to_thread.run_sync(
+        warn = functools.partial(
             logger.warning, message, PATIENCE, block.task.name, "".join(stack.format())
         )
+        try:
+            await trio.to_thread.run_sync(warn)
+        except RuntimeError:  # the system can start no more threads
+            warn()
