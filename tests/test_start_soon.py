@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -290,6 +290,32 @@ async def test_on_commit(tasks: Tasks, alias: str, code: Any, fails: bool) -> No
         await tasks.wait("before", "outer", *([] if fails else ["inner"]))
 
 
+async def test_on_commit_without_a_transaction_opens_no_connection(
+    tasks: Tasks, alias: str
+) -> None:
+    """Neither in async nor in sync code; a thread may not be Django's at all."""
+
+    def is_open() -> bool:
+        return connections[alias].connection is not None
+
+    def in_other_thread() -> bool:
+        start_soon(tasks.note, "other thread", on_commit=True, using=alias)
+        return is_open()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        assert not await sync_to_async(is_open)()
+        start_soon(tasks.note, "async", on_commit=True, using=alias)
+        await sync_to_async(start_soon)(tasks.note, "sync", on_commit=True, using=alias)
+        assert not await sync_to_async(is_open)()
+        assert not await trio.to_thread.run_sync(in_other_thread)
+        return HttpResponse()
+
+    app = application(path("", view))
+    async with serving(app):
+        assert (await request(app)).status == 200
+        await tasks.wait("async", "sync", "other thread")
+
+
 async def test_on_commit_of_the_sync_code_above(tasks: Tasks, alias: str) -> None:
     """Async code below a sync transaction waits for that."""
 
@@ -329,6 +355,92 @@ async def test_on_commit_beside_the_block_of_another_task(
                 inside.set()
                 await tasks.wait("sibling")
                 raise LookupError
+
+
+@asynccontextmanager
+async def rolled_back_child(alias: str) -> AsyncIterator[None]:
+    """During the block, another task has a block open, which fails in the end."""
+    inside, done = trio.Event(), trio.Event()
+
+    async def child() -> None:
+        with suppress(LookupError):
+            async with atomic(alias):
+                inside.set()
+                await done.wait()
+                raise LookupError
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child)
+        await inside.wait()
+        yield
+        done.set()
+
+
+async def test_on_commit_during_the_savepoint_of_a_child(
+    tasks: Tasks, alias: str
+) -> None:
+    """The child's rollback does not count: the task belongs to the outer block."""
+    async with serving(application()):
+        async with atomic(alias):
+            async with rolled_back_child(alias):
+                start_soon(tasks.note, "outer", on_commit=True, using=alias)
+            await sync_to_async(int)()
+            await wait_all_tasks_blocked()
+            assert tasks.names == []
+        await tasks.wait("outer")
+
+
+async def test_on_commit_of_the_sync_code_above_beside_a_block(
+    tasks: Tasks, alias: str
+) -> None:
+    """The transaction of the sync code counts, not the block of a sibling."""
+
+    async def below() -> None:
+        async with rolled_back_child(alias):
+            start_soon(tasks.note, "below", on_commit=True, using=alias)
+
+    def sync_code(*, fails: bool) -> None:
+        with transaction.atomic(alias):
+            async_to_sync(below)()
+            trio.from_thread.run(wait_all_tasks_blocked)
+            assert tasks.names == []
+            if fails:
+                raise LookupError
+
+    async with serving(application()):
+        with pytest.raises(LookupError):
+            await sync_to_async(sync_code)(fails=True)
+        await wait_all_tasks_blocked()
+        assert tasks.names == []
+        await sync_to_async(sync_code)(fails=False)
+        await tasks.wait("below")
+
+
+async def test_on_commit_of_a_request_that_has_ended(tasks: Tasks, alias: str) -> None:
+    """Its transaction was rolled back: the task that outlives it is told."""
+    inside, ended = trio.Event(), trio.Event()
+
+    async def outlive() -> None:
+        with pytest.raises(RuntimeError, match="The request has ended"):
+            async with atomic(alias):
+                inside.set()
+                await ended.wait()
+                start_soon(tasks.note, "outlive", on_commit=True, using=alias)
+                pytest.fail("not told")
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        nursery.start_soon(outlive)
+        await inside.wait()
+        return HttpResponse()
+
+    app = application(path("", view))
+    # The end of the request waits for so long for its turn.
+    cleanup = override_settings(TRIO_ASGI={"CLEANUP_SECONDS": 0.05})
+    async with serving(app), trio.open_nursery() as nursery:
+        with cleanup:
+            assert (await request(app)).status == 200
+        ended.set()
+    assert tasks.names == []
 
 
 async def test_a_task_has_its_own_connection(tasks: Tasks, alias: str) -> None:

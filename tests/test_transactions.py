@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager, contextmanager, suppress
+from inspect import isasyncgen
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +22,7 @@ from trio.testing import wait_all_tasks_blocked
 from database_support import PostgreSQL, Server, open_database, open_server
 from guest_support import run_in_guest
 from support import application, request
-from thread_support import Gate, open_lease
+from thread_support import Gate, nothing, open_lease
 from trio_asgi import (
     asyncio_island,
     atomic,
@@ -345,25 +347,51 @@ async def test_a_block_cancelled_while_it_waits_for_another(alias: str) -> None:
     assert await stored(alias) == {"first", "next"}
 
 
-async def test_a_rollback_that_gets_no_thread_raises(alias: str) -> None:
-    """After ``CLEANUP_SECONDS``: the code around must not go on in the transaction."""
+@contextmanager
+def no_place_in_time(gate: Gate[None]) -> Iterator[None]:
+    """Expect the error about a block that another call keeps from ending."""
+    with (
+        override_settings(TRIO_ASGI={"CLEANUP_SECONDS": 0.01}),
+        pytest.raises(RuntimeError, match="within CLEANUP_SECONDS") as raised,
+    ):
+        yield
+    assert isinstance(raised.value.__cause__, LookupError)
+    gate.open()
+
+
+async def add_and_fail(alias: str, nursery: trio.Nursery, gate: Gate[None]) -> None:
+    """Write in a block that fails while other sync code has the only place."""
+    async with atomic(alias):
+        await add(alias, "one")
+        current_pool().queue.set_threads(1)
+        nursery.start_soon(sync_to_async(gate, thread_sensitive=False))
+        await gate.entered.wait()
+        raise LookupError
+
+
+async def test_a_rollback_that_gets_no_place_raises(alias: str) -> None:
+    """After ``CLEANUP_SECONDS``. It comes before the next call all the same."""
     async with own_thread(), trio.open_nursery() as nursery:
-        gate = Gate(lambda: None)
-        busy = sync_to_async(gate, thread_sensitive=False)
-        with (
-            override_settings(TRIO_ASGI={"CLEANUP_SECONDS": 0.01}),
-            pytest.raises(RuntimeError, match="within CLEANUP_SECONDS") as raised,
-        ):
-            async with atomic(alias):
-                await add(alias, "one")
-                current_pool().queue.set_threads(1)
-                nursery.start_soon(busy)
-                await gate.entered.wait()
-                raise LookupError
-        assert isinstance(raised.value.__cause__, LookupError)
-        gate.open()
-    await sync_to_async(lambda: None)()
-    assert await stored(alias) == set()
+        gate = Gate(nothing)
+        with no_place_in_time(gate):
+            await add_and_fail(alias, nursery, gate)
+        assert not await in_transaction(alias)
+        await add(alias, "two")
+    assert await stored(alias) == {"two"}
+
+
+async def test_a_savepoint_that_gets_no_place_leaves_the_block_usable(
+    alias: str,
+) -> None:
+    """The outer block does not end the inner one in the place of itself."""
+    async with own_thread(), trio.open_nursery() as nursery:
+        gate = Gate(nothing)
+        async with atomic(alias):
+            with no_place_in_time(gate):
+                await add_and_fail(alias, nursery, gate)
+            await add(alias, "two")
+        assert not await in_transaction(alias)
+    assert await stored(alias) == {"two"}
 
 
 # Several tasks
@@ -565,6 +593,92 @@ async def test_a_task_that_outlives_its_request_is_told(
     await current_pool().retire_idle()  # the thread has done what it has to
     assert "was left open" in caplog.text
     assert await stored(alias) == set()
+
+
+# Async generators
+
+
+async def numbers(alias: str, name: str) -> AsyncIterator[int]:
+    """Give two numbers in a block."""
+    async with atomic(alias):
+        await add(alias, name)
+        yield 1
+        yield 2
+
+
+async def begin(alias: str) -> None:
+    """Begin such a generator, and leave it to Trio."""
+    async for _ in numbers(alias, "dropped"):
+        break
+
+
+async def no_block(turns: Any) -> None:
+    """Wait until no block has a turn there."""
+    while turns.block is not None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_a_generator_that_was_not_closed(alias: str) -> None:
+    """Trio closes it in another task; its block ends in the right thread."""
+    async with own_thread():
+        loop: Any = current_loop.get()
+        await begin(alias)
+        await no_block(loop)
+        assert not await in_transaction(alias)
+        await add(alias, "after")
+        # The same in a block of the task.
+        async with atomic(alias):
+            await add(alias, "outer")
+            await begin(alias)
+            await no_block(loop.block)
+            await add(alias, "last")
+        assert await stored(alias) == {"after", "outer", "last"}
+
+
+async def test_generators_that_are_closed_from_the_inside(alias: str) -> None:
+    """Trio closes all that are garbage at the same time, in any order."""
+    async with own_thread():
+        generator = numbers(alias, "one")
+        await anext(generator)
+        [inner] = [
+            found
+            for found in gc.get_objects()
+            if isasyncgen(found) and found.__name__ == "_entered" and found.ag_frame
+        ]
+        trio.lowlevel.spawn_system_task(inner.aclose)
+        while inner.ag_frame is not None:
+            await trio.sleep(0.001)
+        with pytest.raises(RuntimeError, match="didn't stop"):
+            await generator.aclose()  # type: ignore[attr-defined]
+        assert not await in_transaction(alias)
+        await add(alias, "after")
+    assert await stored(alias) == {"after"}
+
+
+async def test_a_generator_closed_by_another_task(alias: str) -> None:
+    """The block ends at once, and the next call does not wait."""
+    async with own_thread():
+        generator = numbers(alias, "one")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(anext, generator)
+        await generator.aclose()  # type: ignore[attr-defined]
+        assert not await in_transaction(alias)
+    assert await stored(alias) == set()
+
+
+async def test_generators_end_in_any_order(alias: str) -> None:
+    """The one that began last goes on; others still wait for it."""
+    async with own_thread(), trio.open_nursery() as nursery:
+        first, second = (numbers(alias, name) for name in ("first", "second"))
+        assert await anext(first) == await anext(second) == 1
+        nursery.start_soon(add, alias, "outside")
+        await wait_all_tasks_blocked()
+        assert [number async for number in first] == [2]
+        await wait_all_tasks_blocked()
+        assert await stored(alias) == set()
+        assert [number async for number in second] == [2]
+    assert await stored(alias) == {"first", "second", "outside"}
 
 
 # Outside requests, and asyncio

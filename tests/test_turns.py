@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import threading
+from threading import Thread, get_ident
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from thread_support import Gate, assert_at_rest, lease, nothing, open_lease, pool
+from thread_support import (
+    Gate,
+    assert_at_rest,
+    cannot_start,
+    lease,
+    nothing,
+    open_lease,
+    pool,
+)
 from trio_asgi.threads.current import current_pool
+from trio_asgi.threads.lease import Lease
 from trio_asgi.threads.loop import current_loop
-from trio_asgi.threads.turns import PATIENCE
+from trio_asgi.threads.turns import PATIENCE, Block
 
 if TYPE_CHECKING:
-    from trio_asgi.threads.lease import Lease
     from trio_asgi.threads.pool import WorkerPool
 
 __all__ = ["lease", "pool"]
@@ -103,6 +111,26 @@ async def test_a_release_during_a_block_ends_it(lease: Lease) -> None:
     await block.end()
 
 
+async def test_a_release_during_a_call_in_a_block_frees_the_thread(
+    pool: WorkerPool,
+) -> None:
+    """After the call: the block may last, but nothing can run in it any more."""
+    limiter = trio.CapacityLimiter(1)
+    lease = Lease(pool, slots=limiter)
+    gate = Gate(nothing)
+    block = await lease.begin_block()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease.run_sync, gate)
+        await gate.entered.wait()
+        lease.release()
+        assert limiter.borrowed_tokens == 1
+        gate.open()
+    assert not lease.has_thread
+    assert limiter.borrowed_tokens == 0
+    await block.end()
+    assert_at_rest(pool)
+
+
 async def test_a_long_wait_is_logged_with_the_blocks_stack(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,7 +159,46 @@ async def test_a_long_wait_is_logged_with_the_blocks_stack(
     assert (record.name, record.levelname) == ("trio_asgi", "WARNING")
     assert "has waited 10 seconds for the end of a transaction" in record.getMessage()
     assert ", in sleep_here\n" in record.getMessage()
-    assert record.thread != threading.get_ident()
+    assert record.thread != get_ident()
+
+
+async def test_a_long_wait_for_the_block_of_a_task_that_has_ended(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no stack, and the log still tells of the wait."""
+    blocks: list[Block] = []
+
+    with open_lease(current_pool()) as lease:
+
+        async def begin() -> None:
+            blocks.append(await lease.begin_block())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+        with trio.move_on_after(PATIENCE * 2):
+            await lease.run_sync(nothing)
+        while not caplog.records:
+            await trio.lowlevel.checkpoint()
+        await blocks[0].end()
+    assert "has waited 10 seconds" in caplog.text
+
+
+async def test_a_long_wait_is_logged_without_threads(
+    lease: Lease,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error of a system task would end the whole run."""
+    monkeypatch.setattr("trio_asgi.threads.turns.PATIENCE", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("trio.to_thread.run_sync", lambda *_: cannot_start(Thread()))
+        async with trio.open_nursery() as nursery:
+            block = await lease.begin_block()
+            nursery.start_soon(lease.run_sync, nothing)
+            while not caplog.records:
+                await trio.lowlevel.checkpoint()
+            await block.end()
+    assert "for the end of a transaction" in caplog.text
 
 
 async def test_a_posted_function_runs_after_the_call(lease: Lease) -> None:

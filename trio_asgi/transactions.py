@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
@@ -10,9 +12,10 @@ from asgiref.sync import sync_to_async
 from django.db import transaction
 
 from . import conf
-from .bridge.hop import retire_thread, was_left
 from .bridge.sync_to_async import check_deadlock
 from .threads.current import sensitive_loop
+from .threads.lease import lease_of
+from .threads.loop import current_loop
 from .threads.trio_state import in_trio_task
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ async def sync_context(
     before the manager has been entered, it never is. If it is cancelled later, the
     manager is left with that `trio.Cancelled`, which leaving does not interrupt: it
     may take ``TRIO_ASGI["CLEANUP_SECONDS"]``, or longer if its sync code has begun
-    and does not end.
+    and does not end. If there is no thread for so long, it is left later, before the
+    thread's next call.
 
     Yields:
         What the context manager's ``__enter__`` returns.
@@ -48,12 +52,33 @@ async def sync_context(
         RuntimeError: called outside a Trio task, in an asyncio island for example.
         Exception: what the context manager raises.
     """
+    async with _entered(partial(make, *args, **kwargs)) as value:
+        yield value
+
+
+@asynccontextmanager
+async def _entered(
+    make: Callable[[], AbstractContextManager[T]],
+    before_leaving: Callable[[], object] | None = None,
+) -> AsyncIterator[T]:
+    """Be what `sync_context` returns; call a function in the task that leaves it."""
     _check_task()
+    loop = sensitive_loop()
     stack = ExitStack()
-    leave = sync_to_async(stack.__exit__)
 
     def enter() -> T:
-        return stack.enter_context(make(*args, **kwargs))
+        return stack.enter_context(make())
+
+    async def leave(*exc_info: Any) -> bool | None:
+        # An async generator that was not closed is left in a task of Trio, which would
+        # call another thread. So is this one, and perhaps before those around it.
+        if before_leaving is not None:
+            before_leaving()
+        marker = current_loop.set(loop)
+        try:
+            return await sync_to_async(stack.__exit__)(*exc_info)
+        finally:
+            current_loop.reset(marker)
 
     value = await sync_to_async(enter)()
     try:
@@ -63,12 +88,15 @@ async def sync_context(
     except BaseException as error:
         # Left already, if leaving has raised this: then the stack is empty. A thread
         # that was left at a shutdown cannot be asked any more.
-        if was_left():
+        if lease_of(loop).abandoned:
             raise
         with trio.move_on_after(conf.get("CLEANUP_SECONDS"), shield=True) as scope:
             swallowed = await leave(type(error), error, error.__traceback__)
         if scope.cancelled_caught:
-            retire_thread()
+            lease_of(loop).retire = True
+            if loop.open:
+                # Later calls must not be part of it. That needs no place in the queue.
+                loop.post(partial(stack.__exit__, *sys.exc_info()))
             raise RuntimeError(
                 f"{make!r} could not be left within CLEANUP_SECONDS, because its "
                 "thread was busy. The thread ends with the request."
@@ -114,6 +142,7 @@ def atomic(
         Exception: what the database raises.
     """
     if callable(using):
+        # At once: a decorated function is not entered.
         raise TypeError("Use @trio_asgi.atomic() as a decorator with parentheses.")
     return _atomic(using, savepoint, durable)
 
@@ -125,7 +154,7 @@ async def _atomic(*args: Any) -> AsyncIterator[None]:
     check_deadlock(loop)
     block = await loop.begin_block()
     try:
-        async with sync_context(transaction.atomic, *args):
+        async with _entered(partial(transaction.atomic, *args), block.move_here):
             yield
     finally:
         await block.end()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.core.cache import close_caches
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
 from django.utils import timezone, translation
 
@@ -148,17 +148,29 @@ class BackgroundTask:
 
     def start_on_commit(self, using: str | None) -> None:
         """Start it when the transaction of the calling code is committed."""
-        register = functools.partial(
-            transaction.on_commit, self.start, using, robust=True
-        )
+        register = functools.partial(self._register, using)
         if not in_trio_run():
             register()
             return
         # The transaction is in the thread. A block of another task is not the caller's.
         loop = sensitive_loop()
-        other = loop.block is not None and not loop.block.has_running_task()
-        if other or not loop.post(register):
+        turns = loop.innermost()
+        if turns.block is None:
+            if not loop.post(register):
+                self.start()
+        elif turns is loop and loop.parent is None:
             self.start()
+        else:
+            # That block is inside the caller's, or below sync code with a transaction.
+            turns.block.at_end.append(lambda: loop.open and loop.post(register))
+
+    def _register(self, using: str | None) -> None:
+        """Start it when this thread's transaction is committed, or now. Any thread."""
+        connection = connections[using or DEFAULT_DB_ALIAS]
+        if connection.connection is None and not connection.in_atomic_block:
+            self.start()  # to ask Django would open the connection
+        else:
+            transaction.on_commit(self.start, using, robust=True)
 
 
 def _task_context() -> contextvars.Context:

@@ -169,8 +169,7 @@ class Lease(CallLoop):
             if (on_take := self.on_take) is not None:
                 on_take()
 
-    def _pass_on(self) -> None:
-        super()._pass_on()
+    def _end_turn(self) -> None:
         # No worker: the call never began, or the thread has given itself back.
         if not self.open or (self._worker is None and self._slot is not None):
             self._give_back()

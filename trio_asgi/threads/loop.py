@@ -149,10 +149,19 @@ class CallLoop(Turns):
             finally:
                 self.running = None
                 turns._pass_on()
+                if turns is not self:  # it is a block inside
+                    self._end_turn()
             if result is not MOVED:
                 return result
         self._check_block()
         return await self._outer_loop().run_sync(fn, context=context)
+
+    def _pass_on(self) -> None:
+        super()._pass_on()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Note that a call has ended, or a block: a lease may not need its thread."""
 
     @trio.lowlevel.enable_ki_protection
     async def begin_block(self) -> Block:
@@ -240,8 +249,12 @@ class CallLoop(Turns):
         """Have the thread call ``fn()`` after the call that it runs; do not wait.
 
         Errors are logged. Returns False if there is no thread.
+
+        Raises:
+            RuntimeError: the running task's block has lost its thread.
         """
         if not self.open:
+            self._check_block()
             return self._outer_loop().post(fn)
         with self.pool.queue.lock:
             inbox = self.thread_inbox() if self.has_thread else self._inbox

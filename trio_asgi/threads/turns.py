@@ -13,6 +13,7 @@ Everything here is called in the Trio thread.
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import traceback
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -21,6 +22,7 @@ import trio
 
 if TYPE_CHECKING:
     import weakref
+    from collections.abc import Callable
 
 logger = logging.getLogger("trio_asgi")
 
@@ -45,6 +47,13 @@ class Turns:
     #: What has the turn, if it is a block.
     block: Block | None = None
 
+    def innermost(self) -> Turns:
+        """Return the innermost block that the running task is in; itself if none."""
+        turns = self
+        while turns.block is not None and turns.block.has_running_task():
+            turns = turns.block
+        return turns
+
     async def _wait_turn(self) -> Turns:
         """Wait for a turn here, or in the block that the running task is in.
 
@@ -55,9 +64,7 @@ class Turns:
             trio.Cancelled: cancelled before.
         """
         while True:
-            turns: Turns = self
-            while turns.block is not None and turns.block.has_running_task():
-                turns = turns.block
+            turns = self.innermost()
             if not turns._has_turn:
                 turns._has_turn = True
                 return turns
@@ -103,10 +110,21 @@ class Block(Turns):
         self._parent = parent
         self.task = trio.lowlevel.current_task()
         self._outer_nurseries = len(self.task.child_nurseries)
+        #: Called when it has ended, before calls that have waited for that.
+        self.at_end: list[Callable[[], object]] = []
         parent.block = self
 
+    def move_here(self) -> None:
+        """Make the running task the block's: it may end what another has begun.
+
+        Trio closes an async generator in a task of its own if nobody else does.
+        """
+        task = trio.lowlevel.current_task()
+        if task is not self.task:
+            self.task, self._outer_nurseries = task, len(task.child_nurseries)
+
     def has_running_task(self) -> bool:
-        """Whether the running task is the block's, or below."""
+        """Whether the running task is the block's, or below, or a block's inside."""
         # No task of Trio runs in the code of an island under an asyncio server.
         if trio.lowlevel.in_trio_task() and self._has(trio.lowlevel.current_task()):
             return True
@@ -116,7 +134,8 @@ class Block(Turns):
             task = ref()
             if task is not None and self._has(task):
                 return True
-        return False
+        # It is not below if the block inside has moved.
+        return self.block is not None and self.block.has_running_task()
 
     def _has(self, task: trio.lowlevel.Task) -> bool:
         while task is not self.task:
@@ -134,26 +153,40 @@ class Block(Turns):
 
         Only asyncio tasks that live on can still make calls, which then run outside.
         """
-        if self._has_turn:
-            with trio.CancelScope(shield=True):
-                await self._park()
+        inner = self.block
+        if inner is not None and inner.task is self.task:
+            # The task does not end them in order, as with two async generators: waiting
+            # would never end. The inner one goes on in the place of this one.
+            inner._parent, self._parent.block = self._parent, inner
+        else:
+            if self._has_turn:
+                with trio.CancelScope(shield=True):
+                    await self._park()
+            self._parent.block = None
+            self._parent._pass_on()
         self.ended = True
-        self._parent.block = None
         if self._waiting is not None:
             self._waiting.unpark_all()
-        self._parent._pass_on()
+        for fn in self.at_end:
+            fn()
 
 
 async def _warn(watch: trio.CancelScope, block: Block) -> None:
     """Log that a call waits long for a block, which may wait for the call. Its task."""
     with watch:
         await trio.sleep(PATIENCE)
-        stack = traceback.StackSummary.extract(block.task.iter_await_frames())
+        # Trio 0.31 fails at a task that has ended without ending the block.
+        frames = block.task.iter_await_frames() if block.task.coro.cr_frame else ()
+        stack = traceback.StackSummary.extract(frames)
         message = (
             "A sync call has waited %s seconds for the end of a transaction in %r. If "
             "that waits for the task of the call, both wait for ever: start the task "
             "in a nursery inside the transaction. The transaction's task is here:\n%s"
         )
-        await trio.to_thread.run_sync(
+        warn = functools.partial(
             logger.warning, message, PATIENCE, block.task.name, "".join(stack.format())
         )
+        try:
+            await trio.to_thread.run_sync(warn)
+        except RuntimeError:  # the system can start no more threads
+            warn()
