@@ -171,6 +171,8 @@ class Terminal:
         self.project = project
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
+            # A shell starts programs in the background with it ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(project)
             os.execve(sys.executable, command, {**_ENVIRONMENT, **env})  # noqa: S606
         self.modes_at_start = self.modes
