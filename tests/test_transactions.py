@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import asynccontextmanager, contextmanager, suppress
-from inspect import isasyncgen
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -638,13 +638,16 @@ async def test_a_generator_that_was_not_closed(alias: str) -> None:
 
 async def test_generators_that_are_closed_from_the_inside(alias: str) -> None:
     """Trio closes all that are garbage at the same time, in any order."""
+    gc.collect()  # those of other tests
     async with own_thread():
         generator = numbers(alias, "one")
         await anext(generator)
         [inner] = [
             found
             for found in gc.get_objects()
-            if isasyncgen(found) and found.__name__ == "_entered" and found.ag_frame
+            if type(found) is AsyncGeneratorType
+            and found.__name__ == "_entered"
+            and found.ag_frame
         ]
         trio.lowlevel.spawn_system_task(inner.aclose)
         while inner.ag_frame is not None:
