@@ -602,6 +602,17 @@ def test_a_wsgi_server_is_told_that_this_is_asgi(*, static: bool) -> None:
         app({"REQUEST_METHOD": "GET"}, lambda *_: None)
 
 
+async def test_a_test_may_leave_out_what_is_not_called() -> None:
+    """As Django's own tests do: three arguments are ASGI, whatever they are."""
+
+    async def inner(*args: Any) -> None:
+        seen.append(args)
+
+    seen: list[Any] = []
+    await ASGIStaticFilesHandler(inner)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+    assert seen == [({"type": "lifespan"}, None, None)]
+
+
 def test_servers_recognise_an_asgi_application() -> None:
     """They look whether ``__call__`` is async, and some whether it is a function."""
     for app in (get_asgi_application(), ASGIStaticFilesHandler(ASGIHandler())):

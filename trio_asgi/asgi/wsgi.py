@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     Call = TypeVar("Call", bound=Callable[..., Awaitable[None]])
+
+
+#: Not None, which a test may give.
+_MISSING: Final = object()
 
 
 def refuse_wsgi(call: Call) -> Call:
@@ -24,9 +28,9 @@ def refuse_wsgi(call: Call) -> Call:
 
         @functools.wraps(call)
         def __call__(  # noqa: N807 - it takes its place
-            self: object, scope: Any, receive: Any, send: Any = None
+            self: object, scope: Any, receive: Any, send: Any = _MISSING
         ) -> Any:
-            if send is None:
+            if send is _MISSING:
                 raise TypeError(
                     "trio_asgi was called as a WSGI application, with two arguments. "
                     "Serve it with an ASGI server, such as uvicorn; with gunicorn, "
