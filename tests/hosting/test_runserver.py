@@ -15,7 +15,7 @@ import pytest
 from ._runserver import manage, write_project
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ._runserver import Terminal
@@ -152,6 +152,24 @@ def test_files_are_edited(project: Path) -> None:
         end(server)
 
 
+@contextmanager
+def at_prompt(
+    server: Terminal, get: Callable[..., object], *args: object
+) -> Iterator[None]:
+    """Run the block at pdb's prompt, while ``get(*args)`` waits; then join it."""
+    thread = threading.Thread(target=get, args=args)
+    thread.start()
+    server.wait_for(r"\(Pdb\) ")
+    yield
+    thread.join()
+
+
+def get_nothing(client: httpx.Client, path: str) -> None:
+    """Make a request that the server's end cuts off."""
+    with pytest.raises(httpx.HTTPError):
+        client.get(path)
+
+
 @pytest.mark.parametrize("reload", [True, False])
 def test_breakpoints(project: Path, reload: bool) -> None:
     """pdb works in both kinds of views, and Ctrl-C at its prompt ends the server."""
@@ -160,33 +178,21 @@ def test_breakpoints(project: Path, reload: bool) -> None:
         client = server.wait_until_serving()
         answers: list[str] = []
 
-        def get(view: str) -> None:
-            answers.append(client.get(f"/{view}/").text)
+        def get(path: str) -> None:
+            answers.append(client.get(path).text)
 
         for view in ["debug", "adebug"]:
-            thread = threading.Thread(target=get, args=[view])
-            thread.start()
-            server.wait_for(r"\(Pdb\) ")
-            server.type("p request.path\r")
-            server.wait_for(f"'/{view}/'")
-            server.wait_for(r"\(Pdb\) ")
-            server.type("c\r")
-            thread.join()
+            with at_prompt(server, get, f"/{view}/"):
+                server.type("p request.path\r")
+                server.wait_for(f"'/{view}/'")
+                server.wait_for(r"\(Pdb\) ")
+                server.type("c\r")
             server.wait_for(f'"GET /{view}/ HTTP/1.1" 200 8')
         assert answers == ["debugged", "debugged"]
         assert server.modes == server.modes_at_start
 
-        with open_stream(client):
-
-            def leave() -> None:
-                with pytest.raises(httpx.HTTPError):
-                    client.get("/debug/")
-
-            thread = threading.Thread(target=leave)
-            thread.start()
-            server.wait_for(r"\(Pdb\) ")
+        with open_stream(client), at_prompt(server, get_nothing, client, "/debug/"):
             end(server)
-            thread.join()
         assert server.modes == server.modes_at_start
 
 
@@ -194,15 +200,8 @@ def test_ctrl_c_after_a_breakpoint(project: Path) -> None:
     """pdb does not keep Ctrl-C for itself, and not in an async view at its prompt."""
     with manage(project, "runserver", "0", "--noreload") as server:
         client = server.wait_until_serving()
-
-        def get() -> None:
-            client.get("/adebug/")
-
-        thread = threading.Thread(target=get)
-        thread.start()
-        server.wait_for(r"\(Pdb\) ")
-        server.type("c\r")
-        thread.join()
+        with at_prompt(server, client.get, "/adebug/"):
+            server.type("c\r")
         end(server)
     assert "lifespan ends" in server.output
 
@@ -211,16 +210,8 @@ def test_ctrl_c_while_the_loop_is_blocked(project: Path) -> None:
     """At a breakpoint in an async view, the server ends after two seconds."""
     with manage(project, "runserver", "0", "--noreload") as server:
         client = server.wait_until_serving()
-
-        def leave() -> None:
-            with pytest.raises(httpx.HTTPError):
-                client.get("/adebug/")
-
-        thread = threading.Thread(target=leave)
-        thread.start()
-        server.wait_for(r"\(Pdb\) ")
-        end(server)
-        thread.join()
+        with at_prompt(server, get_nothing, client, "/adebug/"):
+            end(server)
         assert server.modes == server.modes_at_start
 
 
